@@ -1,0 +1,27 @@
+"""cawa_fast: class-activation adaptive weights for semantic segmentation, fused so that they cost nothing.
+
+Start with :class:`CAWA` (the closed loop in one object); its parts are :class:`GradCAM`,
+:class:`AdaptiveClassWeights` and :class:`CrossEntropyLoss`, on the operators of :mod:`cawa_fast.functional`.
+"""
+
+from . import functional, weighting
+from ._checks import check_labels, set_label_check
+from .cam import GradCAM
+from .loop import CAWA
+from .nn import CrossEntropyLoss, FocalLoss
+from .weights import AdaptiveClassWeights
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CAWA",
+    "AdaptiveClassWeights",
+    "CrossEntropyLoss",
+    "FocalLoss",
+    "GradCAM",
+    "__version__",
+    "check_labels",
+    "functional",
+    "set_label_check",
+    "weighting",
+]

@@ -1,0 +1,205 @@
+"""``cawa-fast``: train with adaptive class weights, report on runs, look at the installation."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+try:
+    import click
+    from rich.console import Console
+except ImportError as error:  # the core installs without the extra
+    raise SystemExit(f"cawa-fast needs {error.name}: pip install 'cawa_fast[train]'") from None
+
+if TYPE_CHECKING:
+    from .recipes.config import TrainConfig
+
+from .recipes.config import TrainConfig as _Config
+
+
+class _Size(click.ParamType):
+    name = "HxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        parts = value.lower().split("x")
+        if len(parts) != 2 or not all(part.isdigit() for part in parts):
+            self.fail(f"{value!r} is not HEIGHTxWIDTH, e.g. 180x240", param, ctx)
+        return tuple(map(int, parts))
+
+
+class _Range(click.ParamType):
+    name = "LOW,HIGH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            low, high = map(float, value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not LOW,HIGH, e.g. 0.5,2", param, ctx)
+        return low, high
+
+
+_TYPES: dict[str, Any] = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "int | None": int,
+    "str | None": str,
+    "tuple[int, int] | None": _Size(),
+    "tuple[float, float]": _Range(),
+}
+
+
+def _settings(command: Any) -> Any:
+    """One option for each field of TrainConfig, so that a setting is described in one place."""
+    for setting in reversed(fields(_Config)):
+        name, default, choices = f"--{setting.name.replace('_', '-')}", setting.default, setting.metadata["choices"]
+        text = setting.metadata["help"]
+        if setting.type == "bool":
+            option = click.option(f"{name}/--no-{setting.name}", default=default, show_default=True, help=text)
+        else:
+            if isinstance(default, tuple):
+                default = ",".join(f"{value:g}" for value in default)
+            kind = click.Choice(choices) if choices else _TYPES[str(setting.type)]
+            option = click.option(name, type=kind, default=default, show_default=default is not None, help=text)
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="cawa_fast")
+def main() -> None:
+    """Train segmentation networks with class-activation adaptive weights (CAWA).
+
+    \b
+    cawa-fast train --epochs 10                          a small network on drawn street scenes
+    cawa-fast train --dataset camvid --root CamVid       on your data
+    cawa-fast report runs/a runs/b                       compare runs on one page
+    cawa-fast doctor                                     what is installed, and what is missing
+    """
+
+
+@main.command(context_settings={"max_content_width": 110})
+@click.option(
+    "--run-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the run.  [default: runs/DATASET-MODEL-WEIGHTING-sSEED]",
+)
+@click.option("--resume", is_flag=True, help="Continue the run in --run-dir with its own settings, or begin it.")
+@click.option(
+    "--tables/--no-tables", default=True, show_default=True, help="Print the table per class after every epoch."
+)
+@_settings
+@click.pass_context
+def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, **settings: Any) -> None:
+    """Train a network; after every validation pass the classes are scored and weighted anew.
+
+    Writes config.json, dataset.json, metrics.jsonl (one line an epoch), TensorBoard events, latest.pt and best.pt into
+    the run folder. A run that was stopped, or killed, continues with --resume and ends with the same bits on the CPU.
+    """
+    from .recipes.display import Display
+    from .recipes.run_folder import RunFolder
+    from .recipes.train import Trainer
+
+    console = Console(soft_wrap=True)
+    try:
+        config = _Config(**settings)
+        folder = RunFolder(run_dir or config.default_run_dir())
+        if folder.exists():
+            if not resume:
+                raise ValueError(
+                    f"{folder.path} already holds a run; add --resume to continue it, or choose another --run-dir"
+                )
+            config = _resumed(ctx, config, folder.read_config(), folder.path)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop ends as cleanly as Ctrl-C
+        with Display(console, tables=tables) as display:
+            trainer = Trainer(config, folder, display)
+            trainer.fit()
+        final = trainer.records[-1]
+        console.print(
+            f"Done: mIoU {final['miou']:.4f} after {final['epoch']} epochs. "
+            f"See it with `cawa-fast report {folder.path}`.",
+            highlight=False,
+        )
+    except KeyboardInterrupt:
+        console.print(
+            "\nStopped; all finished epochs are saved. Continue with: "
+            f"cawa-fast train --resume --run-dir {folder.path}",
+            highlight=False,
+        )
+        sys.exit(130)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _resumed(ctx: click.Context, given: TrainConfig, stored: TrainConfig, path: Path) -> TrainConfig:
+    """The stored settings, with those given now that change no result; others that differ are an error."""
+    from dataclasses import replace
+
+    changed = {}
+    for setting in fields(stored):
+        if ctx.get_parameter_source(setting.name) is click.core.ParameterSource.DEFAULT:
+            continue
+        now, then = getattr(given, setting.name), getattr(stored, setting.name)
+        if now != then and not setting.metadata["resume"]:
+            raise ValueError(
+                f"--{setting.name.replace('_', '-')} is {now!r}, but the run in {path} was begun with {then!r}; "
+                "leave it out to continue that run, or choose another --run-dir"
+            )
+        changed[setting.name] = now
+    return replace(stored, **changed)
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("runs/report.html"),
+    show_default=True,
+    help="The page to write.",
+)
+@click.option(
+    "--images", type=click.IntRange(0), default=4, show_default=True, help="Validation images in the gallery."
+)
+def report(runs: tuple[Path, ...], out: Path, images: int) -> None:
+    """Compare RUNS (run folders; the first is the baseline) in a table and on one self-contained HTML page."""
+    from .recipes import report as recipes_report
+
+    console = Console(soft_wrap=True)
+    try:
+        loaded = [recipes_report.load_run(run) for run in runs]
+        console.print(recipes_report.terminal_table(loaded))
+        page = recipes_report.write_report(list(runs), out, images=images)
+    except (ValueError, FileNotFoundError) as error:
+        raise click.ClickException(str(error)) from error
+    console.print(f"Page: {page}", highlight=False)
+
+
+@main.command()
+def doctor() -> None:
+    """Say what is installed, which back ends are there, and for those that are not, why and what to do."""
+    from .recipes.doctor import findings
+
+    console = Console(soft_wrap=True)
+    missing = False
+    for group, lines in findings().items():
+        console.print(f"[bold]{group}[/]")
+        for name, value, advice in lines:
+            mark = "[green]✓[/]" if advice is None else "[yellow]![/]"
+            console.print(f"  {mark} {name}: {value}", highlight=False)
+            if advice is not None:
+                missing = True
+                console.print(f"      → {advice}", highlight=False, markup=False)
+    if not missing:
+        console.print("Everything is there.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,315 @@
+r"""The operators: ``cross_entropy``, ``confusion_matrix`` and ``cam_counts``, each with the bilinear resize inside.
+
+Give them logits (or class activation maps) at the resolution where the network computes them and labels at theirs; the
+resize to the labels' resolution happens inside the kernel, and full-resolution logits are never stored.
+
+Shapes throughout: ``N`` images, ``C`` classes, ``(h, w)`` resolution of logits or maps, ``(H, W)`` of the labels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _ops as _ops  # registers torch.ops.cawa_fast
+from .reference import CLASSES, NORMALIZATIONS, REDUCTIONS
+
+__all__ = ["ClassCounts", "cam_counts", "confusion_matrix", "cross_entropy"]
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
+
+
+class ClassCounts(NamedTuple):
+    """Pixels per class, each ``(C,)`` int64: true positives, false positives, false negatives."""
+
+    tp: Tensor
+    fp: Tensor
+    fn: Tensor
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    align_corners: bool = False,
+) -> Tensor:
+    r"""Weighted cross-entropy of logits against class indices, the logits resized bilinearly to the labels.
+
+    For a pixel of label :math:`y`, logits :math:`z` and :math:`s` = ``label_smoothing``
+
+    .. math:: l = -(1 - s)\, w_y \log p_y - \frac{s}{C} \sum_c w_c \log p_c, \qquad p = \mathrm{softmax}(z)
+
+    A drop-in for ``F.cross_entropy`` with class-index targets, and for ``F.interpolate`` followed by it.
+
+    Args:
+        input: logits ``(N, C, h, w)``, any size relative to the labels; or, of the labels' size, ``(C,)``, ``(N, C)``,
+            ``(N, C, d1, ..., dk)``. float32, float64, bfloat16 or float16, any strides. Half precision is computed in
+            float32.
+        target: class indices ``(N, H, W)`` (or ``()``, ``(N,)``, ``(N, d1, ..., dk)``), uint8, int16, int32 or int64,
+            in ``[0, C)`` or ``ignore_index``. uint8 is the fastest: an eighth of the bytes of int64.
+        weight: ``(C,)``, finite, not negative: a factor per class. Not differentiated.
+        ignore_index: label of pixels that count for nothing. May lie outside or inside ``[0, C)``.
+        reduction: what becomes of the pixels' losses.
+
+            * ``"mean"``: their sum, divided by the sum of the weights of the valid pixels' labels. A common factor of
+              the weights cancels, here and only here.
+            * ``"sum"``: their sum. ``"none"``: each, ``(N, H, W)``, 0 where ignored.
+            * ``"valid_mean"``: the sum divided by the number of valid pixels.
+            * ``"pixel_mean"``: divided by the number of all pixels, ignored ones too (MMSegmentation, smp).
+            * ``"class_mean"``: :math:`\sum_i w_i L_i`, :math:`L_i` the mean loss of class i's pixels in the batch
+              (CAWASeg, Eq. 10); classes without pixels add nothing.
+        label_smoothing: ``s`` in ``[0, 1]``.
+        align_corners: how samples are placed when sizes differ, as in ``F.interpolate``.
+
+    Returns:
+        The loss, ``()`` or with ``reduction="none"`` the target's shape; float64 for float64 logits, else float32.
+        If every pixel is ignored, ``"mean"`` is NaN as in PyTorch, the others 0; the gradient is zero.
+
+    Raises:
+        ValueError: a shape, range, device or option that does not fit, or labels outside ``[0, C)`` (when: see
+            :func:`cawa_fast.set_label_check`).
+        TypeError: an unsupported dtype; class probabilities as target (``F.cross_entropy`` takes those).
+
+    Example:
+        >>> import torch, cawa_fast.functional as CF
+        >>> logits = torch.zeros(1, 4, 8, 8, requires_grad=True)  # stride 4
+        >>> labels = torch.zeros(1, 32, 32, dtype=torch.uint8)
+        >>> loss = CF.cross_entropy(logits, labels)
+        >>> loss.backward()
+        >>> print(f"{loss:.4f}")  # log 4
+        1.3863
+    """
+    name = "cross_entropy"
+    _check_float(name, "input", input)
+    if target.is_floating_point():
+        hint = "; for class probabilities use torch.nn.functional.cross_entropy" if target.shape == input.shape else ""
+        raise TypeError(
+            f"{name}: target must hold class indices ({_names(_LABELS)}), got {_short(target.dtype)} of shape "
+            f"{tuple(target.shape)}{hint}"
+        )
+    _check_labels(name, "target", target, input)
+    if input.dim() == 0:
+        raise ValueError(f"{name}: input must be (N, C, ...) or (C,), got a scalar")
+    if input.dim() == 1 and target.dim() == 0:
+        loss = cross_entropy(
+            input.unsqueeze(0),
+            target.unsqueeze(0),
+            weight,
+            ignore_index=ignore_index,
+            reduction=reduction,
+            label_smoothing=label_smoothing,
+            align_corners=align_corners,
+        )
+        return loss.squeeze(0) if reduction == "none" else loss
+    _check_loss_shapes(name, input, target)
+    _check_weight(name, weight, input)
+    _check_choice(name, "reduction", reduction, REDUCTIONS)
+    _check_range(name, "label_smoothing", label_smoothing)
+    loss, _, _ = torch.ops.cawa_fast.cross_entropy(
+        input, target, weight, ignore_index, reduction, label_smoothing, align_corners
+    )
+    return loss
+
+
+def confusion_matrix(
+    input: Tensor,
+    target: Tensor,
+    *,
+    num_classes: int | None = None,
+    ignore_index: int = -100,
+    align_corners: bool = False,
+) -> Tensor:
+    r"""Confusion matrix of the argmax of the resized logits, or of integer predictions, against the labels.
+
+    .. math:: M_{ij} = \#\{p : y(p) = i,\ \mathrm{argmax}_c z_c(p) = j\}
+
+    over pixels whose label is valid. Sums over batches are exact; IoU, accuracy and mIoU all follow from it.
+
+    Args:
+        input: logits ``(N, C, h, w)``, float32, float64, bfloat16 or float16, any size and strides; or predictions
+            ``(N, H, W)``, uint8, int16, int32 or int64, in ``[0, num_classes)``. Ties go to the lowest class; NaN
+            counts as the largest logit.
+        target: labels ``(N, H, W)``, uint8, int16, int32 or int64.
+        num_classes: ``C``. Needed with integer predictions; with logits it must be their number of classes.
+        ignore_index: label of pixels that are not counted.
+        align_corners: how samples are placed when sizes differ, as in ``F.interpolate``.
+
+    Returns:
+        ``(C, C)`` int64, rows = target, columns = prediction. Not differentiable.
+
+    Raises:
+        ValueError: a shape, range or device that does not fit; labels or predictions outside ``[0, C)``.
+        TypeError: an unsupported dtype.
+
+    Example:
+        >>> import torch, cawa_fast.functional as CF
+        >>> CF.confusion_matrix(torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 0, 1]]]), num_classes=2)
+        tensor([[1, 1],
+                [0, 1]])
+    """
+    name = "confusion_matrix"
+    _check_labels(name, "target", target, input)
+    if input.is_floating_point():
+        _check_float(name, "input", input)
+        _check_map_shapes(name, "input", input, target)
+        classes = input.shape[1]
+        if num_classes is not None and num_classes != classes:
+            raise ValueError(f"{name}: num_classes={num_classes}, but input has {classes} channels; leave it out")
+    else:
+        _check_labels(name, "input", input, target)
+        if num_classes is None:
+            raise ValueError(f"{name}: num_classes is needed when input holds integer predictions")
+        if num_classes < 1:
+            raise ValueError(f"{name}: num_classes must be at least 1, got {num_classes}")
+        if input.shape != target.shape:
+            raise ValueError(
+                f"{name}: integer predictions must have the target's shape {tuple(target.shape)}, got input "
+                f"{tuple(input.shape)}; pass logits (N, C, h, w) to have them resized"
+            )
+        classes = num_classes
+    return torch.ops.cawa_fast.confusion_matrix(input.detach(), target, classes, ignore_index, align_corners)
+
+
+def cam_counts(
+    cam: Tensor,
+    target: Tensor,
+    *,
+    tau: float = 0.5,
+    normalize: str = "max",
+    classes: str = "present",
+    ignore_index: int = -100,
+    align_corners: bool = False,
+) -> ClassCounts:
+    r"""Per-class TP, FP and FN of thresholded class activation maps against the labels (CAWASeg, Eq. 1 and 3).
+
+    .. math:: P_c(p) = [\,\widehat{CAM}_c(p) > \tau\,], \quad
+        TP_c = \#\{p : P_c, y = c\},\ FP_c = \#\{p : P_c, y \ne c\},\ FN_c = \#\{p : \lnot P_c, y = c\}
+
+    over the pixels whose label is valid, at the labels' resolution. ``tp + fn`` is the ground truth's histogram.
+
+    Args:
+        cam: maps ``(N, C, h, w)`` after the ReLU, as :class:`cawa_fast.GradCAM` returns them; float32, float64,
+            bfloat16 or float16, any size and strides.
+        target: labels ``(N, H, W)``, uint8, int16, int32 or int64.
+        tau: threshold in ``[0, 1]``, exceeded strictly.
+        normalize: the order of normalisation and resize, per image and class.
+
+            * ``"max"``: resize, divide by the maximum at label resolution (AffinityNet).
+            * ``"minmax"``: min-max at the map's resolution, then resize (torch-cam).
+            * ``"gradcam"``: ReLU, min-max, resize, min-max (pytorch-grad-cam).
+            * ``"none"``: resize only.
+
+            A map whose normaliser is not positive and finite (all zero, constant under min-max, NaN) gives an empty
+            mask.
+        classes: ``"present"``: a class is scored in the images whose ground truth contains it. ``"all"``: everywhere.
+        ignore_index: label of pixels that are not counted (they still take part in the maximum).
+        align_corners: how samples are placed when sizes differ, as in ``F.interpolate``.
+
+    Returns:
+        ``ClassCounts(tp, fp, fn)``, each ``(C,)`` int64, exact. Not differentiable.
+
+    Raises:
+        ValueError: a shape, range, device or option that does not fit; labels outside ``[0, C)``.
+        TypeError: an unsupported dtype.
+
+    Example:
+        >>> import torch, cawa_fast.functional as CF
+        >>> cam = torch.tensor([[[[4.0, 3.0, 1.0]], [[0.0, 0.0, 2.0]]]])
+        >>> CF.cam_counts(cam, torch.tensor([[[0, 1, 1]]]))
+        ClassCounts(tp=tensor([1, 1]), fp=tensor([1, 0]), fn=tensor([0, 1]))
+    """
+    name = "cam_counts"
+    _check_float(name, "cam", cam)
+    _check_labels(name, "target", target, cam)
+    _check_map_shapes(name, "cam", cam, target)
+    _check_range(name, "tau", tau)
+    _check_choice(name, "normalize", normalize, NORMALIZATIONS)
+    _check_choice(name, "classes", classes, CLASSES)
+    return ClassCounts(
+        *torch.ops.cawa_fast.cam_counts(cam.detach(), target, tau, normalize, classes, ignore_index, align_corners)
+    )
+
+
+# --------------------------------------------------------------------------------------- checks of plain arguments
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(map(_short, dtypes))
+
+
+def _check_float(name: str, argument: str, value: Tensor) -> None:
+    if value.dtype not in _FLOATS:
+        raise TypeError(f"{name}: {argument} must be one of {_names(_FLOATS)}, got {_short(value.dtype)}")
+
+
+def _check_labels(name: str, argument: str, value: Tensor, other: Tensor) -> None:
+    if value.dtype not in _LABELS:
+        raise TypeError(
+            f"{name}: {argument} must be one of {_names(_LABELS)}, got {_short(value.dtype)}; convert it, best on load"
+        )
+    if value.device != other.device:
+        raise ValueError(f"{name}: {argument} is on {value.device}, but the other tensor on {other.device}; move one")
+
+
+def _check_loss_shapes(name: str, input: Tensor, target: Tensor) -> None:
+    if input.dim() == 4:
+        _check_map_shapes(name, "input", input, target)
+    elif target.shape != (*input.shape[:1], *input.shape[2:]):
+        raise ValueError(
+            f"{name}: for input {tuple(input.shape)} target must have the shape "
+            f"{(*input.shape[:1], *input.shape[2:])}, got {tuple(target.shape)} (only (N, C, h, w) is resized)"
+        )
+    if input.shape[1] == 0:
+        raise ValueError(f"{name}: input {tuple(input.shape)} has no classes")
+
+
+def _check_map_shapes(name: str, argument: str, value: Tensor, target: Tensor) -> None:
+    if value.dim() != 4:
+        raise ValueError(f"{name}: {argument} must be (N, C, h, w), got {tuple(value.shape)}")
+    if target.dim() == 4 and target.shape[1] == 1:
+        raise ValueError(f"{name}: target must be (N, H, W), got {tuple(target.shape)}; use target.squeeze(1)")
+    if target.dim() != 3 or target.shape[0] != value.shape[0]:
+        raise ValueError(
+            f"{name}: target must be (N, H, W) with N = {value.shape[0]} as in {argument} {tuple(value.shape)}, got "
+            f"{tuple(target.shape)}"
+        )
+    if value.shape[1] == 0:
+        raise ValueError(f"{name}: {argument} {tuple(value.shape)} has no classes")
+    if value.shape[2:].numel() == 0 and target.shape[1:].numel() > 0:
+        raise ValueError(f"{name}: {argument} {tuple(value.shape)} is empty, but target is {tuple(target.shape)}")
+
+
+def _check_weight(name: str, weight: Tensor | None, input: Tensor) -> None:
+    if weight is None:
+        return
+    if weight.shape != input.shape[1:2]:
+        raise ValueError(
+            f"{name}: weight must have one value for each of the {input.shape[1]} classes, got shape "
+            f"{tuple(weight.shape)}"
+        )
+    _check_float(name, "weight", weight)
+    if weight.device != input.device:
+        raise ValueError(f"{name}: weight is on {weight.device}, but input on {input.device}; move one")
+    if weight.requires_grad:
+        raise ValueError(f"{name}: weight requires a gradient, which is not computed; pass weight.detach()")
+
+
+def _check_choice(name: str, argument: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: {argument} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def _check_range(name: str, argument: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: {argument} must lie in [0, 1], got {value}")
