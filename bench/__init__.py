@@ -1,0 +1,1 @@
+"""Benchmarks and the experiments behind the defaults; run from the repository."""

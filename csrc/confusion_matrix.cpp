@@ -1,0 +1,173 @@
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <limits>
+#include <mutex>
+#include <type_traits>
+#include <vector>
+
+#include "labels.h"
+#include "ops.h"
+
+namespace cawa_fast {
+namespace {
+
+// Pixels per block: their keys (4 KiB) stay in L1 between the two stages.
+constexpr int64_t kBlock = 1024;
+
+// Pixels per task at least: about 0.1 ms of work, well above the cost of waking a thread.
+constexpr int64_t kGrain = 1 << 16;
+
+// Neighbouring pixels mostly share a bin, and an increment that reads the counter that the last one has just written
+// waits for that store. Four tables in turn keep such increments apart. Measured on 8x512x1024 uint8, 19 classes, one
+// thread of a Zen 4: with 90 % of the pixels in one bin 5.2 ms against 9.6 ms with one table, on uniform noise 4.4 ms
+// with either. Tables that overflow the L2 cache lose more than that (700 classes, noise: 22 ms with four against
+// 11 ms with one), so many classes share one.
+constexpr int kTables = 4;
+constexpr int64_t kMaxBytesOfTables = 1 << 20;
+
+struct Classes {
+  uint32_t count;
+  int64_t ignore_index;
+
+  uint32_t bins() const { return count * count; }
+};
+
+// Unsigned and at least 32 bits wide, so that negative labels become large ones and one comparison checks the range.
+template <class Label>
+using Wide = std::conditional_t<sizeof(Label) == 8, uint64_t, uint32_t>;
+
+// Stage 1: keys[i] = target * C + prediction, or bins() for a pixel that is ignored or bad. Returns whether any is bad.
+// Without branches, and with a flag as wide as a key, so that the compiler vectorises it (GCC 12 gives up on a bool:
+// 6.5 ms instead of 4.4 above). SSE2 has no 64-bit comparisons, so int64 labels stay scalar in a baseline build.
+template <class Prediction, class Target>
+bool make_keys(const Prediction* prediction, const Target* target, int64_t n, Classes classes, uint32_t* keys) {
+  const uint32_t count = classes.count;
+  const uint32_t rejected = classes.bins();
+  const auto ignore = static_cast<Target>(classes.ignore_index);
+  const bool can_ignore = ignore == classes.ignore_index;  // false for -100 and uint8, where it would mean 156
+  uint32_t any_bad = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const auto t = static_cast<Wide<Target>>(target[i]);
+    const auto p = static_cast<Wide<Prediction>>(prediction[i]);
+    const bool in_range = (t < count) & (p < count);
+    const bool kept = !(can_ignore & (target[i] == ignore));
+    any_bad |= kept & !in_range;
+    keys[i] = kept & in_range ? static_cast<uint32_t>(t) * count + static_cast<uint32_t>(p) : rejected;
+  }
+  return any_bad != 0;
+}
+
+// The slow way through a block that has bad labels.
+template <class Prediction, class Target>
+void note_bad(const Prediction* prediction, const Target* target, int64_t n, Classes classes, BadLabels& bad_target,
+              BadLabels& bad_prediction) {
+  for (int64_t i = 0; i < n; ++i) {
+    if (target[i] == classes.ignore_index) continue;
+    if (static_cast<Wide<Target>>(target[i]) >= classes.count) {
+      bad_target.note(target[i]);
+    } else if (static_cast<Wide<Prediction>>(prediction[i]) >= classes.count) {
+      bad_prediction.note(prediction[i]);
+    }
+  }
+}
+
+// What one task has counted: kTables tables of bins() counters and one more for the rejected pixels, or one table
+// that all lanes share. int64 throughout, so that no number of pixels overflows.
+class PartialCounts {
+ public:
+  explicit PartialCounts(Classes classes)
+      : bins_(classes.bins()), size_(int64_t{bins_} + 1), tables_(table_count(size_)), counters_(tables_ * size_) {
+    for (int lane = 0; lane < kTables; ++lane) lane_[lane] = counters_.data() + lane % tables_ * size_;
+  }
+
+  // Stage 2.
+  void add(const uint32_t* keys, int64_t n) {
+    int64_t i = 0;
+    for (; i + kTables <= n; i += kTables) {
+      for (int lane = 0; lane < kTables; ++lane) ++lane_[lane][keys[i + lane]];
+    }
+    for (; i < n; ++i) ++lane_[0][keys[i]];
+  }
+
+  // Stage 3.
+  void add_to(int64_t* totals) const {
+    for (int64_t table = 0; table < tables_; ++table) {
+      for (int64_t bin = 0; bin < bins_; ++bin) totals[bin] += counters_[table * size_ + bin];
+    }
+  }
+
+ private:
+  static int64_t table_count(int64_t size) {
+    return kTables * size * int64_t{sizeof(int64_t)} <= kMaxBytesOfTables ? kTables : 1;
+  }
+
+  int64_t bins_;
+  int64_t size_;
+  int64_t tables_;
+  std::vector<int64_t> counters_;
+  std::array<int64_t*, kTables> lane_;
+};
+
+template <class Prediction, class Target>
+void count_labels(const Prediction* prediction, const Target* target, int64_t n, Classes classes, int64_t* totals,
+                  BadLabels& bad_target, BadLabels& bad_prediction) {
+  std::mutex merging;
+  // A task pays for clearing and summing its tables, so it gets at least as many pixels as there are bins.
+  const int64_t grain = std::max(kGrain, int64_t{classes.bins()});
+  torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
+    PartialCounts counts(classes);
+    BadLabels task_bad_target, task_bad_prediction;
+    std::array<uint32_t, kBlock> keys;
+    for (int64_t start = begin; start < end; start += kBlock) {
+      const int64_t size = std::min(kBlock, end - start);
+      if (make_keys(prediction + start, target + start, size, classes, keys.data())) {
+        note_bad(prediction + start, target + start, size, classes, task_bad_target, task_bad_prediction);
+      }
+      counts.add(keys.data(), size);
+    }
+    // Tasks end in any order; sums, minima and maxima of integers do not mind.
+    const std::lock_guard<std::mutex> lock(merging);
+    counts.add_to(totals);
+    bad_target.merge(task_bad_target);
+    bad_prediction.merge(task_bad_prediction);
+  });
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> confusion_matrix_labels(const Tensor& prediction, const Tensor& target, int64_t num_classes,
+                                                   int64_t ignore_index) {
+  const auto prediction_shape = prediction.sizes(), target_shape = target.sizes();
+  STD_TORCH_CHECK(
+      std::equal(prediction_shape.begin(), prediction_shape.end(), target_shape.begin(), target_shape.end()),
+      "prediction and target must have the same shape; resize the prediction to the target's");
+  STD_TORCH_CHECK(1 <= num_classes && num_classes <= std::numeric_limits<uint16_t>::max(),
+                  "num_classes must be in [1, 65535], not ", num_classes);
+  const Classes classes{static_cast<uint32_t>(num_classes), ignore_index};
+
+  const Tensor flat_prediction = torch::stable::contiguous(prediction), flat_target = torch::stable::contiguous(target);
+  const Tensor counts =
+      torch::stable::new_zeros(target, {num_classes, num_classes}, torch::headeronly::ScalarType::Long);
+  const Tensor bad = torch::stable::new_zeros(target, {6}, torch::headeronly::ScalarType::Long);
+
+  BadLabels bad_target, bad_prediction;
+  with_label_data(flat_prediction, "prediction", [&](const auto* prediction_data) {
+    with_label_data(flat_target, "target", [&](const auto* target_data) {
+      count_labels(prediction_data, target_data, target.numel(), classes, counts.mutable_data_ptr<int64_t>(),
+                   bad_target, bad_prediction);
+    });
+  });
+  int64_t* out = bad.mutable_data_ptr<int64_t>();
+  for (const BadLabels& labels : {bad_target, bad_prediction}) {
+    *out++ = labels.count;
+    *out++ = labels.min;
+    *out++ = labels.max;
+  }
+  return {counts, bad};
+}
+
+}  // namespace cawa_fast
