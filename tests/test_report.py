@@ -1,0 +1,395 @@
+"""The report: what it reads, what it computes, and what ends up on the page."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+
+from rich.console import Console
+
+from cawa_fast.recipes import _figures, report
+from cawa_fast.recipes.datasets import build_dataset
+from cawa_fast.recipes.models import build_model
+
+ABSENT = 9  # the class without ground truth in the fake runs' validation set
+
+
+def fake_run(folder: Path, weighting: str, *, epochs: int = 4, seed: int = 0, checkpoint: bool = True) -> Path:
+    """A run's folder as training writes it, with numbers that are made up and a network that knows nothing."""
+    generator = torch.Generator().manual_seed(seed + len(weighting))
+    data = build_dataset("street", split="val", length=6)
+    classes = data.num_classes
+    folder.mkdir(parents=True)
+    config = {"dataset": "street", "root": None, "resize": None, "val_images": 6}
+    config |= {"model": "compact", "weighting": weighting}
+    config |= {"epochs": epochs, "batch_size": 2, "crop": None, "lr": 0.01, "seed": seed, "device": "cpu", "threads": 1}
+    config |= {"delta": 0.9, "tau": 0.5, "w_min": 0.1, "w_max": 20.0}
+    config |= {"source": "cam", "ratio": "smoothed", "normalize": "max", "classes": "present"}
+    (folder / "config.json").write_text(json.dumps(config))
+    description = {
+        "class_names": list(data.class_names),
+        "palette": [list(colour) for colour in data.palette],
+        "ignore_index": 255,
+        "train_pixels": [3000, 760, 3030, 1530, 1130, 440, 48, 11, 15, 7],
+        "train_images": 20,
+        "val_images": 6,
+    }
+    (folder / "dataset.json").write_text(json.dumps(description))
+
+    def numbers(low: float, high: float, known: bool = True, absent: float | None = None) -> list[float | None]:
+        values: list[float | None] = (low + (high - low) * torch.rand(classes, generator=generator)).tolist()
+        values[ABSENT] = absent
+        return values if known else [None] * classes
+
+    cawa = weighting == "cawa"
+    with (folder / "metrics.jsonl").open("w") as file:
+        for epoch in range(1, epochs + 1):
+            iou = numbers(0.5 * epoch / epochs, 0.5 * epoch / epochs + 0.3)
+            known = [value for value in iou if value is not None]
+            seconds = {"data": 0.5, "forward": 1.0, "loss": 0.2, "backward": 1.5, "optimizer": 0.1, "val_forward": 0.4}
+            seconds |= {"observe": 0.03, "step": 0.01} if cawa else {}
+            seconds["total"] = sum(seconds.values()) + 0.1
+            record = {"epoch": epoch, "train_loss": 1 / epoch, "lr": 0.01, "miou": sum(known) / len(known), "iou": iou}
+            record |= {
+                "mean_accuracy": 0.5,
+                "pixel_accuracy": 0.6 + 0.2 * epoch / epochs,
+                "accuracy": numbers(0.3, 0.9),
+            }
+            record |= {"csps": numbers(0.2, 0.8, cawa), "weight": numbers(0.3, 2.5, absent=1.0)}
+            record |= {"base_weight": numbers(1, 9, cawa), "ratio_weight": numbers(0.9, 1.1, cawa), "seconds": seconds}
+            record |= {"awa_overhead": 0.04 / (seconds["total"] - 0.04) if cawa else 0.0}
+            file.write(json.dumps(record) + "\n")
+    if checkpoint:
+        torch.manual_seed(seed)
+        state = {"epoch": epochs, "model": build_model("compact", classes).state_dict()}
+        torch.save(state, folder / "latest.pt")
+        torch.save(state, folder / "best.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("runs")
+    return [fake_run(root / f"street-compact-{name}-s0", name) for name in ("uniform", "cawa")]
+
+
+@pytest.fixture(scope="module")
+def page_file(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("page") / "new" / "report.html"
+    assert report.write_report(folders, out, images=2, png=True) == out
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(page_file: Path) -> str:
+    return page_file.read_text(encoding="utf-8")
+
+
+class Outline(HTMLParser):
+    """The page's visible text, its pictures, its ids, and whether every element is closed."""
+
+    _VOID = frozenset({"meta", "link", "img", "br", "path", "use", "rect"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.pictures: list[dict[str, str | None]] = []
+        self.ids: list[str] = []
+        self.feed(page)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in ("img", "svg"):
+            self.pictures.append(dict(attrs))
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        if tag not in self._VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.ids += [value for name, value in attrs if name == "id" and value]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self._VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+
+def last_record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def test_load_run_reads_what_training_wrote(folders: list[Path]) -> None:
+    run = report.load_run(folders[1])
+    assert run.label == "street-compact-cawa-s0"
+    assert run.epochs == [1, 2, 3, 4]
+    assert run.adaptive
+    assert run.final == last_record(folders[1])
+    assert run.best["miou"] == max(run.column("miou"))
+    assert not report.load_run(folders[0]).adaptive
+
+
+@pytest.mark.parametrize("name", ["config.json", "dataset.json", "metrics.jsonl"])
+def test_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    folder = fake_run(tmp_path / "run", "uniform", checkpoint=False)
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=re.escape(str(folder / name)) + r".*cawa-fast train"):
+        report.load_run(folder)
+
+
+def test_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "nowhere"))):
+        report.load_run(tmp_path / "nowhere")
+
+
+def test_missing_checkpoint_is_named_and_not_needed_without_pictures(tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "run", "uniform", checkpoint=False)
+    with pytest.raises(FileNotFoundError, match=r"latest\.pt.*images=0"):
+        report.write_report([folder], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+    report.write_report([folder], tmp_path / "page.html", images=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("metrics.jsonl", '{"epoch": 1', r"metrics\.jsonl, line 1 .*--resume"),
+        ("metrics.jsonl", "", "no epoch was finished"),
+        ("metrics.jsonl", '{"epoch": 1, "iou": [0.5]}', "1 classes, but dataset.json names 10"),
+        ("config.json", "{", r"config\.json is not JSON"),
+        ("dataset.json", "[]", "no JSON object"),
+        ("dataset.json", '{"class_names": []}', "lacks ignore_index, palette, train_pixels"),
+    ],
+)
+def test_damaged_file_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+    folder = fake_run(tmp_path / "run", "uniform", checkpoint=False)
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        report.load_run(folder)
+
+
+def test_runs_that_do_not_compare(tmp_path: Path, folders: list[Path]) -> None:
+    other = fake_run(tmp_path / "other", "uniform", checkpoint=False)
+    description = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps(description | {"class_names": [f"c{k}" for k in range(10)]}))
+    with pytest.raises(ValueError, match="different classes"):
+        report.load_runs([folders[0], other])
+    with pytest.raises(ValueError, match="given twice"):
+        report.load_runs([folders[0], folders[0]])
+    with pytest.raises(ValueError, match="empty"):
+        report.load_runs([])
+    with pytest.raises(ValueError, match="images must be"):
+        report.write_report(folders, tmp_path / "page.html", images=-1)
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["street-compact-uniform-s0", "street-compact-cawa-s0"], ["uniform", "cawa"]),
+        (["a-cawa-s0", "a-cawa-s1"], ["s0", "s1"]),
+        (["cawa", "cawa-long"], ["cawa", "cawa-long"]),
+        (["alone-s0"], ["alone-s0"]),
+    ],
+)
+def test_labels_are_what_names_do_not_share(tmp_path: Path, names: list[str], labels: list[str]) -> None:
+    made = [fake_run(tmp_path / name, "uniform", checkpoint=False) for name in names]
+    assert [run.label for run in report.load_runs(made)] == labels
+
+
+# -------------------------------------------------------------------------------------------------------- the table
+
+
+def test_table_holds_the_numbers_of_the_last_epoch(folders: list[Path]) -> None:
+    runs = report.load_runs(folders)
+    rows = report.comparison_table(runs)
+    records = [last_record(folder) for folder in folders]
+    classes = [row for row in rows if row.index is not None]
+    assert [row.share for row in classes] == sorted((row.share for row in classes), reverse=True)
+    assert [row.label for row in classes if row.rare] == ["pole", "person", "traffic_sign", "rider"]
+    for row in classes:
+        assert [cell.final for cell in row.cells] == [record["iou"][row.index] for record in records]
+        assert [cell.best for cell in row.cells] == [run.best["iou"][row.index] for run in runs]
+        assert (row.cells[0].weight, row.cells[0].csps) == (None, None)
+        assert row.cells[1].weight == records[1]["weight"][row.index]
+        assert row.cells[1].csps == records[1]["csps"][row.index]
+        assert row.cells[0].difference is None
+        if row.index == ABSENT:
+            assert row.cells[1].difference is None
+        else:
+            assert row.cells[1].difference == records[1]["iou"][row.index] - records[0]["iou"][row.index]
+
+    totals = {row.label: row for row in rows if row.index is None}
+    assert [cell.final for cell in totals["mIoU"].cells] == [record["miou"] for record in records]
+    rare = totals["mIoU of 4 rare classes"]  # one of the four has no ground truth
+    assert rare.cells[1].final == pytest.approx(sum(records[1]["iou"][k] for k in (6, 7, 8)) / 3)
+    assert totals["pixel accuracy"].cells[0].final == records[0]["pixel_accuracy"]
+    assert totals["time per epoch"].cells[0].final == pytest.approx(records[0]["seconds"]["total"])
+    assert totals["AWA overhead"].cells[0].final is None
+    assert totals["AWA overhead"].cells[1].final == pytest.approx(records[1]["awa_overhead"])
+
+
+def test_first_epoch_does_not_count_for_times(folders: list[Path], tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "run", "cawa", checkpoint=False)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steady = records[0]["seconds"]["total"]
+    records[0]["seconds"]["total"] = 1000.0
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    seconds = report.load_run(folder).seconds()
+    assert seconds["total"] == pytest.approx(steady)
+    assert sum(value for name, value in seconds.items() if name != "total") == pytest.approx(steady)
+    assert seconds["other"] == pytest.approx(0.1)
+
+
+def test_text_of_numbers() -> None:
+    row = report.Row("x", ())
+    assert [row.text(value) for value in (0.1234, -0.5, None)] == ["12.3", "−50.0", "–"]
+    assert [row.text(value, signed=True) for value in (0.01, -0.01)] == ["+1.0", "−1.0"]
+    assert [row.text(value, signed=True) for value in (0.0, 1e-6, -1e-6)] == ["0.0"] * 3  # no sign without a digit
+    assert report.Row("t", (), unit="s", digits=2).text(3.14159) == "3.14"
+
+
+def test_terminal_table(folders: list[Path]) -> None:
+    console = Console(width=200, file=io.StringIO())
+    console.print(report.terminal_table([report.load_run(folder) for folder in folders]))
+    text = console.file.getvalue()
+    record = last_record(folders[1])
+    for name in build_dataset("street", split="val", length=1).class_names:
+        assert name in text
+    assert f"{100 * record['miou']:.1f}" in text
+    assert f"{record['weight'][6]:.2f}" in text
+
+
+# --------------------------------------------------------------------------------------------------------- the page
+
+
+def test_page_needs_nothing_else(page: str) -> None:
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "<script" not in page
+    assert "@import" not in page
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+    assert not re.findall(r"url\((?!#|[\"']?data:)", page)
+
+
+def test_page_is_well_formed_and_described(page: str) -> None:
+    outline = Outline(page)
+    assert outline.open == []
+    assert len(set(outline.ids)) == len(outline.ids)
+    assert outline.pictures
+    assert all(picture.get("alt") or picture.get("aria-label") for picture in outline.pictures)
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', page))
+    assert used <= set(outline.ids)
+
+
+def test_charts_follow_the_page_s_colours(page: str) -> None:
+    assert not re.findall(r"#fe[0-9a-f]{4}\b", page, re.IGNORECASE)
+    used, defined = set(re.findall(r"var\((--[\w-]+)\)", page)), set(re.findall(r"(--[\w-]+):", page))
+    assert used <= defined
+    assert not re.findall(r"(?:fill|stroke): #", page)
+
+
+def test_page_shows_every_class_run_and_number(page: str, folders: list[Path]) -> None:
+    text = Outline(page).text
+    for folder, label in zip(folders, ("uniform", "cawa"), strict=True):
+        record = last_record(folder)
+        assert label in text
+        shown = [record["miou"], record["pixel_accuracy"], *record["iou"], *record["csps"]]
+        for value in shown:
+            assert value is None or f"{100 * value:.1f}" in text
+    for value in last_record(folders[1])["weight"]:
+        assert f"{value:.2f}" in text
+    for name in build_dataset("street", split="val", length=1).class_names:
+        assert text.count(name) >= 3  # table, panel, legend
+    assert "with one seed" in text
+    assert "not labelled" in text
+
+
+def test_png_files(page_file: Path) -> None:
+    files = {file.name for file in page_file.parent.glob("*.png")}
+    expected = ("miou", "class-iou", "weights-1", "csps-1", "time")
+    assert files == {f"report-{name}.png" for name in expected}
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in page_file.parent.glob("*.png"))
+    assert {file.name for file in page_file.parent.iterdir()} == files | {"report.html"}  # no temporary files
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "cawa"])
+def test_one_run_alone(tmp_path: Path, weighting: str) -> None:
+    folder = fake_run(tmp_path / "only", weighting, epochs=1)
+    text = Outline(report.write_report([folder], tmp_path / "page.html", images=1).read_text()).text
+    assert "1 run of compact" in text
+    assert ("AWA overhead" in text) == (weighting == "cawa")
+    assert "Differences are to" not in text
+
+
+def test_unfinished_runs_and_seeds_are_told(tmp_path: Path) -> None:
+    folders = [fake_run(tmp_path / f"cawa-s{seed}", "cawa", seed=seed, checkpoint=False) for seed in (0, 1)]
+    lines = (folders[1] / "metrics.jsonl").read_text().splitlines()
+    (folders[1] / "metrics.jsonl").write_text("\n".join(lines[:2]) + "\n")
+    text = Outline(report.write_report(folders, tmp_path / "page.html", images=0).read_text()).text
+    assert "s1 is not finished: 2 of 4 epochs" in text
+    assert "different numbers of epochs" in text
+    assert "2 runs share all settings but the seed" in text
+
+
+def test_names_cannot_break_the_page(tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / 'a<b>&"c', "cawa", checkpoint=False)
+    description = json.loads((folder / "dataset.json").read_text())
+    description["class_names"][0] = '<i>road & "$x$'
+    (folder / "dataset.json").write_text(json.dumps(description))
+    outline = Outline(report.write_report([folder], tmp_path / "page.html", images=0).read_text())
+    assert outline.open == []
+    assert '<i>road & "$x$' in outline.text
+    assert 'a<b>&"c' in outline.text
+
+
+def test_failure_leaves_the_old_page(tmp_path: Path, folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "page.html"
+    out.write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("cawa_fast.recipes.run_folder.os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        report.write_report(folders, out, images=0)
+    assert out.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
+
+
+# ---------------------------------------------------------------------------------------------------------- figures
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 20])
+def test_spread_keeps_gap_and_range(count: int) -> None:
+    wanted = [10 * math.sin(7 * k) + 12 for k in range(count)]
+    places = _figures.spread(wanted, 2, 0, 40)
+    assert all(-1e-9 <= place <= 40 + 1e-9 for place in places)
+    ordered = [places[k] for k in sorted(range(count), key=wanted.__getitem__)]
+    assert all(b - a >= 2 - 1e-9 for a, b in itertools.pairwise(ordered))
+
+
+def test_charts_without_values() -> None:
+    colours = _figures.Colours(1, 1)
+    empty = _figures.Series("none", [1, 2], [None, None], "run0")
+    zero = _figures.Series("zero", [1, 2], [0.0, 0.0], "class0")
+    for log in (False, True):
+        figure = _figures.line_chart([empty, zero], colours.stand_in, (300, 200), log=log)
+        assert "zero" in _figures.to_svg(figure, colours, "x", "alt")
