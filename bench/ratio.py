@@ -98,8 +98,10 @@ def _table(result: dict[str, Any]) -> str:
     seeds = sorted({row["seed"] for row in rows})
     uniform = {row["seed"]: row for row in rows if row["row"] == "uniform"}
     lines = [
-        f"`cawa-fast train {' '.join(result['settings'])}`, {rows[0]['epochs']} epochs, seeds {', '.join(map(str, seeds))}; "
-        "values after the last epoch, on the images that the weights were scored on.",
+        f"`cawa-fast train {' '.join(result['settings'])}`",
+        "",
+        f"{rows[0]['epochs']} epochs, seeds {', '.join(map(str, seeds))}; values after the last epoch, on the images that the "
+        "weights were scored on.",
         f"Rare: {', '.join(rows[0]['rare'])} (under {RARE_SHARE:.0%} of the training pixels).",
         "",
         "| ratio, source | mIoU | rare IoU | gain in mIoU over uniform | gain in rare IoU | classes dead at the end |",

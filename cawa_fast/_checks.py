@@ -14,10 +14,9 @@ MODES = ("auto", "sync", "deferred", "off")
 _INT64 = torch.iinfo(torch.int64)
 
 _mode = "auto"
-# Per device and kind of labels a (3,) int64 tensor (count, least, largest) that operators add to, allocated once so
-# that a captured CUDA graph can write to it; and beside it what the operator said that wrote last.
-_deferred: dict[tuple[torch.device, str], Tensor] = {}
-_context: dict[tuple[torch.device, str], tuple[int, int]] = {}
+# By device, kind of labels, num_classes and ignore_index a (3,) int64 tensor (count, least, largest) that operators add
+# to, allocated once so that a captured CUDA graph can write to it.
+_deferred: dict[tuple[torch.device, str, int, int], Tensor] = {}
 
 
 def set_label_check(mode: str) -> str:
@@ -59,7 +58,7 @@ def check_labels() -> None:
         count, low, high = report.tolist()
         if count:
             _clear(report)
-            raise ValueError(_message(key[1], count, low, high, *_context[key]))
+            raise ValueError(_message(key[1], count, low, high, *key[2:]))
 
 
 def report(kind: str, bad: Tensor, num_classes: int, ignore_index: int) -> None:
@@ -70,7 +69,7 @@ def report(kind: str, bad: Tensor, num_classes: int, ignore_index: int) -> None:
         if count:
             raise ValueError(_message(kind, count, low, high, num_classes, ignore_index))
         return
-    key = (bad.device, kind)
+    key = (bad.device, kind, num_classes, ignore_index)
     total = _deferred.get(key)
     if total is None:
         with torch.inference_mode(False):  # an inference tensor could not be written to outside inference mode
@@ -78,7 +77,6 @@ def report(kind: str, bad: Tensor, num_classes: int, ignore_index: int) -> None:
     total[0].add_(bad[0])
     total[1].clamp_(max=bad[1])
     total[2].clamp_(min=bad[2])
-    _context[key] = (num_classes, ignore_index)
 
 
 def label_check_is_off() -> bool:

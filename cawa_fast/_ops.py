@@ -16,10 +16,10 @@ from . import _checks, _native, reference
 _LIBRARY = torch.library.Library("cawa_fast", "DEF")
 _LIBRARY.define(
     "cross_entropy(Tensor input, Tensor target, Tensor? weight, int ignore_index, str reduction, "
-    "float label_smoothing, bool align_corners) -> (Tensor loss, Tensor lse, Tensor scale)"
+    "float label_smoothing, bool align_corners) -> (Tensor loss, Tensor scale)"
 )
 _LIBRARY.define(
-    "cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor lse, Tensor scale, "
+    "cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor scale, "
     "int ignore_index, float label_smoothing, bool align_corners) -> Tensor"
 )
 _LIBRARY.define(
@@ -45,7 +45,7 @@ def _cross_entropy(
     reduction: str,
     label_smoothing: float,
     align_corners: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     _checks.check_weight(weight)
     _report_labels(target, input.shape[1], ignore_index)
     return reference.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing, align_corners)
@@ -57,14 +57,13 @@ def _cross_entropy_backward(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
-    lse: Tensor,
     scale: Tensor,
     ignore_index: int,
     label_smoothing: float,
     align_corners: bool,
 ) -> Tensor:
     return reference.cross_entropy_backward(
-        grad, input, target, weight, lse, scale, ignore_index, label_smoothing, align_corners
+        grad, input, target, weight, scale, ignore_index, label_smoothing, align_corners
     )
 
 
@@ -106,10 +105,10 @@ def _(
     reduction: str,
     label_smoothing: float,
     align_corners: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     dtype = reference.compute_dtype(input.dtype)
     loss = input.new_empty(target.shape if reduction == "none" else (), dtype=dtype)
-    return loss, input.new_empty(target.shape, dtype=dtype), input.new_empty(input.shape[1], dtype=dtype)
+    return loss, input.new_empty(input.shape[1], dtype=dtype)
 
 
 @torch.library.register_fake("cawa_fast::cross_entropy_backward", lib=_LIBRARY)
@@ -118,7 +117,6 @@ def _(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
-    lse: Tensor,
     scale: Tensor,
     ignore_index: int,
     label_smoothing: float,
@@ -143,20 +141,20 @@ def _(
 # ------------------------------------------------------------------------------------------------------- autograd
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     input, target, weight, ctx.ignore_index, _, ctx.label_smoothing, ctx.align_corners = inputs
-    _, lse, scale = output
-    ctx.mark_non_differentiable(lse, scale)
+    _, scale = output
+    ctx.mark_non_differentiable(scale)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, target, weight, lse, scale)
+    ctx.save_for_backward(input, target, weight, scale)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 7
-    input, target, weight, lse, scale = ctx.saved_tensors
+    input, target, weight, scale = ctx.saved_tensors
     grad_input = torch.ops.cawa_fast.cross_entropy_backward(
-        grad, input, target, weight, lse, scale, ctx.ignore_index, ctx.label_smoothing, ctx.align_corners
+        grad, input, target, weight, scale, ctx.ignore_index, ctx.label_smoothing, ctx.align_corners
     )
     return grad_input, *(None,) * 6
 

@@ -34,6 +34,9 @@ class GradCAM:
     classes of a batch from one forward pass; put the network in ``eval()`` mode, or batch normalisation lets the images
     of a batch influence one another.
 
+    Maps are defined up to a positive factor per class, which any normalisation removes. Grad-CAM++ is the exception:
+    it is not linear in the gradient, so that the score matters (in closed form the classifier's own output).
+
     Args:
         model: the network; its output is logits ``(N, C, H, W)``, or a mapping or object that holds them as ``"out"``
             or ``"logits"``.

@@ -170,13 +170,12 @@ def _resumed(ctx: click.Context, given: TrainConfig, stored: TrainConfig, path: 
 )
 def report(runs: tuple[Path, ...], out: Path, images: int) -> None:
     """Compare RUNS (run folders; the first is the baseline) in a table and on one self-contained HTML page."""
-    from .recipes import report as recipes_report
+    from .recipes.report import load_runs, terminal_table, write_report
 
     console = Console(soft_wrap=True)
     try:
-        loaded = [recipes_report.load_run(run) for run in runs]
-        console.print(recipes_report.terminal_table(loaded))
-        page = recipes_report.write_report(list(runs), out, images=images)
+        console.print(terminal_table(load_runs(runs)))
+        page = write_report(runs, out, images=images)
     except (ValueError, FileNotFoundError) as error:
         raise click.ClickException(str(error)) from error
     console.print(f"Page: {page}", highlight=False)

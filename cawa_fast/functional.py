@@ -89,7 +89,8 @@ def cross_entropy(
     name = "cross_entropy"
     _check_float(name, "input", input)
     if target.is_floating_point():
-        hint = "; for class probabilities use torch.nn.functional.cross_entropy" if target.shape == input.shape else ""
+        probabilities = target.dim() == input.dim()
+        hint = "; for class probabilities use F.cross_entropy (torch.nn.functional)" if probabilities else ""
         raise TypeError(
             f"{name}: target must hold class indices ({_names(_LABELS)}), got {_short(target.dtype)} of shape "
             f"{tuple(target.shape)}{hint}"
@@ -112,7 +113,7 @@ def cross_entropy(
     _check_weight(name, weight, input)
     _check_choice(name, "reduction", reduction, REDUCTIONS)
     _check_range(name, "label_smoothing", label_smoothing)
-    loss, _, _ = torch.ops.cawa_fast.cross_entropy(
+    loss, _ = torch.ops.cawa_fast.cross_entropy(
         input, target, weight, ignore_index, reduction, label_smoothing, align_corners
     )
     return loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -11,6 +12,21 @@ from torch import Tensor, nn
 from .cam import closed_form, find_classifier
 from .nn import CrossEntropyLoss
 from .weights import AdaptiveClassWeights
+
+
+class _Listener:
+    """The classifier's hook. A copy of the network (an average of weights, a saved file) is not listened to."""
+
+    def __init__(self, owner: CAWA | None = None) -> None:
+        self._owner = (lambda: None) if owner is None else weakref.ref(owner)
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        owner = self._owner()
+        if owner is not None:
+            owner._remember(module, inputs, output)
+
+    def __reduce__(self) -> tuple[type[_Listener], tuple[()]]:  # also what copy.deepcopy goes by
+        return _Listener, ()
 
 
 class CAWA(nn.Module):
@@ -72,7 +88,7 @@ class CAWA(nn.Module):
         # In a tuple, so that neither becomes a submodule whose state would be saved twice.
         self._parts = (module, CrossEntropyLoss(self.weights, ignore_index, reduction, label_smoothing, align_corners))
         self._record: tuple[Tensor, Tensor] | None = None
-        self._handle = module.register_forward_hook(self._remember)
+        self._handle = module.register_forward_hook(_Listener(self))
 
     @property
     def criterion(self) -> CrossEntropyLoss:

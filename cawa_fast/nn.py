@@ -124,6 +124,7 @@ class FocalLoss(nn.Module):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         weight = self.weight if self.adaptive is None else self.adaptive.weight
+        CF._check_weight("FocalLoss", weight, input)
         nll = CF.cross_entropy(
             input, target, ignore_index=self.ignore_index, reduction="none", align_corners=self.align_corners
         )

@@ -46,11 +46,12 @@ class Taps(NamedTuple):
 
 def bilinear_taps(in_size: int, out_size: int, align_corners: bool, dtype: torch.dtype, device: torch.device) -> Taps:
     """Sample positions of ``F.interpolate(mode="bilinear")`` along one axis, computed in ``dtype`` as it does."""
-    out = torch.arange(out_size, dtype=dtype, device=device)
-    if align_corners:
-        position = out * ((in_size - 1) / (out_size - 1) if out_size > 1 else 0.0)
-    else:
-        position = ((out + 0.5) * (in_size / out_size) - 0.5).clamp_min_(0)
+    # PyTorch rounds the step to ``dtype`` and fuses the multiplication with the subtraction. In float64 the product is
+    # exact, so that the position is rounded once, as there; kernels use one fused multiply-add.
+    step = (in_size - 1) / max(out_size - 1, 1) if align_corners else in_size / out_size
+    step = torch.tensor(step, dtype=dtype).item()
+    out = torch.arange(out_size, dtype=torch.float64, device=device)
+    position = (out * step if align_corners else (out + 0.5) * step - 0.5).clamp_min_(0).to(dtype)
     low = position.to(torch.int64).clamp_max_(in_size - 1)
     high = (low + 1).clamp_max_(in_size - 1)
     high_weight = (position - low).clamp_(0, 1)
@@ -127,16 +128,15 @@ def cross_entropy(
     reduction: str,
     label_smoothing: float,
     align_corners: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Weighted cross-entropy of the resized logits ``z``; returns ``(loss, lse, scale)``.
+) -> tuple[Tensor, Tensor]:
+    r"""Weighted cross-entropy of the resized logits ``z``; returns ``(loss, scale)``.
 
     With ``s = label_smoothing``, a pixel of label ``y`` has the loss
 
-    .. math:: l = (1 - s) w_y (\mathrm{lse} - z_y) + \frac{s}{C} \sum_c w_c (\mathrm{lse} - z_c),
-              \quad \mathrm{lse} = \log \sum_c e^{z_c}
+    .. math:: l = -(1 - s) w_y \log p_y - \frac{s}{C} \sum_c w_c \log p_c, \quad p = \mathrm{softmax}(z)
 
     and the result is the sum of ``scale_y * l`` over valid pixels: a reduction is nothing but a factor per class.
-    ``lse`` ``(N, ...)`` and ``scale`` ``(C,)`` are what the backward pass needs beside its inputs.
+    ``scale`` ``(C,)`` is what the backward pass needs beside its inputs.
     """
     logits = _label_resolution(input, target, align_corners)
     num_classes = logits.shape[1]
@@ -144,17 +144,18 @@ def cross_entropy(
     class_weight = _class_weight(weight, logits)
     scale = _reduction_scale(labels, valid, class_weight, reduction).to(logits.dtype)
 
-    lse = logits.logsumexp(1)
-    loss = class_weight[labels] * (lse - logits.gather(1, labels.unsqueeze(1)).squeeze(1)) * (1 - label_smoothing)
+    log_probability = logits.log_softmax(1)
+    at_label = log_probability.gather(1, labels.unsqueeze(1)).squeeze(1)
+    loss = class_weight[labels] * at_label * (label_smoothing - 1)
     if label_smoothing > 0:
         per_class = class_weight.view(-1, *[1] * (logits.dim() - 2))
-        loss = loss + label_smoothing / num_classes * ((lse.unsqueeze(1) - logits) * per_class).sum(1)
+        loss = loss - label_smoothing / num_classes * (log_probability * per_class).sum(1)
     loss = loss.masked_fill(~valid, 0)
     if reduction == "none":
-        return loss, lse, scale
+        return loss, scale
     if reduction == "class_mean":
-        return (loss * scale[labels]).sum(), lse, scale
-    return loss.sum() * scale[0], lse, scale
+        return (loss * scale[labels]).sum(), scale
+    return loss.sum() * scale[0], scale
 
 
 def cross_entropy_backward(
@@ -162,7 +163,6 @@ def cross_entropy_backward(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
-    lse: Tensor,
     scale: Tensor,
     ignore_index: int,
     label_smoothing: float,
@@ -182,14 +182,14 @@ def cross_entropy_backward(
     factor = (scale[labels] * grad.to(logits.dtype)).unsqueeze(1)
     at_label = class_weight[label] * (1 - label_smoothing) * factor
     smooth = factor * (label_smoothing / num_classes)
-    result = (logits - lse.unsqueeze(1)).exp_().mul_(at_label + smooth * class_weight.sum())
+    result = logits.softmax(1).mul_(at_label + smooth * class_weight.sum())
     result.scatter_add_(1, label, -at_label)
     if label_smoothing > 0:
         result -= smooth * class_weight.view(-1, *[1] * (logits.dim() - 2))
     result.masked_fill_(~valid.unsqueeze(1), 0)
     if result.shape != input.shape:
         result = resize_adjoint(result, (input.shape[-2], input.shape[-1]), align_corners)
-    return result.to(input.dtype)
+    return result.to(input.dtype).contiguous()
 
 
 def _label_resolution(input: Tensor, target: Tensor, align_corners: bool) -> Tensor:

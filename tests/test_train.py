@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -122,7 +123,7 @@ def test_tensorboard_events_hold_the_metrics(tmp_path: Path) -> None:
         assert event.value == pytest.approx(record["weight"][6])
 
 
-def test_metrics_equal_torchmetrics() -> None:
+def test_metrics_equal_torchmetrics(peers: None) -> None:
     from torchmetrics.functional.classification import multiclass_accuracy, multiclass_jaccard_index
 
     generator = torch.Generator().manual_seed(0)
@@ -226,9 +227,14 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_resume(tmp_path: Path) -> None:
 def test_a_file_appears_complete_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(RuntimeError, match="planted"), atomic(path) as file:
-        file.write(b"half of the n")
-        raise RuntimeError("planted")
+
+    def die_while_writing() -> None:
+        with atomic(path) as file:
+            file.write(b"half of the n")
+            raise RuntimeError("planted")
+
+    with pytest.raises(RuntimeError, match="planted"):
+        die_while_writing()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
 
@@ -300,14 +306,14 @@ def test_settings_out_of_range_are_named(change: dict[str, Any], message: str) -
 def test_settings_that_do_not_fit_the_data_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="batch_size=9 is more than the 8 training images"):
         run(tmp_path, replace(TINY, batch_size=9))
-    with pytest.raises(ValueError, match="device='cuda', but this torch sees no CUDA device"):
-        run(tmp_path, replace(TINY, device="cuda")) if not torch.cuda.is_available() else _raise_as_without_cuda()
     with pytest.raises(ValueError, match="device must be auto, cpu, cuda or cuda:N, got 'tpu9'"):
         run(tmp_path, replace(TINY, device="tpu9"))
 
 
-def _raise_as_without_cuda() -> None:
-    raise ValueError("device='cuda', but this torch sees no CUDA device")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    with pytest.raises(ValueError, match="device='cuda', but this torch sees no CUDA device"):
+        replace(TINY, device="cuda").resolved_device()
 
 
 @pytest.mark.parametrize(("option", "value"), [("--crop", "12"), ("--scale", "1-2"), ("--model", "nothing")])
@@ -341,6 +347,17 @@ def test_display_prints_rate_and_remaining_time(tmp_path: Path) -> None:
         shown = console.export_text()
     assert "img/s" in shown
     assert "cawa validate 2/2" in shown
+
+
+def test_remaining_time_without_a_terminal_is_the_mean_epoch_times_the_epochs_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(file=io.StringIO(), width=140)
+    clock = iter(range(0, 1000, 7))
+    monkeypatch.setattr("cawa_fast.recipes.display.time.monotonic", lambda: next(clock))
+    with Display(console, tables=False) as display:
+        Trainer(replace(TINY, epochs=3), RunFolder(tmp_path), display).fit()
+    assert re.findall(r"(\d+) s left", console.file.getvalue()) == ["14", "7", "0"]
 
 
 def test_stopwatch_adds_up_parts() -> None:

@@ -42,7 +42,6 @@ class Display:
         self._task: Any = None
         self._reading: dict[str, Any] = {}
         self._last_weight: list[float] | None = None
-        self._started = time.monotonic()
 
     def __enter__(self) -> Display:
         self._progress.start()
@@ -73,6 +72,7 @@ class Display:
             self._last_weight = trainer.records[-1]["weight"]
         total = images_per_epoch * (config.epochs - trainer.epochs_done)
         self._task = self._progress.add_task(config.weighting, total=total)
+        self._first_epoch, self._started = trainer.epochs_done, time.monotonic()
 
     def advance(self, phase: str, epoch: int, images: int) -> None:
         description = f"{self._trainer.config.weighting} {phase} {epoch}/{self._trainer.config.epochs}"
@@ -80,8 +80,8 @@ class Display:
 
     def epoch_done(self, record: dict[str, Any]) -> None:
         config = self._trainer.config
-        done = record["epoch"] - self._trainer.epochs_done + 1
-        left = (config.epochs - record["epoch"]) * (time.monotonic() - self._started) / max(done, 1)
+        done = record["epoch"] - self._first_epoch
+        left = (config.epochs - record["epoch"]) * (time.monotonic() - self._started) / done
         remaining = "" if self.console.is_terminal else f"  {left:.0f} s left"
         if self.tables or record["epoch"] == config.epochs:
             self.console.print(epoch_table(record, self._trainer.train_set.class_names, self._last_weight))

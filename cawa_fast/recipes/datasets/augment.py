@@ -1,0 +1,262 @@
+"""From data sets to tensors: random views for training, whole images for evaluation, and the order of an epoch.
+
+A view of a training image depends on ``(seed, epoch, index)`` alone. Neither the number of workers nor the order in
+which they ask nor a resumed run changes a bit of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from .base import SegmentationDataset
+
+# SeedSequence fills up short seeds with zeros, so that (seed, epoch) and (seed, epoch, 0) would be the same stream.
+_VIEW_STREAM, _ORDER_STREAM = 1, 2
+
+# ITU-R 601 luma, what Pillow's convert("L") uses
+_LUMA = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random scale, crop, flip and colour: the usual recipe of semantic segmentation.
+
+    Attributes:
+        crop: ``(h, w)`` of the result in pixels, each >= 1.
+        scale: range of the factor by which the image is enlarged before the crop, log-uniform so that halving is as
+            likely as doubling; 0 < low <= high.
+        flip: probability of mirroring left and right, in [0, 1].
+        jitter: brightness, contrast and saturation are each multiplied by a factor uniform in
+            ``[1 - jitter, 1 + jitter]``; in [0, 1], 0 leaves colours alone.
+        fill: RGB (0..255) of the padding where the crop sticks out of the image; None takes the mean colour of what
+            is visible. The label there is the data set's ``ignore_index``.
+        nearest: sample the image like the label, at the nearest pixel, instead of bilinearly with antialiasing.
+
+    Raises:
+        ValueError: a value is outside its range.
+
+    >>> Augmentation(crop=(96, 192), scale=(0.75, 1.5)).flip
+    0.5
+    """
+
+    crop: tuple[int, int]
+    scale: tuple[float, float] = (0.5, 2.0)
+    flip: float = 0.5
+    jitter: float = 0.25
+    fill: tuple[int, int, int] | None = None
+    nearest: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.crop) != 2 or min(self.crop) < 1:
+            raise ValueError(f"crop={self.crop} must be (height, width) in pixels, each at least 1")
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale={self.scale} must be (low, high) with 0 < low <= high; (1, 1) turns it off")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip={self.flip} is a probability: choose it in [0, 1]; 0 turns it off")
+        if not 0 <= self.jitter <= 1:
+            raise ValueError(f"jitter={self.jitter} is a relative change: choose it in [0, 1]; 0 turns it off")
+        if self.fill is not None and (len(self.fill) != 3 or min(self.fill) < 0 or max(self.fill) > 255):
+            raise ValueError(f"fill={self.fill} must be an RGB colour with values in 0..255, or None")
+
+    def __call__(
+        self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator, ignore_index: int = 255
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One random view.
+
+        Args:
+            image: (H, W, 3) uint8.
+            label: (H, W) uint8.
+            rng: all randomness comes from here, always the same number of draws.
+            ignore_index: the label of padding, in 0..255.
+
+        Returns:
+            image: (h, w, 3) uint8; possibly a view with negative strides.
+            label: (h, w) uint8, likewise.
+        """
+        low, high = self.scale
+        zoom = low * (high / low) ** rng.random()
+        rows = _span(label.shape[0], self.crop[0], zoom, rng.random())
+        columns = _span(label.shape[1], self.crop[1], zoom, rng.random())
+        mirrored = rng.random() < self.flip
+        brightness, contrast, saturation = (1 + self.jitter * rng.uniform(-1, 1, size=3)).tolist()
+
+        seen = _resample(image, rows, columns, zoom, smooth=not self.nearest)
+        if self.jitter > 0:
+            seen = _recolour(seen, brightness, contrast, saturation)
+        view = seen
+        view_label = _resample(label, rows, columns, zoom, smooth=False)
+        if seen.shape[:2] != tuple(self.crop):
+            fill = (
+                seen.mean(axis=(0, 1)).round().astype(np.uint8) if self.fill is None else np.array(self.fill, np.uint8)
+            )
+            inside = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
+            view = np.empty((*self.crop, 3), dtype=np.uint8)
+            view[:] = fill
+            view[inside] = seen
+            padded = np.full(self.crop, ignore_index, dtype=np.uint8)
+            padded[inside] = view_label
+            view_label = padded
+        return (view[:, ::-1], view_label[:, ::-1]) if mirrored else (view, view_label)
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Along one axis: output pixels [start, stop) show the source interval [low, high)."""
+
+    start: int
+    stop: int
+    low: float
+    high: float
+
+
+def _span(length: int, crop: int, zoom: float, position: float) -> _Span:
+    """Place ``crop`` pixels on a source of ``length`` pixels enlarged by ``zoom``, at ``position`` in [0, 1].
+
+    A crop smaller than the enlarged source lies anywhere inside it; one that is larger holds it anywhere inside.
+    """
+    slack = length * zoom - crop
+    offset = slack * position
+    # the tolerance keeps rounding from losing a pixel at an edge that falls on a whole number
+    start = max(0, math.ceil(-offset - 1e-6))
+    stop = min(crop, math.floor(length * zoom - offset + 1e-6))
+    if stop <= start:  # less than a pixel of the source is in sight: show that one
+        start = min(start, crop - 1)
+        return _Span(start, start + 1, 0.0, float(length))
+    return _Span(start, stop, max(0.0, (start + offset) / zoom), min(float(length), (stop + offset) / zoom))
+
+
+def _resample(source: np.ndarray, rows: _Span, columns: _Span, zoom: float, *, smooth: bool) -> np.ndarray:
+    """The source rectangle of two spans at output resolution; costs what the rectangle costs, not the image."""
+    from PIL import Image
+
+    # The bilinear filter reaches max(1, 1/zoom) source pixels to either side; keep them so that borders do not differ.
+    margin = int(np.ceil(max(1.0, 1.0 / zoom))) + 1
+    top, left = max(0, int(rows.low) - margin), max(0, int(columns.low) - margin)
+    bottom, right = int(np.ceil(rows.high)) + margin, int(np.ceil(columns.high)) + margin
+    window = np.ascontiguousarray(source[top:bottom, left:right])
+    box = (columns.low - left, rows.low - top, columns.high - left, rows.high - top)
+    resample = Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST
+    size = (columns.stop - columns.start, rows.stop - rows.start)
+    return np.asarray(Image.fromarray(window).resize(size, resample, box=box))
+
+
+def _recolour(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
+    """Scale saturation about each pixel's luma, then contrast about the mean luma, then brightness: one 3x4 matrix."""
+    from PIL import Image
+
+    # every fourth pixel is enough for a mean and costs a sixteenth
+    mean = float(image[::4, ::4].reshape(-1, 3).mean(axis=0) @ np.array(_LUMA))
+    gain = brightness * contrast
+    matrix: list[float] = []
+    for row in range(3):
+        for column in range(3):
+            matrix.append(gain * ((1 - saturation) * _LUMA[column] + saturation * (row == column)))
+        matrix.append(brightness * (1 - contrast) * mean)
+    return np.asarray(Image.fromarray(image).convert("RGB", tuple(matrix)))
+
+
+def _to_tensors(image: np.ndarray, label: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    # one copy each: makes strides positive, the layout (3, h, w), and the memory ours and writable
+    return torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(label.copy())
+
+
+class TrainView(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """A data set as randomly augmented training tensors; to be driven by an :class:`EpochSampler`.
+
+    Args:
+        dataset: what to show.
+        augmentation: how to change it.
+        seed: >= 0; with the epoch and the index it determines every view.
+    """
+
+    def __init__(self, dataset: SegmentationDataset, augmentation: Augmentation, *, seed: int = 0) -> None:
+        _check_seed(seed)
+        self.dataset = dataset
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """View of image ``index`` in epoch ``epoch``.
+
+        Args:
+            key: ``(epoch, index)``, both >= 0.
+
+        Returns:
+            image: (3, h, w) uint8, label: (h, w) uint8, with ``(h, w) = augmentation.crop``.
+        """
+        if not (isinstance(key, tuple) and len(key) == 2):
+            raise TypeError(
+                f"TrainView takes (epoch, index), not {key!r}; give the DataLoader sampler=EpochSampler(...)"
+            )
+        epoch, index = key
+        rng = np.random.default_rng((_VIEW_STREAM, self.seed, epoch, index))
+        image, label = self.dataset.read(index)
+        return _to_tensors(*self.augmentation(image, label, rng, self.dataset.ignore_index))
+
+
+class EvalView(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """A data set as tensors, whole and unchanged."""
+
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image (3, H, W) uint8 and label (H, W) uint8 of image ``index``."""
+        return _to_tensors(*self.dataset.read(index))
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Every index once per epoch, as ``(epoch, index)``, in an order that depends on ``(seed, epoch)`` alone.
+
+    Args:
+        length: number of images, >= 1.
+        seed: >= 0.
+
+    >>> sampler = EpochSampler(4, seed=0)
+    >>> sampler.set_epoch(2)
+    >>> sorted(sampler)
+    [(2, 0), (2, 1), (2, 2), (2, 3)]
+    """
+
+    def __init__(self, length: int, *, seed: int = 0) -> None:
+        if length < 1:
+            raise ValueError(f"length={length}: there is nothing to sample; check the data set's split")
+        _check_seed(seed)
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (>= 0) that the next iteration yields."""
+        if epoch < 0:
+            raise ValueError(f"epoch={epoch} must be >= 0")
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Number of images in an epoch."""
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield ``(epoch, index)`` pairs."""
+        epoch = self.epoch
+        order = np.random.default_rng((_ORDER_STREAM, self.seed, epoch)).permutation(self.length)
+        return ((epoch, index) for index in order.tolist())
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise ValueError(f"seed={seed} must be >= 0")

@@ -1,0 +1,138 @@
+"""What every data set of the recipes offers: pairs of uint8 images and labels, names, colours, statistics."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+Progress = Callable[[int, int], object]
+"""Called as ``progress(done, total)`` after every image."""
+
+CACHE_LIMIT = 2 * 1024**3
+"""Default byte limit of a data set's cache: 2 GiB, about 2,700 images of 360x480 (4 bytes a pixel with the label)."""
+
+
+class SegmentationDataset(ABC):
+    """Images and label maps of equal size, in memory as uint8.
+
+    A subclass sets the class attributes, calls ``super().__init__`` and implements ``__len__`` and ``_load``.
+
+    Decoded pairs are kept as long as their sum stays within ``cache_limit`` bytes; the rest is decoded again on every
+    access. Processes that a ``DataLoader`` forks share what was in the cache when they started, so fill it first:
+    :meth:`preload` or :meth:`class_counts`, which also read every label before the first training step.
+
+    Attributes:
+        name: the data set's name in :data:`cawa_fast.recipes.datasets.DATASETS`.
+        class_names: one name per class, in the order of the label values.
+        palette: one RGB triple (0..255) per class, all distinct.
+        ignore_index: the label of pixels that count for nothing, 255.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    ignore_index: int = 255
+
+    def __init__(self, *, cache: bool = True, cache_limit: int = CACHE_LIMIT) -> None:
+        """Args:
+        cache: keep decoded pairs in memory.
+        cache_limit: bytes that they may take, >= 0; 4 bytes a pixel.
+        """
+        if cache_limit < 0:
+            raise ValueError(f"cache_limit={cache_limit} must be >= 0 bytes; cache=False turns the cache off")
+        self._cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._cache_room = cache_limit if cache else 0
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images."""
+
+    @abstractmethod
+    def _load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Decode or draw one pair: image (H, W, 3) uint8, label (H, W) uint8 in [0, C) or ``ignore_index``."""
+
+    def describe(self, index: int) -> str:
+        """Where image ``index`` comes from, for error messages."""
+        return f"{self.name}[{index}]"
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C, the ignored label not counted."""
+        return len(self.class_names)
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """``(H, W)`` in pixels if all images have the same size, else None."""
+        return None
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """One pair, from the cache if it is there.
+
+        Args:
+            index: in [0, len(self)).
+
+        Returns:
+            image: (H, W, 3) uint8, RGB. Read-only: it may be the cache's own.
+            label: (H, W) uint8, class indices in [0, C) or ``ignore_index``. Read-only likewise.
+
+        Raises:
+            IndexError: no such image.
+            ValueError: the pair does not fit together, or a label is no class.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"index={index}: {self.name} has {len(self)} images, numbered from 0")
+        if (pair := self._cache.get(index)) is not None:
+            return pair
+        image, label = self._load(index)
+        self._check(index, image, label)
+        image.flags.writeable = label.flags.writeable = False
+        size = image.nbytes + label.nbytes
+        if size <= self._cache_room:
+            self._cache_room -= size
+            self._cache[index] = image, label
+        return image, label
+
+    def preload(self, progress: Progress | None = None) -> None:
+        """Read every pair once: fills the cache and finds every broken file and label.
+
+        Args:
+            progress: called as ``progress(done, total)`` after every image.
+        """
+        for index in range(len(self)):
+            self.read(index)
+            if progress is not None:
+                progress(index + 1, len(self))
+
+    def class_counts(self, progress: Progress | None = None) -> torch.Tensor:
+        """Pixels per class over all labels; fills the cache on the way.
+
+        Args:
+            progress: called as ``progress(done, total)`` after every image.
+
+        Returns:
+            (C,) int64, ignored pixels not counted.
+        """
+        counts = np.zeros(256, dtype=np.int64)
+        for index in range(len(self)):
+            counts += np.bincount(self.read(index)[1].reshape(-1), minlength=256)
+            if progress is not None:
+                progress(index + 1, len(self))
+        return torch.from_numpy(counts[: self.num_classes].copy())
+
+    def _check(self, index: int, image: np.ndarray, label: np.ndarray) -> None:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ValueError(f"{self.describe(index)}: image is {image.dtype} {image.shape}, expected uint8 (H, W, 3)")
+        if label.dtype != np.uint8 or label.shape != image.shape[:2]:
+            raise ValueError(
+                f"{self.describe(index)}: label is {label.dtype} {label.shape}, expected uint8 "
+                f"{image.shape[:2]}, the size of the image"
+            )
+        wrong = label[(label >= self.num_classes) & (label != self.ignore_index)]
+        if wrong.size:
+            raise ValueError(
+                f"{self.describe(index)}: {wrong.size} pixels have labels {np.unique(wrong).tolist()[:8]}, neither in "
+                f"[0, {self.num_classes}) nor {self.ignore_index} (ignored); remap them where the data set loads"
+            )

@@ -1,0 +1,137 @@
+"""Segmentation networks that the recipes train.
+
+One is built in: ``compact``, small enough to learn on two CPU cores within minutes. Every network here ends in a 1x1
+convolution, the attribute ``classifier``, at low resolution: that is where Grad-CAM has its closed form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def _conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
+    return [
+        nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
+
+
+class _Residual(nn.Module):
+    """Two 3x3 convolutions beside a shortcut; the shortcut averages where the block strides."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *_conv_norm(inputs, outputs, stride=stride), nn.ReLU(inplace=True), *_conv_norm(outputs, outputs)
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            pool = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False) if stride == 2 else nn.Identity()
+            self.shortcut = nn.Sequential(pool, *_conv_norm(inputs, outputs, kernel=1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.body(x) + self.shortcut(x))
+
+
+class CompactNet(nn.Module):
+    """A residual encoder to stride 16, the image's mean as context, and a decoder that joins stride 4 again.
+
+    Plain 3x3 convolutions with few channels: with inverted residuals (depthwise, expansion 4) in their place it has 0.2
+    million parameters and takes a fifth longer on a CPU. Use it in ``channels_last``, there a quarter faster than
+    contiguous. Where parameters and time of forward and backward go (8 images of 96x192, one thread):
+
+    ========================  ==========  =====
+    part                      parameters  time
+    ========================  ==========  =====
+    stem, stride 2                   464    4 %
+    stage4, 1 block               14,528   24 %
+    stage8, 2 blocks             131,712   31 %
+    stage16, 2 blocks            311,232   19 %
+    context and laterals          14,160    4 %
+    fuse and classifier           21,322   18 %
+    ========================  ==========  =====
+
+    Args:
+        num_classes: C >= 1.
+        widths: channels at strides 2, 4, 8 and 16, each >= 1.
+        decoder: channels in front of the classifier, >= 1.
+
+    Raises:
+        ValueError: an argument is outside its range.
+    """
+
+    def __init__(
+        self, num_classes: int, *, widths: tuple[int, int, int, int] = (16, 32, 64, 96), decoder: int = 48
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes} must be at least 1")
+        if min(*widths, decoder) < 1:
+            raise ValueError(f"widths={widths} and decoder={decoder} are numbers of channels: each must be at least 1")
+        half, quarter, eighth, sixteenth = widths
+        self.stem = nn.Sequential(*_conv_norm(3, half, stride=2), nn.ReLU(inplace=True))
+        self.stage4 = _Residual(half, quarter, stride=2)
+        self.stage8 = nn.Sequential(_Residual(quarter, eighth, stride=2), _Residual(eighth, eighth))
+        self.stage16 = nn.Sequential(_Residual(eighth, sixteenth, stride=2), _Residual(sixteenth, sixteenth))
+        self.context = nn.Conv2d(sixteenth, decoder, 1)
+        self.lateral16 = nn.Sequential(*_conv_norm(sixteenth, decoder, kernel=1))
+        self.lateral8 = nn.Sequential(*_conv_norm(eighth, decoder, kernel=1))
+        self.lateral4 = nn.Sequential(*_conv_norm(quarter, decoder, kernel=1))
+        self.fuse = nn.Sequential(*_conv_norm(decoder, decoder), nn.ReLU(inplace=True))
+        self.classifier = nn.Conv2d(decoder, num_classes, 1)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, _Residual):
+                # each block starts as its shortcut
+                norm = module.body[-1]
+                assert isinstance(norm, nn.BatchNorm2d)
+                nn.init.zeros_(norm.weight)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits (N, C, ceil(H/4), ceil(W/4)) of images (N, 3, H, W), floating point, normalised; any H, W >= 1."""
+        x4 = self.stage4(self.stem(x))
+        x8 = self.stage8(x4)
+        x16 = self.stage16(x8)
+        y = self.lateral16(x16) + self.context(x16.mean(dim=(2, 3), keepdim=True))
+        y = self.lateral8(x8) + F.interpolate(y, size=x8.shape[2:], mode="bilinear", align_corners=False)
+        y = self.lateral4(x4) + F.interpolate(y, size=x4.shape[2:], mode="bilinear", align_corners=False)
+        return self.classifier(self.fuse(F.relu(y)))
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {"compact": CompactNet}
+"""Name to a function of ``num_classes`` and the model's own keywords."""
+
+
+def build_model(name: str, num_classes: int, **kwargs: Any) -> nn.Module:
+    """Build a network with random weights.
+
+    Args:
+        name: a key of :data:`MODELS`: "compact".
+        num_classes: C >= 1.
+        **kwargs: keywords of the model's class.
+
+    Returns:
+        A module from images (N, 3, H, W) to logits (N, C, h, w); its last layer, ``classifier``, is a 1x1 convolution.
+
+    Raises:
+        ValueError: no such model, or an argument is outside its range.
+
+    >>> model = build_model("compact", num_classes=10)
+    >>> model(torch.zeros(2, 3, 96, 190)).shape
+    torch.Size([2, 10, 24, 48])
+    """
+    if name not in MODELS:
+        raise ValueError(f"model {name!r} is unknown; choose one of {', '.join(sorted(MODELS))}")
+    return MODELS[name](num_classes, **kwargs)

@@ -1,0 +1,64 @@
+"""Fixtures of the whole suite."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import cawa_fast as cf
+from cawa_fast import _native
+
+# pytest's import mode "importlib" leaves sys.path alone; the tests share cases.py and closeness.py.
+sys.path.insert(0, str(Path(__file__).parent))
+
+_libraries: list[torch.library.Library] = []  # a library's definitions live as long as the object
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state() -> Iterator[None]:
+    """The same random numbers in every test whatever runs before it, and no label report left over."""
+    torch.manual_seed(0)
+    previous = cf.set_label_check("auto")
+    yield
+    cf.set_label_check(previous)
+    with contextlib.suppress(ValueError):  # a test's own, which it did not read
+        cf.check_labels()
+
+
+@pytest.fixture(params=["reference", "native"] if _native.available() else ["reference"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test with the compiled operators where they are built, and with the plain PyTorch ones everywhere."""
+    if request.param == "reference":
+        monkeypatch.setattr(_native, "available", lambda: False)
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def peers() -> None:
+    """Makes the libraries importable that results are compared with: pytorch-grad-cam, torch-cam, torchmetrics.
+
+    All of them import torchvision, whose Python code needs the schemas of its compiled operators. A CUDA build of it
+    beside a CPU build of torch cannot load those; with the schemas declared it imports, and no test calls them.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other people's deprecations, while they are imported
+        try:
+            import torchvision  # noqa: F401
+        except RuntimeError as error:
+            if "torchvision::nms" not in str(error):
+                raise
+            for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+                del sys.modules[name]
+            library = torch.library.Library("torchvision", "FRAGMENT")
+            _libraries.append(library)
+            for operator in ("nms", "qnms"):
+                library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import pytorch_grad_cam  # noqa: F401
+        import torchcam.methods  # noqa: F401
+        import torchmetrics  # noqa: F401
