@@ -47,7 +47,9 @@ def main(seeds: str, rows: str, jobs: int, runs: Path, out: Path, settings: tupl
         bar = progress.add_task("runs", total=len(tasks))
         for _ in pool.map(lambda task: _run(*task, runs, settings), tasks):
             progress.advance(bar)
-    result = {"settings": list(settings), "torch": torch.__version__, "rows": [_read(*task, runs) for task in tasks]}
+    # where the files lie is no setting
+    shown = [word for before, word in zip(("", *settings), settings, strict=False) if "--root" not in (before, word)]
+    result = {"settings": shown, "torch": torch.__version__, "rows": [_read(*task, runs) for task in tasks]}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     out.with_suffix(".md").write_text(_table(result))
@@ -100,8 +102,8 @@ def _table(result: dict[str, Any]) -> str:
     lines = [
         f"`cawa-fast train {' '.join(result['settings'])}`",
         "",
-        f"{rows[0]['epochs']} epochs, seeds {', '.join(map(str, seeds))}; values after the last epoch, on the images that the "
-        "weights were scored on.",
+        f"{rows[0]['epochs']} epochs, seeds {', '.join(map(str, seeds))}; values after the last epoch, on the images "
+        "that the weights were scored on.",
         f"Rare: {', '.join(rows[0]['rare'])} (under {RARE_SHARE:.0%} of the training pixels).",
         "",
         "| ratio, source | mIoU | rare IoU | gain in mIoU over uniform | gain in rare IoU | classes dead at the end |",

@@ -157,6 +157,24 @@ def test_argmax_scoring_uses_the_confusion_matrix(tmp_path: Path) -> None:
     assert records[0]["csps"] == pytest.approx(records[0]["iou"], abs=1e-6)
 
 
+@pytest.mark.slow
+def test_the_dead_class_trap_of_the_printed_ratio_and_its_absence_when_smoothed(tmp_path: Path) -> None:
+    """Eq. 6 to the letter: what is not learned by the second pass falls to the least weight, and stays unlearned."""
+    config = replace(TINY, epochs=4, train_images=48, val_images=16, resize=None, source="argmax", scale=(0.75, 1.5))
+    weight, iou = {}, {}
+    for ratio in ("paper", "smoothed"):
+        records = run(tmp_path / ratio, replace(config, ratio=ratio))
+        weight[ratio] = torch.tensor([record["weight"] for record in records])
+        iou[ratio] = torch.tensor([record["iou"] for record in records])
+    rare = slice(6, 10)  # pole, traffic_sign, person, rider
+    assert torch.equal(weight["paper"][0], weight["smoothed"][0])  # there is no ratio yet: unlearned classes weigh most
+    assert weight["paper"][0, rare].min() == weight["paper"][0].max()
+    assert (weight["paper"][1:, rare] < 0.1).all()
+    assert weight["paper"][1:, :6].mean(1).min() > 1
+    assert (iou["paper"][1:, rare] == 0).all()
+    assert (weight["smoothed"][:, rare] > 1).all()
+
+
 # ------------------------------------------------------------------------------------------------ stopping and going on
 
 
