@@ -74,9 +74,10 @@ class GradCAM:
         self.model = model
         self.method = method
         self.target_layer = None if target_layer is None else resolve(model, target_layer, "target_layer")
-        self.classifier: nn.Module | None = None
+        self.classifier: nn.Conv2d | None = None
         if target_layer is None or classifier is not None:
             self.classifier = find_classifier(model, num_classes, classifier)
+        self._guessed = classifier is None and num_classes is None
         self._record: tuple[Tensor, Tensor] | None = None  # (activations, scores' logits) of the last forward pass
         self._activations: Tensor | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -86,6 +87,8 @@ class GradCAM:
         if self.target_layer is None:
             assert self.classifier is not None
             self._handles = [self.classifier.register_forward_hook(self._record_classifier)]
+            if self._guessed:
+                self._handles.append(self.model.register_forward_hook(self._check_guess))
             return self
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
@@ -121,12 +124,25 @@ class GradCAM:
             raise RuntimeError("GradCAM: no forward pass was seen; call model(x) inside `with GradCAM(model) as cam:`")
         activations, logits = self._record
         if self.target_layer is None:
-            assert isinstance(self.classifier, nn.Conv2d)
+            assert self.classifier is not None
             return closed_form(self.classifier, activations, logits, self.method)
         return _by_autograd(activations, logits, self.method)
 
     def _record_classifier(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self._record = inputs[0].detach(), output.detach()
+
+    def _check_guess(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """A network whose head is no 1x1 convolution may have one further in, whose outputs are not the classes."""
+        assert self.classifier is not None
+        try:
+            outputs = find_logits(output).shape[1]
+        except ValueError:
+            return
+        if outputs != self.classifier.out_channels:
+            raise ValueError(
+                f"GradCAM: the last 1x1 convolution has {self.classifier.out_channels} outputs, but the network has "
+                f"{outputs}; name the right one with classifier=, or give a target_layer"
+            )
 
     def _record_activations(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
         if not isinstance(output, Tensor) or output.dim() != 4:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 try:
     import click
@@ -14,10 +14,7 @@ try:
 except ImportError as error:  # the core installs without the extra
     raise SystemExit(f"cawa-fast needs {error.name}: pip install 'cawa_fast[train]'") from None
 
-if TYPE_CHECKING:
-    from .recipes.config import TrainConfig
-
-from .recipes.config import TrainConfig as _Config
+from .recipes.config import TrainConfig, cpu_count
 
 
 class _Size(click.ParamType):
@@ -58,7 +55,7 @@ _TYPES: dict[str, Any] = {
 
 def _settings(command: Any) -> Any:
     """One option for each field of TrainConfig, so that a setting is described in one place."""
-    for setting in reversed(fields(_Config)):
+    for setting in reversed(fields(TrainConfig)):
         name, default, choices = f"--{setting.name.replace('_', '-')}", setting.default, setting.metadata["choices"]
         text = setting.metadata["help"]
         if setting.type == "bool":
@@ -108,8 +105,11 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
     from .recipes.train import Trainer
 
     console = Console(soft_wrap=True)
+    folder = None
     try:
-        config = _Config(**settings)
+        if settings["root"] is not None:  # so that the run can be resumed from another folder
+            settings["root"] = str(Path(settings["root"]).resolve())
+        config = TrainConfig(**settings)
         folder = RunFolder(run_dir or config.default_run_dir())
         if folder.exists():
             if not resume:
@@ -117,6 +117,8 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
                     f"{folder.path} already holds a run; add --resume to continue it, or choose another --run-dir"
                 )
             config = _resumed(ctx, config, folder.read_config(), folder.path)
+        elif config.threads is None:  # stored: their number decides the last bits
+            config = replace(config, threads=cpu_count())
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop ends as cleanly as Ctrl-C
         with Display(console, tables=tables) as display:
             trainer = Trainer(config, folder, display)
@@ -126,22 +128,21 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
             f"Done: mIoU {final['miou']:.4f} after {final['epoch']} epochs. "
             f"See it with `cawa-fast report {folder.path}`.",
             highlight=False,
+            markup=False,
         )
     except KeyboardInterrupt:
-        console.print(
-            "\nStopped; all finished epochs are saved. Continue with: "
-            f"cawa-fast train --resume --run-dir {folder.path}",
-            highlight=False,
-        )
+        if folder is not None and folder.exists():
+            saved = f"all finished epochs are saved. Continue with: cawa-fast train --resume --run-dir {folder.path}"
+        else:
+            saved = "nothing was begun yet. Run the same command again."
+        console.print(f"\nStopped; {saved}", highlight=False, markup=False)
         sys.exit(130)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         raise click.ClickException(str(error)) from error
 
 
 def _resumed(ctx: click.Context, given: TrainConfig, stored: TrainConfig, path: Path) -> TrainConfig:
     """The stored settings, with those given now that change no result; others that differ are an error."""
-    from dataclasses import replace
-
     changed = {}
     for setting in fields(stored):
         if ctx.get_parameter_source(setting.name) is click.core.ParameterSource.DEFAULT:
@@ -157,11 +158,11 @@ def _resumed(ctx: click.Context, given: TrainConfig, stored: TrainConfig, path: 
 
 
 @main.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(file_okay=False, path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("runs/report.html"),
+    default=Path("report.html"),
     show_default=True,
     help="The page to write.",
 )
@@ -171,14 +172,18 @@ def _resumed(ctx: click.Context, given: TrainConfig, stored: TrainConfig, path: 
 def report(runs: tuple[Path, ...], out: Path, images: int) -> None:
     """Compare RUNS (run folders; the first is the baseline) in a table and on one self-contained HTML page."""
     from .recipes.report import load_runs, terminal_table, write_report
+    from .recipes.run_folder import RunFolder
 
     console = Console(soft_wrap=True)
     try:
+        if len(runs) > 1 and (others := [run for run in runs if not RunFolder(run).exists()]):  # as in runs/*
+            console.print(f"Not run folders, left out: {', '.join(map(str, others))}", highlight=False, markup=False)
+            runs = tuple(run for run in runs if run not in others)
         console.print(terminal_table(load_runs(runs)))
         page = write_report(runs, out, images=images)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    console.print(f"Page: {page}", highlight=False)
+    console.print(f"Page: {page}", highlight=False, markup=False)
 
 
 @main.command()

@@ -1,7 +1,8 @@
 r"""The operators: ``cross_entropy``, ``confusion_matrix`` and ``cam_counts``, each with the bilinear resize inside.
 
 Give them logits (or class activation maps) at the resolution where the network computes them and labels at theirs; the
-resize to the labels' resolution happens inside the kernel, and full-resolution logits are never stored.
+resize to the labels' resolution happens inside the operator. (Devices without a kernel of their own are served by plain
+PyTorch, which does store full-resolution logits while it computes.)
 
 Shapes throughout: ``N`` images, ``C`` classes, ``(h, w)`` resolution of logits or maps, ``(H, W)`` of the labels.
 """
@@ -13,13 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import _arguments
 from . import _ops as _ops  # registers torch.ops.cawa_fast
 from .reference import CLASSES, NORMALIZATIONS, REDUCTIONS
 
 __all__ = ["ClassCounts", "cam_counts", "confusion_matrix", "cross_entropy"]
-
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
 class ClassCounts(NamedTuple):
@@ -53,7 +52,7 @@ def cross_entropy(
             ``(N, C, d1, ..., dk)``. float32, float64, bfloat16 or float16, any strides. Half precision is computed in
             float32.
         target: class indices ``(N, H, W)`` (or ``()``, ``(N,)``, ``(N, d1, ..., dk)``), uint8, int16, int32 or int64,
-            in ``[0, C)`` or ``ignore_index``. uint8 is the fastest: an eighth of the bytes of int64.
+            in ``[0, C)`` or ``ignore_index``. uint8 takes an eighth of the bytes of int64.
         weight: ``(C,)``, finite, not negative: a factor per class. Not differentiated.
         ignore_index: label of pixels that count for nothing. May lie outside or inside ``[0, C)``.
         reduction: what becomes of the pixels' losses.
@@ -87,15 +86,15 @@ def cross_entropy(
         1.3863
     """
     name = "cross_entropy"
-    _check_float(name, "input", input)
+    _arguments.check_float(name, "input", input)
     if target.is_floating_point():
         probabilities = target.dim() == input.dim()
         hint = "; for class probabilities use F.cross_entropy (torch.nn.functional)" if probabilities else ""
         raise TypeError(
-            f"{name}: target must hold class indices ({_names(_LABELS)}), got {_short(target.dtype)} of shape "
-            f"{tuple(target.shape)}{hint}"
+            f"{name}: target must hold class indices ({_arguments.names(_arguments.LABELS)}), got "
+            f"{_arguments.short(target.dtype)} of shape {tuple(target.shape)}{hint}"
         )
-    _check_labels(name, "target", target, input)
+    _arguments.check_labels(name, "target", target, input)
     if input.dim() == 0:
         raise ValueError(f"{name}: input must be (N, C, ...) or (C,), got a scalar")
     if input.dim() == 1 and target.dim() == 0:
@@ -109,10 +108,10 @@ def cross_entropy(
             align_corners=align_corners,
         )
         return loss.squeeze(0) if reduction == "none" else loss
-    _check_loss_shapes(name, input, target)
-    _check_weight(name, weight, input)
-    _check_choice(name, "reduction", reduction, REDUCTIONS)
-    _check_range(name, "label_smoothing", label_smoothing)
+    _arguments.check_loss_shapes(name, input, target)
+    _arguments.check_weight(name, weight, input)
+    _arguments.check_choice(name, "reduction", reduction, REDUCTIONS)
+    _arguments.check_range(name, "label_smoothing", label_smoothing)
     loss, _ = torch.ops.cawa_fast.cross_entropy(
         input, target, weight, ignore_index, reduction, label_smoothing, align_corners
     )
@@ -156,19 +155,19 @@ def confusion_matrix(
                 [0, 1]])
     """
     name = "confusion_matrix"
-    _check_labels(name, "target", target, input)
+    _arguments.check_labels(name, "target", target, input)
     if input.is_floating_point():
-        _check_float(name, "input", input)
-        _check_map_shapes(name, "input", input, target)
+        _arguments.check_float(name, "input", input)
+        _arguments.check_map_shapes(name, "input", input, target)
         classes = input.shape[1]
         if num_classes is not None and num_classes != classes:
             raise ValueError(f"{name}: num_classes={num_classes}, but input has {classes} channels; leave it out")
     else:
-        _check_labels(name, "input", input, target)
+        _arguments.check_labels(name, "input", input, target)
         if num_classes is None:
             raise ValueError(f"{name}: num_classes is needed when input holds integer predictions")
-        if num_classes < 1:
-            raise ValueError(f"{name}: num_classes must be at least 1, got {num_classes}")
+        if not 1 <= num_classes <= 65535:  # so that a matrix stays within 32 GiB and its index within 32 bits
+            raise ValueError(f"{name}: num_classes must be at least 1 and at most 65535, got {num_classes}")
         if input.shape != target.shape:
             raise ValueError(
                 f"{name}: integer predictions must have the target's shape {tuple(target.shape)}, got input "
@@ -227,90 +226,12 @@ def cam_counts(
         ClassCounts(tp=tensor([1, 1]), fp=tensor([1, 0]), fn=tensor([0, 1]))
     """
     name = "cam_counts"
-    _check_float(name, "cam", cam)
-    _check_labels(name, "target", target, cam)
-    _check_map_shapes(name, "cam", cam, target)
-    _check_range(name, "tau", tau)
-    _check_choice(name, "normalize", normalize, NORMALIZATIONS)
-    _check_choice(name, "classes", classes, CLASSES)
+    _arguments.check_float(name, "cam", cam)
+    _arguments.check_labels(name, "target", target, cam)
+    _arguments.check_map_shapes(name, "cam", cam, target)
+    _arguments.check_range(name, "tau", tau)
+    _arguments.check_choice(name, "normalize", normalize, NORMALIZATIONS)
+    _arguments.check_choice(name, "classes", classes, CLASSES)
     return ClassCounts(
         *torch.ops.cawa_fast.cam_counts(cam.detach(), target, tau, normalize, classes, ignore_index, align_corners)
     )
-
-
-# --------------------------------------------------------------------------------------- checks of plain arguments
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _names(dtypes: tuple[torch.dtype, ...]) -> str:
-    return ", ".join(map(_short, dtypes))
-
-
-def _check_float(name: str, argument: str, value: Tensor) -> None:
-    if value.dtype not in _FLOATS:
-        raise TypeError(f"{name}: {argument} must be one of {_names(_FLOATS)}, got {_short(value.dtype)}")
-
-
-def _check_labels(name: str, argument: str, value: Tensor, other: Tensor) -> None:
-    if value.dtype not in _LABELS:
-        raise TypeError(
-            f"{name}: {argument} must be one of {_names(_LABELS)}, got {_short(value.dtype)}; convert it, best on load"
-        )
-    if value.device != other.device:
-        raise ValueError(f"{name}: {argument} is on {value.device}, but the other tensor on {other.device}; move one")
-
-
-def _check_loss_shapes(name: str, input: Tensor, target: Tensor) -> None:
-    if input.dim() == 4:
-        _check_map_shapes(name, "input", input, target)
-    elif target.shape != (*input.shape[:1], *input.shape[2:]):
-        raise ValueError(
-            f"{name}: for input {tuple(input.shape)} target must have the shape "
-            f"{(*input.shape[:1], *input.shape[2:])}, got {tuple(target.shape)} (only (N, C, h, w) is resized)"
-        )
-    if input.shape[1] == 0:
-        raise ValueError(f"{name}: input {tuple(input.shape)} has no classes")
-
-
-def _check_map_shapes(name: str, argument: str, value: Tensor, target: Tensor) -> None:
-    if value.dim() != 4:
-        raise ValueError(f"{name}: {argument} must be (N, C, h, w), got {tuple(value.shape)}")
-    if target.dim() == 4 and target.shape[1] == 1:
-        raise ValueError(f"{name}: target must be (N, H, W), got {tuple(target.shape)}; use target.squeeze(1)")
-    if target.dim() != 3 or target.shape[0] != value.shape[0]:
-        raise ValueError(
-            f"{name}: target must be (N, H, W) with N = {value.shape[0]} as in {argument} {tuple(value.shape)}, got "
-            f"{tuple(target.shape)}"
-        )
-    if value.shape[1] == 0:
-        raise ValueError(f"{name}: {argument} {tuple(value.shape)} has no classes")
-    if value.shape[2:].numel() == 0 and target.shape[1:].numel() > 0:
-        raise ValueError(f"{name}: {argument} {tuple(value.shape)} is empty, but target is {tuple(target.shape)}")
-
-
-def _check_weight(name: str, weight: Tensor | None, input: Tensor) -> None:
-    if weight is None:
-        return
-    if weight.shape != input.shape[1:2]:
-        raise ValueError(
-            f"{name}: weight must have one value for each of the {input.shape[1]} classes, got shape "
-            f"{tuple(weight.shape)}"
-        )
-    _check_float(name, "weight", weight)
-    if weight.device != input.device:
-        raise ValueError(f"{name}: weight is on {weight.device}, but input on {input.device}; move one")
-    if weight.requires_grad:
-        raise ValueError(f"{name}: weight requires a gradient, which is not computed; pass weight.detach()")
-
-
-def _check_choice(name: str, argument: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: {argument} must be one of {', '.join(choices)}; got {value!r}")
-
-
-def _check_range(name: str, argument: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}: {argument} must lie in [0, 1], got {value}")

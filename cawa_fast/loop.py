@@ -25,6 +25,9 @@ class _Listener:
         if owner is not None:
             owner._remember(module, inputs, output)
 
+    def is_deaf(self) -> bool:
+        return self._owner() is None
+
     def __reduce__(self) -> tuple[type[_Listener], tuple[()]]:  # also what copy.deepcopy goes by
         return _Listener, ()
 
@@ -88,7 +91,7 @@ class CAWA(nn.Module):
         # In a tuple, so that neither becomes a submodule whose state would be saved twice.
         self._parts = (module, CrossEntropyLoss(self.weights, ignore_index, reduction, label_smoothing, align_corners))
         self._record: tuple[Tensor, Tensor] | None = None
-        self._handle = module.register_forward_hook(_Listener(self))
+        self._listen()
 
     @property
     def criterion(self) -> CrossEntropyLoss:
@@ -128,12 +131,32 @@ class CAWA(nn.Module):
         self._handle.remove()
         self._record = None
 
+    def _listen(self) -> None:
+        hooks = self._parts[0]._forward_hooks
+        for key in [key for key, hook in hooks.items() if isinstance(hook, _Listener) and hook.is_deaf()]:
+            del hooks[key]  # came with a copy of the network
+        self._handle = self._parts[0].register_forward_hook(_Listener(self))
+
+    # A copy, together with its network, listens to the copied network and has seen no forward pass yet.
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state["_record"] = None
+        del state["_handle"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._listen()
+
     def _remember(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self._record = inputs[0].detach(), output
 
     def _last(self) -> tuple[Tensor, Tensor]:
         if self._record is None:
-            raise RuntimeError("CAWA: the classifier has not run yet; call model(images) first")
+            raise RuntimeError(
+                "CAWA: the classifier has not run yet; call model(images) first. (A network that was compiled and run "
+                "before CAWA was made does not call new hooks: make CAWA first, or call torch._dynamo.reset())"
+            )
         return self._record
 
     def _follow(self, device: torch.device) -> None:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from . import _checks, reference
+from . import _arguments, _checks, reference
 from . import functional as CF
 from .weights import AdaptiveClassWeights
 
@@ -52,8 +52,8 @@ class CrossEntropyLoss(nn.Module):
         align_corners: bool = False,
     ) -> None:
         super().__init__()
-        CF._check_choice("CrossEntropyLoss", "reduction", reduction, reference.REDUCTIONS)
-        CF._check_range("CrossEntropyLoss", "label_smoothing", label_smoothing)
+        _arguments.check_choice("CrossEntropyLoss", "reduction", reduction, reference.REDUCTIONS)
+        _arguments.check_range("CrossEntropyLoss", "label_smoothing", label_smoothing)
         self.adaptive: AdaptiveClassWeights | None
         _register_weight(self, weight)
         self.ignore_index = ignore_index
@@ -71,6 +71,16 @@ class CrossEntropyLoss(nn.Module):
             label_smoothing=self.label_smoothing,
             align_corners=self.align_corners,
         )
+
+    def item(self, loss: Tensor) -> float:
+        """``loss.item()``, and the moment when bad labels that were met on a GPU raise: it waits for the device anyway.
+
+        Raises:
+            ValueError: see :func:`cawa_fast.check_labels`.
+        """
+        value = loss.item()
+        _checks.check_labels()
+        return value
 
     def extra_repr(self) -> str:
         return f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, align_corners={self.align_corners}"
@@ -112,7 +122,7 @@ class FocalLoss(nn.Module):
         super().__init__()
         if not 0 <= gamma < math.inf:
             raise ValueError(f"FocalLoss: gamma must be finite and at least 0, got {gamma}")
-        CF._check_choice(
+        _arguments.check_choice(
             "FocalLoss", "reduction", reduction, tuple(r for r in reference.REDUCTIONS if r != "class_mean")
         )
         self.adaptive: AdaptiveClassWeights | None
@@ -124,7 +134,7 @@ class FocalLoss(nn.Module):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         weight = self.weight if self.adaptive is None else self.adaptive.weight
-        CF._check_weight("FocalLoss", weight, input)
+        _arguments.check_weight("FocalLoss", weight, input)
         nll = CF.cross_entropy(
             input, target, ignore_index=self.ignore_index, reduction="none", align_corners=self.align_corners
         )

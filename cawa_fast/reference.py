@@ -49,7 +49,7 @@ def bilinear_taps(in_size: int, out_size: int, align_corners: bool, dtype: torch
     # PyTorch rounds the step to ``dtype`` and fuses the multiplication with the subtraction. In float64 the product is
     # exact, so that the position is rounded once, as there; kernels use one fused multiply-add.
     step = (in_size - 1) / max(out_size - 1, 1) if align_corners else in_size / out_size
-    step = torch.tensor(step, dtype=dtype).item()
+    step = torch.tensor(step, dtype=dtype, device="cpu").item()
     out = torch.arange(out_size, dtype=torch.float64, device=device)
     position = (out * step if align_corners else (out + 0.5) * step - 0.5).clamp_min_(0).to(dtype)
     low = position.to(torch.int64).clamp_max_(in_size - 1)
@@ -238,7 +238,7 @@ _NO_LABEL = _INT64.min  # an ignore_index that no label has
 def pseudo_masks(cam: Tensor, size: tuple[int, int], tau: float, normalize: str, align_corners: bool) -> Tensor:
     """Eq. 1: ``(N, C, H, W)`` bool, true where the normalised map exceeds ``tau`` (strictly)."""
     cam = cam.to(compute_dtype(cam.dtype))
-    threshold = torch.tensor(tau, dtype=cam.dtype, device=cam.device)
+    threshold = cam.new_full((), tau)  # rounded to the maps' dtype, and no copy from the host
     if normalize == "gradcam":
         cam = _minmax(cam.clamp_min(0)).nan_to_num(0)
     elif normalize == "minmax":

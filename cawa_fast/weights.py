@@ -133,11 +133,12 @@ class AdaptiveClassWeights(nn.Module):
         self.normalize, self.classes, self.align_corners = normalize, classes, align_corners
         self.history: list[dict[str, Any]] = []
 
-        self.register_buffer("weight", torch.ones(num_classes))
-        self.register_buffer("counts", torch.zeros(3, num_classes, dtype=torch.int64))
-        for name in (*_RESULTS, "last_csps"):
-            self.register_buffer(name, torch.full((num_classes,), torch.nan))
-        self.register_buffer("class_counts", _as_counts(class_counts, num_classes))
+        with torch.inference_mode(False):
+            self.register_buffer("weight", torch.ones(num_classes))
+            self.register_buffer("counts", torch.zeros(3, num_classes, dtype=torch.int64))
+            for name in (*_RESULTS, "last_csps"):
+                self.register_buffer(name, torch.full((num_classes,), torch.nan))
+            self.register_buffer("class_counts", _as_counts(class_counts, num_classes))
 
     def observe(self, cam: Tensor, target: Tensor) -> None:
         """Add one batch to the counts, on its device and without waiting for it.
@@ -154,6 +155,7 @@ class AdaptiveClassWeights(nn.Module):
             raise ValueError(
                 f"observe: cam has {cam.shape[1]} channels, but num_classes={self.num_classes}; got {tuple(cam.shape)}"
             )
+        self._check_device("observe: cam", cam)
         if self.source == "cam":
             counts = CF.cam_counts(
                 cam,
@@ -164,7 +166,7 @@ class AdaptiveClassWeights(nn.Module):
                 ignore_index=self.ignore_index,
                 align_corners=self.align_corners,
             )
-            self.counts.add_(torch.stack(counts).to(self.counts.device))
+            self.counts.add_(torch.stack(counts))
         else:
             self.observe_confusion(
                 CF.confusion_matrix(cam, target, ignore_index=self.ignore_index, align_corners=self.align_corners)
@@ -179,8 +181,9 @@ class AdaptiveClassWeights(nn.Module):
             raise ValueError(
                 f"observe_confusion: matrix must be ({self.num_classes}, {self.num_classes}), got {tuple(matrix.shape)}"
             )
+        self._check_device("observe_confusion: matrix", matrix)
         tp = matrix.diagonal()
-        self.counts.add_(torch.stack((tp, matrix.sum(0) - tp, matrix.sum(1) - tp)).to(self.counts.device))
+        self.counts.add_(torch.stack((tp, matrix.sum(0) - tp, matrix.sum(1) - tp)))
 
     @torch.no_grad()
     def step(self, group: dist.ProcessGroup | None = None) -> Tensor:
@@ -202,7 +205,7 @@ class AdaptiveClassWeights(nn.Module):
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self.counts, group=group)
         _checks.check_labels()  # after the collective: a process that raises must not leave the others waiting in it
-        counts = self.counts.cpu()
+        counts = self.counts.to("cpu", copy=True)
         if not bool((counts[0] + counts[2]).any()):
             raise RuntimeError(
                 "step: no labelled pixel was observed since the last step; call observe(cam, target) for each "
@@ -238,18 +241,26 @@ class AdaptiveClassWeights(nn.Module):
     # The history travels as a tensor of JSON bytes: formats that hold tensors alone (safetensors) keep it too, and
     # torch.load(weights_only=True) reads it. Python's JSON returns every float with the same bits, NaN included.
     def get_extra_state(self) -> Tensor:
-        return torch.tensor(list(json.dumps(self.history).encode()), dtype=torch.uint8)
+        return torch.frombuffer(bytearray(json.dumps(self.history), "ascii"), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.history = json.loads(bytes(state.tolist()))
+        self.history = json.loads(state.cpu().numpy().tobytes())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptiveClassWeights:
-        # model.half() casts floating buffers; the weights stay float32 (their last bits decide the next ratio).
+        # model.half() casts floating buffers; the weights stay float32 (their last bits decide the next ratio). And a
+        # buffer that is moved in inference mode must not become an inference tensor, which step() could not write to.
         def keep_dtype(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
-        return super()._apply(keep_dtype, recurse)
+        with torch.inference_mode(False):
+            return super()._apply(keep_dtype, recurse)
+
+    def _check_device(self, argument: str, tensor: Tensor) -> None:
+        if tensor.device != self.counts.device:  # moving it here would make the host wait, unseen
+            raise ValueError(
+                f"{argument} is on {tensor.device}, but the weights are on {self.counts.device}; move them with .to()"
+            )
 
 
 def _check(condition: bool, argument: str, value: object, must: str) -> None:

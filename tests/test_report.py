@@ -173,7 +173,12 @@ def test_missing_checkpoint_is_named_and_not_needed_without_pictures(tmp_path: P
     [
         ("metrics.jsonl", '{"epoch": 1', r"metrics\.jsonl, line 1 .*--resume"),
         ("metrics.jsonl", "", "no epoch was finished"),
-        ("metrics.jsonl", '{"epoch": 1, "iou": [0.5]}', "1 classes, but dataset.json names 10"),
+        ("metrics.jsonl", '{"epoch": 1, "iou": [0.5]}', "line 1 is not an epoch's record .*'miou'"),
+        (
+            "metrics.jsonl",
+            json.dumps(dict.fromkeys(report._RECORD, 1) | {"iou": [0.5]}),
+            "1 classes, but dataset.json names 10",
+        ),
         ("config.json", "{", r"config\.json is not JSON"),
         ("dataset.json", "[]", "no JSON object"),
         ("dataset.json", '{"class_names": []}', "lacks ignore_index, palette, train_pixels"),

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from cawa_fast.cli import main
 from cawa_fast.recipes.config import WEIGHTINGS, TrainConfig
+from cawa_fast.recipes.datasets import build_dataset
 from cawa_fast.recipes.display import Display
 from cawa_fast.recipes.run_folder import RunFolder, atomic
 from cawa_fast.recipes.stopwatch import Stopwatch
@@ -266,7 +267,102 @@ def test_metrics_that_ran_ahead_of_the_checkpoint_are_cut_back(tmp_path: Path) -
     assert metrics.read_text() == truth
 
 
+def test_events_of_earlier_lives_are_written_anew(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path)
+    for events in tmp_path.glob("*tfevents*"):  # never flushed: the process was killed
+        events.unlink()
+    run(tmp_path)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("miou")] == [1, 2]
+
+
+def test_stopped_while_reading_images_it_resumes_with_its_own_settings(tmp_path: Path) -> None:
+    class Impatient(Silent):
+        def prepare(self, what: str, done: int, total: int) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(replace(TINY, weighting="enet"), RunFolder(tmp_path), Impatient())
+    assert invoke("train", "--resume", "--run-dir", str(tmp_path), "--no-tables").exit_code == 0
+    assert RunFolder(tmp_path).read_config().weighting == "enet"
+    assert len(without_times(tmp_path)) == 2
+
+
+def test_interrupted_before_anything_was_begun_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(**_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cawa_fast.cli.TrainConfig", interrupt)
+    result = invoke("train", "--run-dir", str(tmp_path / "r"))
+    assert result.exit_code == 130
+    assert "nothing was begun yet" in result.output
+
+
+def test_a_checkpoint_without_settings_is_not_adopted(tmp_path: Path) -> None:
+    run(tmp_path)
+    (tmp_path / "config.json").unlink()
+    result = invoke(*arguments(replace(TINY, seed=7), tmp_path))
+    assert result.exit_code == 1
+    assert "latest.pt has no config.json beside it" in result.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize(("name", "content"), [("latest.pt", b"PK\x03\x04 cut"), ("config.json", b'{"epochs": "2"')])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    run(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    result = invoke("train", "--resume", "--run-dir", str(tmp_path))
+    assert result.exit_code == 1
+    assert f"{name} is damaged" in result.output
+
+
+def camvid_with_void(root: Path, labelled: dict[str, int]) -> None:
+    """A CamVid tree of 8 images a split, of which only the first few have labels."""
+    from PIL import Image
+
+    for split, count in labelled.items():
+        for folder in (split, f"{split}annot"):
+            (root / folder).mkdir(parents=True)
+        for index in range(8):
+            Image.new("RGB", (64, 48), (30 * index, 90, 20)).save(root / split / f"{index}.png")
+            Image.new("L", (64, 48), index if index < count else 11).save(root / f"{split}annot" / f"{index}.png")
+
+
+def test_a_batch_without_a_label_is_no_broken_loss(tmp_path: Path) -> None:
+    camvid_with_void(tmp_path / "data", {"train": 2, "val": 8})
+    config = replace(TINY, dataset="camvid", root=str(tmp_path / "data"), resize=None, train_images=None, batch_size=2)
+    records = run(tmp_path / "run", config)
+    assert all(0 < record["train_loss"] < 10 for record in records)
+
+
+def test_a_split_without_a_label_is_named_before_training(tmp_path: Path) -> None:
+    camvid_with_void(tmp_path / "data", {"train": 8, "val": 0})
+    config = replace(TINY, dataset="camvid", root=str(tmp_path / "data"), resize=None)
+    with pytest.raises(ValueError, match="no image of the split 'val' of camvid has a labelled pixel"):
+        run(tmp_path / "run", config)
+
+
+def test_a_part_of_camvid_is_spread_over_its_videos(tmp_path: Path) -> None:
+    camvid_with_void(tmp_path, {"val": 8})
+    part = build_dataset("camvid", root=str(tmp_path), split="val", length=4)
+    assert [int(part.read(index)[1][0, 0]) for index in range(4)] == [0, 2, 4, 6]
+
+
 # -------------------------------------------------------------------------------------------------- the command line
+
+
+def test_report_takes_a_glob_twice(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run(tmp_path / name)
+    (tmp_path / "notes").mkdir()
+    out = tmp_path / "report.html"
+    for _ in range(2):
+        result = invoke("report", *map(str, sorted(tmp_path.iterdir())), "--out", str(out), "--images", "0")
+        assert result.exit_code == 0, result.output
+    assert "Not run folders, left out" in result.output
+    assert out.exists()
 
 
 def invoke(*args: str) -> Any:
@@ -309,6 +405,8 @@ def test_a_broken_loss_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path) ->
         ({"batch_size": -1}, "batch_size must be at least 1, got -1"),
         ({"lr": float("nan")}, "lr must be finite and at least 0, got nan"),
         ({"crop": (0, 8)}, r"crop must be HEIGHTxWIDTH in pixels, each at least 1, got \(0, 8\)"),
+        ({"seed": 2**63}, "seed must be below 2"),
+        ({"scale": (1.0, float("inf"))}, r"scale must be LOW,HIGH with 0 < LOW <= HIGH, finite, got \(1.0, inf\)"),
         ({"workers": -2}, "workers must be at least 0, got -2"),
         ({"weighting": "best"}, "weighting must be one of cawa, .*; got 'best'"),
         ({"dataset": "imagenet"}, "dataset must be one of .*street.*; got 'imagenet'"),
@@ -354,15 +452,21 @@ def test_doctor_lists_versions_and_gives_a_reason_for_what_is_missing() -> None:
     assert result.exit_code == 0
     assert torch.__version__ in result.output
     assert "native CPU extension" in result.output
-    if "! native" in result.output:
-        assert "→" in result.output
+
+
+def test_doctor_says_why_the_extension_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cawa_fast._native.build_info", lambda: None)
+    monkeypatch.setattr("cawa_fast._native.why_not", lambda: "planted reason; planted way out")
+    output = " ".join(invoke("doctor").output.split())
+    assert "! native CPU extension: not there → planted reason; planted way out" in output
 
 
 def test_display_prints_rate_and_remaining_time(tmp_path: Path) -> None:
     console = Console(force_terminal=True, width=140, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    with console.file, Display(console) as display:
-        Trainer(TINY, RunFolder(tmp_path), display).fit()
-        shown = console.export_text()
+    with console.file:
+        with Display(console) as display:
+            Trainer(TINY, RunFolder(tmp_path), display).fit()
+        shown = console.export_text()  # with the last state of the bar
     assert "img/s" in shown
     assert "cawa validate 2/2" in shown
 

@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import GradCAM, reference
-from .datasets import SegmentationDataset, build_dataset
+from .datasets import SegmentationDataset
 from .models import build_model
 from .report import Run
 
@@ -66,15 +65,14 @@ def make_scenes(runs: Sequence[Run], rare: Sequence[int], count: int) -> list[Sc
 
 
 def _open(run: Run) -> SegmentationDataset:
-    config = run.config
-    options: dict[str, Any] = {}
-    if config.get("val_images") is not None:
-        options["length"] = config["val_images"]
-    resize = None if config.get("resize") is None else (config["resize"][0], config["resize"][1])
-    data = build_dataset(config["dataset"], root=config.get("root"), split="val", resize=resize, **options)
+    from .config import TrainConfig
+    from .train import open_split
+
+    config = TrainConfig.from_dict(dict(run.config))
+    data = open_split(config, "val")
     if list(data.class_names) != list(run.dataset["class_names"]):
         raise ValueError(
-            f"{run.path / 'dataset.json'}: its classes are not those of the data set {config['dataset']!r} as it "
+            f"{run.path / 'dataset.json'}: its classes are not those of the data set {config.dataset!r} as it "
             "is now; train the run again, or pass images=0"
         )
     return data

@@ -41,7 +41,7 @@ class TrainConfig:
     dataset: str = _setting(
         "street", "Data set: 'street' is drawn on the fly, the others read --root.", tuple(sorted(DATASETS))
     )
-    root: str | None = _setting(None, "Folder of the data set's files.")
+    root: str | None = _setting(None, "Folder of the data set's files.", resume=True)
     resize: tuple[int, int] | None = _setting(None, "Resize every image on load, e.g. 180x240 (height x width).")
     model: str = _setting("compact", "Network: 'compact' is built in and learns on a CPU.", tuple(sorted(MODELS)))
     weighting: str = _setting("cawa", "Class weights of the loss: adaptive (cawa), or a static rival.", WEIGHTINGS)
@@ -85,6 +85,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and min(value) < 1:
                 raise ValueError(f"{name} must be HEIGHTxWIDTH in pixels, each at least 1, got {value}")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2**63, got {self.seed}")
+        if not 0 < self.scale[0] <= self.scale[1] < float("inf"):
+            raise ValueError(f"scale must be LOW,HIGH with 0 < LOW <= HIGH, finite, got {self.scale}")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers must be at least 0, got {self.workers}")
         self.adaptive_weights(num_classes=1)  # raises for its own arguments
@@ -121,8 +125,12 @@ class TrainConfig:
             device = torch.device(self.device)
         except RuntimeError:
             raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}") from None
+        if device.type not in ("cpu", "cuda"):
+            raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         if device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device={self.device!r}, but this torch sees no CUDA device; `cawa-fast doctor` says why")
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"device={self.device!r}, but there are {torch.cuda.device_count()} CUDA devices, from 0")
         return device
 
     def default_run_dir(self) -> Path:

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -64,7 +65,8 @@ class Display:
         self.console.print(
             f"[bold]{config.dataset}[/]: {len(trainer.train_set)} training, {len(trainer.val_set)} validation images, "
             f"{trainer.train_set.num_classes} classes. [bold]{config.model}[/]: {parameters / 1e6:.2f} M parameters "
-            f"on {trainer.device}. Weights: [bold]{config.weighting}[/]. Run folder: {trainer.folder.path}",
+            f"on {trainer.device}. Weights: [bold]{config.weighting}[/]. "
+            f"Run folder: {escape(str(trainer.folder.path))}",
             highlight=False,
         )
         if trainer.epochs_done:

@@ -15,6 +15,8 @@ from .config import cpu_count
 Finding = tuple[str, str, str | None]
 """Name, what was found, and what to do about it (None where nothing is)."""
 
+_GPU_ADVICE = "on a GPU the operators run in plain PyTorch: right, but not fused; nothing needs to be done"
+
 _OPTIONAL = {
     "click": "train",
     "rich": "train",
@@ -54,6 +56,7 @@ def _back_ends() -> list[Finding]:
     else:
         sets = ", ".join(info["instruction_sets"])
         lines.append(("native CPU extension", f"{info['compiler']}, instruction sets: {sets}", None))
+    lines.append(("fused GPU kernels (Triton, CUDA C++)", "not part of this version", _GPU_ADVICE))
     return lines
 
 

@@ -144,6 +144,10 @@ def share_text(share: float) -> str:
     return f"{percent:.{-math.floor(math.log10(percent))}f}"
 
 
+_RECORD = {"epoch", "train_loss", "miou", "pixel_accuracy", "iou", "csps", "weight", "seconds", "awa_overhead"}
+"""What every line of metrics.jsonl holds."""
+
+
 def load_run(run_dir: StrPath) -> Run:
     """Read a run's folder.
 
@@ -160,6 +164,8 @@ def load_run(run_dir: StrPath) -> Run:
     for number, line in enumerate(_read(folder.metrics_file).splitlines(), start=1):
         try:
             record = json.loads(line)
+            if lacking := sorted(_RECORD - record.keys()):
+                raise KeyError(*lacking)
             records[record["epoch"]] = record
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(

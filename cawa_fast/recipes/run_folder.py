@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,18 +70,30 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     def exists(self) -> bool:
-        """Whether a run was begun here."""
+        """Whether a run was begun here. A checkpoint without settings is a ``ValueError``: it could be any run's."""
+        if self.latest.exists() and not self.config_file.exists():
+            raise ValueError(
+                f"{self.latest} has no config.json beside it; choose another --run-dir, or restore the file"
+            )
         return self.config_file.exists()
 
     def read_config(self) -> TrainConfig:
         """The settings that the run was begun with."""
-        return TrainConfig.from_dict(json.loads(self.config_file.read_text()))
+        try:
+            return TrainConfig.from_dict(json.loads(self.config_file.read_text()))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{self.config_file} is damaged ({error}); restore it or choose another --run-dir"
+            ) from error
 
-    def begin(self, config: TrainConfig, dataset: dict[str, Any]) -> None:
-        """Make the folder and write its settings and its data set's description."""
+    def begin(self, config: TrainConfig) -> None:
+        """Make the folder and write its settings: from now on it is a run's."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self._write_json("dataset.json", dataset)
         self._write_json("config.json", config.as_dict())
+
+    def describe(self, dataset: dict[str, Any]) -> None:
+        """Write the data set's description."""
+        self._write_json("dataset.json", dataset)
 
     def save(self, checkpoint: dict[str, Any], *, best: bool) -> None:
         """Write the checkpoint, and the metrics in it as ``metrics.jsonl``. ``best.pt`` comes first: see the module."""
@@ -93,11 +106,20 @@ class RunFolder:
 
     def load(self) -> dict[str, Any] | None:
         """The latest checkpoint on the CPU, or None if no epoch was finished."""
-        for leftover in self.path.glob(".*.pt.*"):  # of a process that was killed while it wrote
-            leftover.unlink()
+        if not self.exists():
+            return None
+        for name in ("latest.pt", "best.pt", "metrics.jsonl", "config.json", "dataset.json"):
+            for leftover in self.path.glob(f".{name}.*"):  # of a process that was killed while it wrote
+                leftover.unlink()
         if not self.latest.exists():
             return None
-        return torch.load(self.latest, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(self.latest, map_location="cpu", weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            raise ValueError(
+                f"{self.latest} is damaged ({str(error).splitlines()[0]}); "
+                "restore it, or delete it to begin this run anew"
+            ) from error
 
     def write_metrics(self, records: list[dict[str, Any]]) -> None:
         """Write ``metrics.jsonl``: one JSON object a line, one line an epoch."""

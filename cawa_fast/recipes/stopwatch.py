@@ -26,6 +26,7 @@ class Stopwatch:
     """
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._cuda = device.type == "cuda"
         self._seconds: dict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
@@ -48,7 +49,7 @@ class Stopwatch:
     def seconds(self) -> dict[str, float]:
         """Seconds by part, and ``total``: the wall time since this stopwatch was made. Waits for the device."""
         if self._events:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self._device)
         for name, begin, end in self._events:
             self._seconds[name] += begin.elapsed_time(end) / 1e3
         self._events.clear()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .. import CAWA, CrossEntropyLoss, FocalLoss, weighting
+from .. import CAWA, CrossEntropyLoss, FocalLoss, check_labels, weighting
 from .. import functional as CF
 from .config import TrainConfig, cpu_count
 from .datasets import Augmentation, EpochSampler, EvalView, SegmentationDataset, TrainView, build_dataset
@@ -47,9 +47,16 @@ class Watcher(Protocol):
 
 def normalize_images(images: Tensor) -> Tensor:
     """``(N, 3, H, W)`` uint8 to float32 with ImageNet's mean 0 and deviation 1, on the images' device."""
-    scale = torch.tensor([1 / (255 * s) for s in _IMAGENET_STD], device=images.device).view(3, 1, 1)
-    shift = torch.tensor([m / s for m, s in zip(_IMAGENET_MEAN, _IMAGENET_STD, strict=True)], device=images.device)
-    return images.to(torch.float32, memory_format=torch.channels_last) * scale - shift.view(3, 1, 1)
+    scale, shift = _imagenet(images.device)
+    return images.to(torch.float32, memory_format=torch.channels_last) * scale - shift
+
+
+@functools.lru_cache
+def _imagenet(device: torch.device) -> tuple[Tensor, Tensor]:
+    # kept: a copy from the host in every batch would make a GPU's host wait
+    scale = torch.tensor([1 / (255 * s) for s in _IMAGENET_STD], device=device).view(3, 1, 1)
+    shift = torch.tensor([m / s for m, s in zip(_IMAGENET_MEAN, _IMAGENET_STD, strict=True)], device=device)
+    return scale, shift.view(3, 1, 1)
 
 
 class Trainer:
@@ -67,10 +74,15 @@ class Trainer:
     def __init__(self, config: TrainConfig, folder: RunFolder, watcher: Watcher) -> None:
         self.config, self.folder, self.watcher = config, folder, watcher
         self.device = config.resolved_device()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         torch.set_num_threads(config.threads or cpu_count())
-        self.train_set, self.val_set = self._open("train"), self._open("val")
-        self.train_pixels = self.train_set.class_counts(functools.partial(watcher.prepare, "training images"))
-        self.val_set.preload(functools.partial(watcher.prepare, "validation images"))
+        self.train_set, self.val_set = open_split(config, "train"), open_split(config, "val")
+        self.train_loader, self.val_loader = self._loaders()
+        if not folder.exists():
+            folder.begin(config)  # before the images are read: what is stopped from here on can be resumed
+        self.train_pixels = self._count("train", self.train_set)
+        self._count("val", self.val_set)
 
         torch.manual_seed(config.seed)
         # channels_last: the layout in which both oneDNN and cuDNN run convolutions fastest
@@ -86,7 +98,6 @@ class Trainer:
         )
         self.adaptive = config.weighting == "cawa"
         self.criterion = self._criterion(ignore).to(self.device)
-        self.train_loader, self.val_loader = self._loaders()
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
@@ -103,9 +114,10 @@ class Trainer:
     def fit(self) -> list[dict[str, Any]]:
         """Run the epochs that are left; returns the records of all."""
         self.watcher.begin(self.config, self)
-        if not self.folder.exists():
-            self.folder.begin(self.config, self._describe_data())
-        with _tensorboard(self.folder, self.epochs_done) as log:
+        self.folder.describe(self._describe_data())
+        with _tensorboard(self.folder) as log:
+            for record in self.records:  # events are not flushed with the checkpoint: write those of earlier lives anew
+                _log_scalars(log, record, self.train_set.class_names)
             for epoch in range(self.epochs_done + 1, self.config.epochs + 1):
                 record = self._epoch(epoch)
                 self.records.append(record)
@@ -125,6 +137,7 @@ class Trainer:
             with watch.part("step"):
                 self.cawa.step()
             scores = {name: _numbers(getattr(self.cawa.weights, name)) for name in scores}
+        check_labels()  # the device has been waited for: on a GPU, bad labels raise here
         seconds = watch.seconds()
         awa = seconds.get("observe", 0.0) + seconds.get("step", 0.0)
         record = {
@@ -143,7 +156,8 @@ class Trainer:
     def _train(self, epoch: int, watch: Stopwatch) -> float:
         self.model.train()
         self.train_loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        total = torch.zeros((), device=self.device)
+        ignore = self.train_set.ignore_index
+        total, batches = torch.zeros(2, device=self.device)
         for images, labels in self._batches(self.train_loader, watch, "data"):
             with watch.part("forward"), self._autocast():
                 self.model(images)
@@ -155,9 +169,12 @@ class Trainer:
             with watch.part("optimizer"):
                 self.optimizer.step()
                 self.scheduler.step()
-            total += loss.detach()  # stays on the device: .item() would make it wait
+            # Stays on the device: .item() would make it wait. A crop without labels has the loss NaN and no gradient.
+            labelled = (labels != ignore).any()
+            total += loss.detach().where(labelled, 0)
+            batches += labelled
             self.watcher.advance("train", epoch, len(images))
-        mean = (total / len(self.train_loader)).item()
+        mean = (total / batches.clamp_min(1)).item()
         if not math.isfinite(mean):
             raise FloatingPointError(
                 f"the training loss of epoch {epoch} is {mean}; a smaller --lr (now {self.config.lr}) usually helps. "
@@ -190,6 +207,7 @@ class Trainer:
         for _ in range(len(loader)):
             with watch.part(part, host=True):
                 images, labels = next(batches)
+            with watch.part(part):
                 images = normalize_images(images.to(self.device, non_blocking=True))
                 labels = labels.to(self.device, non_blocking=True)
             yield images, labels
@@ -199,11 +217,12 @@ class Trainer:
 
     # --------------------------------------------------------------------------------------------- the parts of it
 
-    def _open(self, split: str) -> SegmentationDataset:
-        config = self.config
-        length = config.train_images if split == "train" else config.val_images
-        options = {} if length is None else {"length": length}
-        return build_dataset(config.dataset, root=config.root, split=split, resize=config.resize, **options)
+    def _count(self, split: str, dataset: SegmentationDataset) -> Tensor:
+        """Pixels per class. Reads every image, which fills the cache and finds what is broken before any training."""
+        counts = dataset.class_counts(functools.partial(self.watcher.prepare, f"{split} images"))
+        if not counts.any():
+            raise ValueError(f"no image of the split {split!r} of {self.config.dataset} has a labelled pixel")
+        return counts
 
     def _criterion(self, ignore_index: int) -> CrossEntropyLoss | FocalLoss:
         name = self.config.weighting
@@ -234,6 +253,8 @@ class Trainer:
             "persistent_workers": workers > 0,
             "pin_memory": self.device.type == "cuda",
             "worker_init_fn": _ignore_interrupt,
+            # of its own, so that the seeds of workers are not drawn from the generator that the network uses
+            "generator": torch.Generator().manual_seed(config.seed),
         }
         train_view = TrainView(self.train_set, Augmentation(crop, scale=config.scale), seed=config.seed)
         sampler = EpochSampler(len(self.train_set), seed=config.seed)
@@ -284,6 +305,13 @@ class Trainer:
         self.folder.write_metrics(self.records)
 
 
+def open_split(config: TrainConfig, split: str) -> SegmentationDataset:
+    """The data set of ``config``, "train" or "val"."""
+    length = config.train_images if split == "train" else config.val_images
+    options = {} if length is None else {"length": length}
+    return build_dataset(config.dataset, root=config.root, split=split, resize=config.resize, **options)
+
+
 def segmentation_metrics(matrix: Tensor) -> dict[str, Any]:
     """mIoU, accuracies and per-class IoU from a confusion matrix ``(C, C)``, rows = target; None where undefined.
 
@@ -319,10 +347,10 @@ def _ignore_interrupt(worker: int) -> None:
 
 
 @contextlib.contextmanager
-def _tensorboard(folder: RunFolder, epochs_done: int) -> Iterator[Any]:
+def _tensorboard(folder: RunFolder) -> Iterator[Any]:
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(folder.path), purge_step=epochs_done + 1)
+    writer = SummaryWriter(str(folder.path), purge_step=1)
     try:
         yield writer
     finally:

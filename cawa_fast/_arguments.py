@@ -1,0 +1,86 @@
+"""Checks of plain arguments: shapes, dtypes, devices, ranges. Messages name the argument, its value, the way out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(map(short, dtypes))
+
+
+def check_float(name: str, argument: str, value: Tensor) -> None:
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name}: {argument} must be one of {names(FLOATS)}, got {short(value.dtype)}")
+
+
+def check_labels(name: str, argument: str, value: Tensor, other: Tensor) -> None:
+    if value.dtype not in LABELS:
+        raise TypeError(
+            f"{name}: {argument} must be one of {names(LABELS)}, got {short(value.dtype)}; convert it, best on load"
+        )
+    if value.device != other.device:
+        raise ValueError(f"{name}: {argument} is on {value.device}, but the other tensor on {other.device}; move one")
+
+
+def check_loss_shapes(name: str, input: Tensor, target: Tensor) -> None:
+    if input.dim() == 1:
+        raise ValueError(f"{name}: for input (C,) target must be a scalar of shape (), got {tuple(target.shape)}")
+    if input.dim() == 4:
+        check_map_shapes(name, "input", input, target)
+    elif target.shape != (*input.shape[:1], *input.shape[2:]):
+        raise ValueError(
+            f"{name}: for input {tuple(input.shape)} target must have the shape "
+            f"{(*input.shape[:1], *input.shape[2:])}, got {tuple(target.shape)} (only (N, C, h, w) is resized)"
+        )
+    if input.shape[1] == 0:
+        raise ValueError(f"{name}: input {tuple(input.shape)} has no classes")
+
+
+def check_map_shapes(name: str, argument: str, value: Tensor, target: Tensor) -> None:
+    if value.dim() != 4:
+        raise ValueError(f"{name}: {argument} must be (N, C, h, w), got {tuple(value.shape)}")
+    if target.dim() == 4 and target.shape[1] == 1:
+        raise ValueError(f"{name}: target must be (N, H, W), got {tuple(target.shape)}; use target.squeeze(1)")
+    if target.dim() != 3 or target.shape[0] != value.shape[0]:
+        raise ValueError(
+            f"{name}: target must be (N, H, W) with N = {value.shape[0]} as in {argument} {tuple(value.shape)}, got "
+            f"{tuple(target.shape)}"
+        )
+    if value.shape[1] == 0:
+        raise ValueError(f"{name}: {argument} {tuple(value.shape)} has no classes")
+    if value.shape[2:].numel() == 0 and target.shape[1:].numel() > 0:
+        raise ValueError(f"{name}: {argument} {tuple(value.shape)} is empty, but target is {tuple(target.shape)}")
+
+
+def check_weight(name: str, weight: Tensor | None, input: Tensor) -> None:
+    if weight is None:
+        return
+    if weight.shape != input.shape[1:2]:
+        raise ValueError(
+            f"{name}: weight must have one value for each of the {input.shape[1]} classes, got shape "
+            f"{tuple(weight.shape)}"
+        )
+    check_float(name, "weight", weight)
+    if weight.device != input.device:
+        raise ValueError(f"{name}: weight is on {weight.device}, but input on {input.device}; move one")
+    if weight.requires_grad:
+        raise ValueError(f"{name}: weight requires a gradient, which is not computed; pass weight.detach()")
+
+
+def check_choice(name: str, argument: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: {argument} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def check_range(name: str, argument: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: {argument} must lie in [0, 1], got {value}")
