@@ -1,4 +1,4 @@
-"""cawa_fast: class-activation adaptive weights for semantic segmentation, fused so that they cost nothing.
+"""cawa_fast: class-activation adaptive weights for semantic segmentation.
 
 Start with :class:`CAWA` (the closed loop in one object); its parts are :class:`GradCAM`,
 :class:`AdaptiveClassWeights` and :class:`CrossEntropyLoss`, on the operators of :mod:`cawa_fast.functional`.
