@@ -51,6 +51,9 @@ class AdaptiveClassWeights(nn.Module):
         ratio: ``"paper"``: ``CSPS(t) / (CSPS(t-1) + eps)`` to the letter, in which a class with CSPS 0 falls to
             ``w_min`` and stays there. ``"smoothed"``: ``ratio_eps`` is added to both sides, so that 0/0 is 1.
             ``"none"``: 1.
+            Measured on CamVid, mean of two seeds, mIoU / mean IoU of the rare classes: smoothed 0.456 / 0.125, paper
+            0.452 / 0.114, none 0.452 / 0.113, uniform weights 0.396 / 0.003; with ``source="argmax"`` smoothed
+            0.446 / 0.126 and paper 0.224 / 0.000, where seven of eleven classes died (bench/results/ratio-camvid.md).
         ratio_eps: see ``ratio``; positive.
         normalize: see :func:`cawa_fast.functional.cam_counts`.
         classes: see :func:`cawa_fast.functional.cam_counts`.
