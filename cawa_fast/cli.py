@@ -24,9 +24,9 @@ class _Size(click.ParamType):
         if not isinstance(value, str):
             return value
         parts = value.lower().split("x")
-        if len(parts) != 2 or not all(part.isdigit() for part in parts):
-            self.fail(f"{value!r} is not HEIGHTxWIDTH, e.g. 180x240", param, ctx)
-        return tuple(map(int, parts))
+        if len(parts) > 2 or not all(part.isdigit() for part in parts):
+            self.fail(f"{value!r} is not HEIGHTxWIDTH, e.g. 180x240, nor the side of a square, e.g. 512", param, ctx)
+        return int(parts[0]), int(parts[-1])
 
 
 class _Range(click.ParamType):

@@ -6,16 +6,12 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
 import cawa_fast as cf
 from cawa_fast import _native
-
-# pytest's import mode "importlib" leaves sys.path alone; the tests share cases.py and closeness.py.
-sys.path.insert(0, str(Path(__file__).parent))
 
 _libraries: list[torch.library.Library] = []  # a library's definitions live as long as the object
 

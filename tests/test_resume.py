@@ -1,0 +1,158 @@
+"""Stopping and going on: killed at any moment, a run ends with the same bits; what is damaged is named."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cawa_fast.recipes.run_folder import RunFolder, atomic
+from cawa_fast.recipes.train import Trainer
+from runs import TINY, Silent, arguments, assert_same_run, invoke, run, without_times
+
+
+def test_a_run_repeats_to_the_bit(tmp_path: Path) -> None:
+    run(tmp_path / "a")
+    run(tmp_path / "b")
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    run(tmp_path / "c", replace(TINY, seed=1))
+    assert without_times(tmp_path / "c") != without_times(tmp_path / "a")
+
+
+def test_the_number_of_workers_changes_no_bit(tmp_path: Path) -> None:
+    run(tmp_path / "a", replace(TINY, epochs=1))
+    run(tmp_path / "b", replace(TINY, epochs=1, workers=2))
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+    config = replace(TINY, epochs=6)
+    whole, torn = tmp_path / "whole", tmp_path / "torn"
+    run(whole, config)
+    command = [sys.executable, "-m", "cawa_fast.cli", *arguments(config, torn), "--resume"]
+    kills, delays = 0, iter((0.0, 0.05, 0.3, 0.12, 0.21))
+    # Each life is killed a little after it has finished one more epoch: between, and in the middle of, writes.
+    for delay in delays:
+        before = _epochs(torn)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 60
+        while _epochs(torn) == before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        assert process.stderr is not None
+        error = process.stderr.read().decode()
+        process.stderr.close()
+        kills += process.wait() == -signal.SIGKILL
+        assert "Error" not in error, error
+    assert kills >= 3
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Done" in done.stdout
+    assert_same_run(whole, torn)
+    best = [torch.load(path / "best.pt", weights_only=True)["epoch"] for path in (whole, torn)]
+    assert best[0] == best[1]
+
+
+def _epochs(path: Path) -> int:
+    try:
+        return len((path / "metrics.jsonl").read_text().splitlines())
+    except FileNotFoundError:
+        return 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_cleanly_and_says_how_to_resume(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cawa_fast.cli", *arguments(replace(TINY, epochs=500), tmp_path / "r")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while _epochs(tmp_path / "r") == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert f"cawa-fast train --resume --run-dir {tmp_path / 'r'}" in out.replace("\n", " ")
+    assert "Traceback" not in error
+
+
+def test_a_file_appears_complete_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def die_while_writing() -> None:
+        with atomic(path) as file:
+            file.write(b"half of the n")
+            raise RuntimeError("planted")
+
+    with pytest.raises(RuntimeError, match="planted"):
+        die_while_writing()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_metrics_that_ran_ahead_of_the_checkpoint_are_cut_back(tmp_path: Path) -> None:
+    run(tmp_path)
+    metrics = tmp_path / "metrics.jsonl"
+    truth = metrics.read_text()
+    metrics.write_text(truth + '{"epoch": 3}\n')
+    Trainer(TINY, RunFolder(tmp_path), Silent())
+    assert metrics.read_text() == truth
+
+
+def test_events_of_earlier_lives_are_written_anew(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path)
+    for events in tmp_path.glob("*tfevents*"):  # never flushed: the process was killed
+        events.unlink()
+    run(tmp_path)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("miou")] == [1, 2]
+
+
+def test_stopped_while_reading_images_it_resumes_with_its_own_settings(tmp_path: Path) -> None:
+    class Impatient(Silent):
+        def prepare(self, what: str, done: int, total: int) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(replace(TINY, weighting="enet"), RunFolder(tmp_path), Impatient())
+    assert invoke("train", "--resume", "--run-dir", str(tmp_path), "--no-tables").exit_code == 0
+    assert RunFolder(tmp_path).read_config().weighting == "enet"
+    assert len(without_times(tmp_path)) == 2
+
+
+def test_interrupted_before_anything_was_begun_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(**_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cawa_fast.cli.TrainConfig", interrupt)
+    result = invoke("train", "--run-dir", str(tmp_path / "r"))
+    assert result.exit_code == 130
+    assert "nothing was begun yet" in result.output
+
+
+def test_a_checkpoint_without_settings_is_not_adopted(tmp_path: Path) -> None:
+    run(tmp_path)
+    (tmp_path / "config.json").unlink()
+    result = invoke(*arguments(replace(TINY, seed=7), tmp_path))
+    assert result.exit_code == 1
+    assert "latest.pt has no config.json beside it" in result.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize(("name", "content"), [("latest.pt", b"PK\x03\x04 cut"), ("config.json", b'{"epochs": "2"')])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    run(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    result = invoke("train", "--resume", "--run-dir", str(tmp_path))
+    assert result.exit_code == 1
+    assert f"{name} is damaged" in result.output
