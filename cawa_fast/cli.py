@@ -11,10 +11,10 @@ from typing import Any
 try:
     import click
     from rich.console import Console
+
+    from .recipes.config import TrainConfig, cpu_count
 except ImportError as error:  # the core installs without the extra
     raise SystemExit(f"cawa-fast needs {error.name}: pip install 'cawa_fast[train]'") from None
-
-from .recipes.config import TrainConfig, cpu_count
 
 
 class _Size(click.ParamType):
@@ -137,6 +137,8 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
             saved = "nothing was begun yet. Run the same command again."
         console.print(f"\nStopped; {saved}", highlight=False, markup=False)
         sys.exit(130)
+    except ImportError as error:
+        raise click.ClickException(f"{error.name} is not installed: pip install 'cawa_fast[train]'") from error
     except (ValueError, OSError, FloatingPointError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -181,6 +183,8 @@ def report(runs: tuple[Path, ...], out: Path, images: int) -> None:
             runs = tuple(run for run in runs if run not in others)
         console.print(terminal_table(load_runs(runs)))
         page = write_report(runs, out, images=images)
+    except ImportError as error:
+        raise click.ClickException(f"{error.name} is not installed: pip install 'cawa_fast[train]'") from error
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
     console.print(f"Page: {page}", highlight=False, markup=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +103,16 @@ def test_the_command_line_names_what_it_cannot_read(option: str, value: str) -> 
     assert result.exit_code == 2
     assert option in result.output
     assert value in result.output
+
+
+def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "r")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "cawa_fast.recipes._figures", raising=False)
+    monkeypatch.delitem(sys.modules, "cawa_fast.recipes._page", raising=False)
+    result = invoke("report", str(tmp_path / "r"), "--out", str(tmp_path / "report.html"))
+    assert result.exit_code == 1
+    assert "pip install 'cawa_fast[train]'" in result.output
 
 
 def test_one_number_is_a_square_crop(tmp_path: Path) -> None:
