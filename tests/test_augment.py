@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from arrays import coded
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from arrays import coded
 from cawa_fast.recipes.datasets import Augmentation, EpochSampler, EvalView, TrainView
 
 

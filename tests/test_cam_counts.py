@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import CONTENTS, FLOATS, LABELS, LAYOUTS, RATIOS, noise
 
 import cawa_fast.functional as CF
+from cases import CONTENTS, FLOATS, LABELS, LAYOUTS, RATIOS, noise
 from cawa_fast import reference
 
 pytestmark = pytest.mark.usefixtures("backend")

@@ -19,7 +19,7 @@ from cawa_fast.recipes.display import Display
 from cawa_fast.recipes.run_folder import RunFolder
 from cawa_fast.recipes.stopwatch import Stopwatch
 from cawa_fast.recipes.train import Trainer
-from runs import TINY, arguments, invoke, run
+from tiny_runs import TINY, arguments, invoke, run
 
 
 def test_report_takes_a_glob_twice(tmp_path: Path) -> None:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from cases import LAYOUTS, noise
 
 import cawa_fast as cf
 import cawa_fast.functional as CF
+from cases import LAYOUTS, noise
 
 C = 5
 WEIGHT = torch.tensor([0.2, 1.0, 3.0, 0.7, 1.4])

@@ -3,14 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import FINITE, FLOATS, LABELS, LAYOUTS, RATIOS, noise
-from closeness import assert_no_worse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cawa_fast as cf
 import cawa_fast.functional as CF
+from cases import FINITE, FLOATS, LABELS, LAYOUTS, RATIOS, noise
 from cawa_fast import reference
+from closeness import assert_no_worse
 
 pytestmark = pytest.mark.usefixtures("backend")
 

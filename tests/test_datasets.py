@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from arrays import Arrays, coded
 from PIL import Image
 
+from arrays import Arrays, coded
 from cawa_fast.recipes.datasets import DATASETS, CamVidDataset, StreetDataset, build_dataset
 
 RARE = ("pole", "traffic_sign", "person", "rider")

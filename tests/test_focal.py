@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import FLOATS, RATIOS, noise
-from closeness import assert_no_worse
 
 import cawa_fast as cf
 import cawa_fast.functional as CF
+from cases import FLOATS, RATIOS, noise
+from closeness import assert_no_worse
 
 pytestmark = pytest.mark.usefixtures("backend")
 

@@ -16,7 +16,7 @@ import torch
 
 from cawa_fast.recipes.run_folder import RunFolder, atomic
 from cawa_fast.recipes.train import Trainer
-from runs import TINY, Silent, arguments, assert_same_run, invoke, run, without_times
+from tiny_runs import TINY, Silent, arguments, assert_same_run, invoke, run, without_times
 
 
 def test_a_run_repeats_to_the_bit(tmp_path: Path) -> None:

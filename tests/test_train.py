@@ -13,7 +13,7 @@ from cawa_fast.recipes.config import WEIGHTINGS
 from cawa_fast.recipes.datasets import build_dataset
 from cawa_fast.recipes.run_folder import RunFolder
 from cawa_fast.recipes.train import Trainer, normalize_images, segmentation_metrics
-from runs import TINY, Silent, camvid_with_void, run
+from tiny_runs import TINY, Silent, camvid_with_void, run
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
