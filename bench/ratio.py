@@ -89,8 +89,6 @@ def _read(row: str, seed: int, runs: Path) -> dict[str, Any]:
         "rare": [name for name, is_rare in zip(names, rare, strict=True) if is_rare],
         "iou": dict(zip(names, final["iou"], strict=True)),
         "weight": dict(zip(names, final["weight"], strict=True)),
-        "seconds_per_epoch": statistics.median(record["seconds"]["total"] for record in records),
-        "awa_overhead": statistics.median(record["awa_overhead"] for record in records),
     }
 
 
