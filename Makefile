@@ -1,6 +1,7 @@
 # make setup   a virtual environment in .venv with torch pinned and everything built
 # make demo    train with uniform and with adaptive weights, side by side, and show the difference
 # make test    style, types, tests, coverage
+# make bench   every operator against its rivals on this CPU, and the table in README.md; a quarter of an hour
 # make help    this list
 
 PYTHON ?= python3
@@ -12,10 +13,10 @@ EPOCHS ?= 24
 # few images and few epochs want small batches, a higher rate than the paper's and less enlargement
 DEMO   := --resume --no-tables --epochs $(EPOCHS) --batch-size 4 --lr 0.05 --scale 0.75,1.5
 
-.PHONY: help setup demo test check clean
+.PHONY: help setup demo test bench check clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -4
+	@sed -n 's/^# //p' Makefile | head -5
 
 setup: $(VENV)/.done
 
@@ -45,6 +46,10 @@ check: setup
 # Two processes of one thread each are faster than one process of two threads: most tests are small.
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --cov --cov-report=term --durations=10
+
+bench: setup
+	$(BIN)/python -m bench cpu
+	$(BIN)/python -m bench readme
 
 clean:
 	rm -rf build dist $(VENV) *.egg-info cawa_fast/*.so

@@ -45,7 +45,7 @@ def main(seeds: str, rows: str, jobs: int, runs: Path, out: Path, settings: tupl
     tasks = [(row, int(seed)) for seed in seeds.split(",") for row in wanted]
     with Progress() as progress, ThreadPoolExecutor(jobs) as pool:
         bar = progress.add_task("runs", total=len(tasks))
-        for _ in pool.map(lambda task: _run(*task, runs, settings), tasks):
+        for _ in pool.map(lambda task: _run(task[0], task[1], runs, settings), tasks):
             progress.advance(bar)
     # where the files lie is no setting
     shown = [word for before, word in zip(("", *settings), settings, strict=False) if "--root" not in (before, word)]

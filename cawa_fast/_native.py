@@ -37,6 +37,8 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 
 _extension, _reason = _load()
+if _extension is not None:
+    _extension.instruction_set()  # a CAWA_FAST_CPU that this processor does not have is an error here, not in the loss
 
 
 def available() -> bool:
@@ -48,9 +50,27 @@ def build_info() -> dict[str, Any] | None:
     """How the extension was built, or None without one.
 
     Keys: ``compiler``, ``cxx_standard``, ``build_type``, ``torch_target`` (the oldest torch that it runs on),
-    ``torch_headers``, ``pybind11``, and the lists ``instruction_sets`` and ``cuda_architectures``.
+    ``torch_headers``, ``pybind11``, the lists ``instruction_sets`` and ``cuda_architectures``; and ``cpu``, the
+    instruction set that runs here: the best that this processor has, or ``CAWA_FAST_CPU`` of the environment.
     """
-    return None if _extension is None else _extension.build_info()
+    return None if _extension is None else {**_extension.build_info(), "cpu": _extension.instruction_set()}
+
+
+def instruction_sets() -> list[str]:
+    """Those that this processor can run, the best one last."""
+    return [] if _extension is None else _extension.supported_instruction_sets()
+
+
+def use_instruction_set(name: str) -> None:
+    """Run another instruction set from now on, for tests and benchmarks."""
+    assert _extension is not None, _reason
+    _extension.use_instruction_set(name)
+
+
+def release_gradient_memory() -> None:
+    """Free the memory of the last large gradient, which is kept for the next one."""
+    if _extension is not None:
+        _extension.release_gradient_memory()
 
 
 def why_not() -> str | None:

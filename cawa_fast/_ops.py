@@ -16,7 +16,7 @@ from . import _checks, _native, reference
 _LIBRARY = torch.library.Library("cawa_fast", "DEF")
 _LIBRARY.define(
     "cross_entropy(Tensor input, Tensor target, Tensor? weight, int ignore_index, str reduction, "
-    "float label_smoothing, bool align_corners) -> (Tensor loss, Tensor scale)"
+    "float label_smoothing, bool align_corners, bool with_grad) -> (Tensor loss, Tensor scale, Tensor grad)"
 )
 _LIBRARY.define(
     "cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor scale, "
@@ -31,9 +31,38 @@ _LIBRARY.define(
 )
 
 
+def _is_native(input: Tensor) -> bool:
+    """Whether the compiled CPU kernels serve logits or maps like ``input``."""
+    return input.device.type == "cpu" and input.dtype in _NATIVE_DTYPES and _native.available()
+
+
+_NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _forms_grad(input: Tensor, reduction: str, with_grad: bool) -> bool:
+    """Whether ``cross_entropy`` computes the gradient along with the loss, from the same exponentials.
+
+    It has to be multiplied with the upstream gradient later. In float16 small gradients would have vanished by then,
+    which is what scaling the loss is to prevent.
+    """
+    return with_grad and reduction != "none" and input.dtype != torch.float16 and _is_native(input)
+
+
+def _count_labels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """``(N, C)`` valid pixels of each class in each image, by the compiled kernel; reports bad labels."""
+    counts, bad = torch.ops.cawa_fast_cpu.label_histogram(target, num_classes, ignore_index)
+    if not _checks.label_check_is_off():
+        _checks.report("target", bad, num_classes, ignore_index)
+    return counts
+
+
 def _report_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
     if not _checks.label_check_is_off():
         _checks.report("target", reference.bad_labels(target, num_classes, ignore_index), num_classes, ignore_index)
+
+
+def _float32(weight: Tensor | None) -> Tensor | None:
+    return None if weight is None else weight.to(torch.float32).contiguous()
 
 
 @torch.library.impl(_LIBRARY, "cross_entropy", "CompositeExplicitAutograd")
@@ -45,10 +74,31 @@ def _cross_entropy(
     reduction: str,
     label_smoothing: float,
     align_corners: bool,
-) -> tuple[Tensor, Tensor]:
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     _checks.check_weight(weight)
-    _report_labels(target, input.shape[1], ignore_index)
-    return reference.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing, align_corners)
+    if not _is_native(input):
+        _report_labels(target, input.shape[1], ignore_index)
+        loss, scale = reference.cross_entropy(
+            input, target, weight, ignore_index, reduction, label_smoothing, align_corners
+        )
+        return loss, scale, input.new_empty(0)
+    counts = _count_labels(target.reshape(1, -1), input.shape[1], ignore_index)[0]
+    weight = _float32(weight)
+    class_weight = torch.ones(input.shape[1]) if weight is None else weight
+    scale = reference.reduction_scale(counts, target.numel(), class_weight, reduction)
+    loss, grad = torch.ops.cawa_fast_cpu.cross_entropy(
+        input,
+        target,
+        weight,
+        scale,
+        ignore_index,
+        reduction == "none",
+        label_smoothing,
+        align_corners,
+        _forms_grad(input, reduction, with_grad),
+    )
+    return loss, scale, grad
 
 
 @torch.library.impl(_LIBRARY, "cross_entropy_backward", "CompositeExplicitAutograd")
@@ -62,6 +112,17 @@ def _cross_entropy_backward(
     label_smoothing: float,
     align_corners: bool,
 ) -> Tensor:
+    if _is_native(input):
+        return torch.ops.cawa_fast_cpu.cross_entropy_backward(
+            grad.to(torch.float32),
+            input,
+            target,
+            _float32(weight),
+            scale,
+            ignore_index,
+            label_smoothing,
+            align_corners,
+        )
     return reference.cross_entropy_backward(
         grad, input, target, weight, scale, ignore_index, label_smoothing, align_corners
     )
@@ -71,14 +132,20 @@ def _cross_entropy_backward(
 def _confusion_matrix(
     input: Tensor, target: Tensor, num_classes: int, ignore_index: int, align_corners: bool
 ) -> Tensor:
-    if not input.is_floating_point() and input.device.type == "cpu" and _native.available():
+    if input.is_floating_point():
+        if _is_native(input):
+            _count_labels(target.reshape(1, -1), num_classes, ignore_index)
+            return torch.ops.cawa_fast_cpu.confusion_matrix(input, target, ignore_index, align_corners)
+        _report_labels(target, num_classes, ignore_index)
+        return reference.confusion_matrix(input, target, num_classes, ignore_index, align_corners)
+    if input.device.type == "cpu" and _native.available():
         counts, bad = torch.ops.cawa_fast_cpu.confusion_matrix_labels(input, target, num_classes, ignore_index)
         if not _checks.label_check_is_off():
             _checks.report("target", bad[:3], num_classes, ignore_index)
             _checks.report("input", bad[3:], num_classes, ignore_index)
         return counts
     _report_labels(target, num_classes, ignore_index)
-    if not input.is_floating_point() and not _checks.label_check_is_off():
+    if not _checks.label_check_is_off():
         _, valid = reference.valid_labels(target, num_classes, ignore_index)
         bad = reference.bad_labels(input.to(torch.int64).where(valid, 0), num_classes, 0)
         _checks.report("input", bad, num_classes, ignore_index)
@@ -89,6 +156,12 @@ def _confusion_matrix(
 def _cam_counts(
     cam: Tensor, target: Tensor, tau: float, normalize: str, classes: str, ignore_index: int, align_corners: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if _is_native(cam):
+        truth = _count_labels(target, cam.shape[1], ignore_index)
+        how = reference.NORMALIZATIONS.index(normalize)
+        return torch.ops.cawa_fast_cpu.cam_counts(
+            cam, target, truth, tau, how, classes == "all", ignore_index, align_corners
+        )
     _report_labels(target, cam.shape[1], ignore_index)
     return reference.cam_counts(cam, target, tau, normalize, classes, ignore_index, align_corners)
 
@@ -105,10 +178,12 @@ def _(
     reduction: str,
     label_smoothing: float,
     align_corners: bool,
-) -> tuple[Tensor, Tensor]:
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     dtype = reference.compute_dtype(input.dtype)
     loss = input.new_empty(target.shape if reduction == "none" else (), dtype=dtype)
-    return loss, input.new_empty(input.shape[1], dtype=dtype)
+    grad = torch.empty_like(input) if _forms_grad(input, reduction, with_grad) else input.new_empty(0)
+    return loss, input.new_empty(input.shape[1], dtype=dtype), grad
 
 
 @torch.library.register_fake("cawa_fast::cross_entropy_backward", lib=_LIBRARY)
@@ -122,7 +197,7 @@ def _(
     label_smoothing: float,
     align_corners: bool,
 ) -> Tensor:
-    return torch.empty_like(input, memory_format=torch.contiguous_format)
+    return torch.empty_like(input)
 
 
 @torch.library.register_fake("cawa_fast::confusion_matrix", lib=_LIBRARY)
@@ -141,22 +216,36 @@ def _(
 # ------------------------------------------------------------------------------------------------------- autograd
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    input, target, weight, ctx.ignore_index, _, ctx.label_smoothing, ctx.align_corners = inputs
-    _, scale = output
-    ctx.mark_non_differentiable(scale)
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    input, target, weight, ctx.ignore_index, reduction, ctx.label_smoothing, ctx.align_corners, with_grad = inputs
+    _, scale, grad = output
+    ctx.mark_non_differentiable(scale, grad)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, target, weight, scale)
+    ctx.save_for_backward(input, target, weight, scale, grad)
+    ctx.has_grad = _forms_grad(input, reduction, with_grad)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 7
-    input, target, weight, scale = ctx.saved_tensors
+        return (None,) * 8
+    input, target, weight, scale, grad_input = ctx.saved_tensors
+    if ctx.has_grad and not torch.is_grad_enabled():
+        ctx.has_grad = False  # it goes to the caller, who may change it; another backward pass computes its own
+        return _scaled(grad_input, grad), *(None,) * 7
     grad_input = torch.ops.cawa_fast.cross_entropy_backward(
         grad, input, target, weight, scale, ctx.ignore_index, ctx.label_smoothing, ctx.align_corners
     )
-    return grad_input, *(None,) * 6
+    return grad_input, *(None,) * 7
+
+
+def _scaled(grad_input: Tensor, grad: Tensor) -> Tensor:
+    """``grad_input`` times the upstream gradient, in place where nobody else can see it."""
+    if type(grad_input) is not Tensor:  # a tracer's: in its graph nothing changes in place
+        return grad_input * grad
+    # The usual factor is 1, of loss.backward(). On the CPU it costs nothing to look, another device would have to wait.
+    if grad.device.type == "cpu" and grad.item() == 1:
+        return grad_input
+    return grad_input.mul_(grad)
 
 
 def _no_double_backward(ctx: Any, *_: Tensor) -> None:

@@ -112,8 +112,9 @@ def cross_entropy(
     _arguments.check_weight(name, weight, input)
     _arguments.check_choice(name, "reduction", reduction, REDUCTIONS)
     _arguments.check_range(name, "label_smoothing", label_smoothing)
-    loss, _ = torch.ops.cawa_fast.cross_entropy(
-        input, target, weight, ignore_index, reduction, label_smoothing, align_corners
+    with_grad = torch.is_grad_enabled() and input.requires_grad
+    loss, _, _ = torch.ops.cawa_fast.cross_entropy(
+        input, target, weight, ignore_index, reduction, label_smoothing, align_corners, with_grad
     )
     return loss
 

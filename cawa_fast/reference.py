@@ -142,7 +142,7 @@ def cross_entropy(
     num_classes = logits.shape[1]
     labels, valid = valid_labels(target, num_classes, ignore_index)
     class_weight = _class_weight(weight, logits)
-    scale = _reduction_scale(labels, valid, class_weight, reduction).to(logits.dtype)
+    scale = reduction_scale(histogram(labels, valid, num_classes), labels.numel(), class_weight, reduction)
 
     log_probability = logits.log_softmax(1)
     at_label = log_probability.gather(1, labels.unsqueeze(1)).squeeze(1)
@@ -168,7 +168,9 @@ def cross_entropy_backward(
     label_smoothing: float,
     align_corners: bool,
 ) -> Tensor:
-    r"""Gradient with respect to ``input``, in its dtype, for ``grad`` of shape ``()`` or (reduction none) ``(N, ...)``.
+    r"""Gradient with respect to ``input``, in its dtype and memory format.
+
+    ``grad`` has the shape ``()`` or, with reduction none, ``(N, ...)``.
 
     .. math:: \frac{\partial l}{\partial z_c} = (1 - s) w_y (p_c - [c = y]) + \frac{s}{C} (p_c \sum_k w_k - w_c),
               \quad p = \mathrm{softmax}(z)
@@ -189,7 +191,8 @@ def cross_entropy_backward(
     result.masked_fill_(~valid.unsqueeze(1), 0)
     if result.shape != input.shape:
         result = resize_adjoint(result, (input.shape[-2], input.shape[-1]), align_corners)
-    return result.to(input.dtype).contiguous()
+    result = result.to(input.dtype)
+    return result.contiguous() if input.is_contiguous() else torch.empty_like(input).copy_(result)
 
 
 def _label_resolution(input: Tensor, target: Tensor, align_corners: bool) -> Tensor:
@@ -203,14 +206,17 @@ def _class_weight(weight: Tensor | None, logits: Tensor) -> Tensor:
     return logits.new_ones(logits.shape[1]) if weight is None else weight.to(logits.dtype)
 
 
-def _reduction_scale(labels: Tensor, valid: Tensor, class_weight: Tensor, reduction: str) -> Tensor:
-    """``(C,)``: the factor of a pixel's loss, by the pixel's label, that makes a sum over pixels the ``reduction``."""
+def reduction_scale(counts: Tensor, pixels: int, class_weight: Tensor, reduction: str) -> Tensor:
+    """``(C,)``: the factor of a pixel's loss, by the pixel's label, that makes a sum over pixels the ``reduction``.
+
+    ``counts`` ``(C,)`` are the valid pixels of each class, ``pixels`` is the number of all.
+    """
     one = torch.ones_like(class_weight)
     if reduction in ("sum", "none"):
         return one
     if reduction == "pixel_mean":
-        return one / max(labels.numel(), 1)
-    count = histogram(labels, valid, class_weight.numel()).to(class_weight.dtype)
+        return one / max(pixels, 1)
+    count = counts.to(class_weight.dtype)
     if reduction == "mean":
         return one / (count * class_weight).sum()  # 0 / 0 is NaN where all is ignored: PyTorch's answer, kept
     if reduction == "valid_mean":

@@ -11,6 +11,7 @@
 
 #include "labels.h"
 #include "ops.h"
+#include "tensors.h"
 
 namespace cawa_fast {
 namespace {
@@ -100,11 +101,12 @@ class PartialCounts {
     }
   }
 
- private:
+  // How many tables of `size` counters.
   static int64_t table_count(int64_t size) {
     return kTables * size * int64_t{sizeof(int64_t)} <= kMaxBytesOfTables ? kTables : 1;
   }
 
+ private:
   int64_t bins_;
   int64_t size_;
   int64_t tables_;
@@ -168,6 +170,41 @@ std::tuple<Tensor, Tensor> confusion_matrix_labels(const Tensor& prediction, con
     *out++ = labels.max;
   }
   return {counts, bad};
+}
+
+Tensor confusion_matrix(const Tensor& input, const Tensor& target, int64_t ignore_index, bool align_corners) {
+  STD_TORCH_CHECK(input.dim() == 4 && target.dim() == 3 && input.size(0) == target.size(0),
+                  "input must be (N, C, h, w) and target (N, H, W)");
+  const int64_t images = input.size(0), classes = input.size(1), bins = classes * classes;
+  STD_TORCH_CHECK(1 <= classes && classes <= std::numeric_limits<int16_t>::max(),
+                  "the number of classes must be in [1, 32767], not ", classes);
+  const Tensor counts = torch::stable::new_zeros(target, {classes, classes}, ScalarType::Long);
+  int64_t* totals = counts.mutable_data_ptr<int64_t>();
+  if (input.numel() == 0 || target.numel() == 0) return counts;
+
+  const Tensor labels = torch::stable::contiguous(target);
+  const ResizeTables tables(input, "input", target, align_corners);
+  const Kernels& kernel = kernels();
+  ConfusionMatrix shared{};
+  shared.resize = tables.resize;
+  shared.labels = labels_of(labels, classes, ignore_index);
+  shared.tables = PartialCounts::table_count(bins + 1);
+  const int64_t groups = images * shared.resize.rows.count;
+  const int64_t pixels_per_group = std::max<int64_t>(target.numel() / groups, 1);
+  const int64_t grain = std::max({int64_t{1}, kGrain / (2 * pixels_per_group), bins / pixels_per_group});
+  std::mutex merging;
+  torch::stable::parallel_for(0, groups, grain, [&](int64_t begin, int64_t end) {
+    ConfusionMatrix p = shared;
+    std::vector<int64_t> task_counts(p.tables * (bins + 1));
+    p.counts = task_counts.data();
+    const ScratchMemory scratch(kernel.confusion_matrix_scratch(p));
+    kernel.confusion_matrix(p, begin, end, scratch.get());
+    const std::lock_guard<std::mutex> lock(merging);
+    for (int64_t table = 0; table < p.tables; ++table) {
+      for (int64_t bin = 0; bin < bins; ++bin) totals[bin] += task_counts[table * (bins + 1) + bin];
+    }
+  });
+  return counts;
 }
 
 }  // namespace cawa_fast

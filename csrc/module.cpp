@@ -1,10 +1,13 @@
 // cawa_fast._C: importing it registers the operators (library.cpp, by static initialisation); its only function says
 // how it was built.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/headeronly/version.h>
 
 #include <sstream>
 #include <string>
+
+#include "ops.h"
 
 namespace py = pybind11;
 
@@ -41,4 +44,10 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Compiled operators of cawa_fast; importing this module registers torch.ops.cawa_fast_cpu.";
   m.def("build_info", &build_info, "How this extension was built; cawa_fast._native.build_info lists the keys.");
+  m.def("supported_instruction_sets", &cawa_fast::supported_instruction_sets, "Those of build and processor, best last.");
+  m.def("instruction_set", &cawa_fast::instruction_set,
+        "The one that runs; ValueError if CAWA_FAST_CPU in the environment names none of the supported ones.");
+  m.def("use_instruction_set", &cawa_fast::use_instruction_set, "Choose one, for tests and benchmarks.");
+  m.def("release_gradient_memory", &cawa_fast::release_gradient_memory,
+        "Free the memory of the last large gradient, which is kept for the next one.");
 }

@@ -27,12 +27,17 @@ def _fresh_state() -> Iterator[None]:
         cf.check_labels()
 
 
-@pytest.fixture(params=["reference", "native"] if _native.available() else ["reference"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Runs a test with the compiled operators where they are built, and with the plain PyTorch ones everywhere."""
+@pytest.fixture(params=["reference", *_native.instruction_sets()])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Runs a test with plain PyTorch, and with the compiled operators of each instruction set that is here."""
     if request.param == "reference":
         monkeypatch.setattr(_native, "available", lambda: False)
-    return request.param
+        yield request.param
+        return
+    best = _native.instruction_sets()[-1]
+    _native.use_instruction_set(request.param)
+    yield request.param
+    _native.use_instruction_set(best)
 
 
 @pytest.fixture(scope="session")

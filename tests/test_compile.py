@@ -35,7 +35,9 @@ def transposed(target):
 @pytest.mark.parametrize("size", SIZES)
 def test_opcheck_cross_entropy(size, reduction, weight):
     logits, target = inputs(size)
-    torch.library.opcheck(OPS.cross_entropy, (logits.requires_grad_(), target, weight, 255, reduction, 0.1, False))
+    arguments = (logits.requires_grad_(), target, weight, 255, reduction, 0.1, False)
+    torch.library.opcheck(OPS.cross_entropy, (*arguments, True))
+    torch.library.opcheck(OPS.cross_entropy, (*arguments, False))
 
 
 CHEAP = ("test_schema", "test_faketensor")  # what layouts and dtypes can break
@@ -49,9 +51,9 @@ CHEAP = ("test_schema", "test_faketensor")  # what layouts and dtypes can break
 def test_shapes_dtypes_and_strides_without_computing(size, layout, reduction, dtype):
     logits, target = inputs(size, layout, dtype)
     for labels in (target, transposed(target)):
-        arguments = (logits, labels, WEIGHT, 255, reduction, 0.1, False)
+        arguments = (logits, labels, WEIGHT, 255, reduction, 0.1, False, True)
         torch.library.opcheck(OPS.cross_entropy, arguments, test_utils=CHEAP)
-        loss, scale = OPS.cross_entropy(*arguments)
+        loss, scale, _ = OPS.cross_entropy(*arguments)
         backward = (torch.ones_like(loss), logits, labels, WEIGHT, scale, 255, 0.1, False)
         torch.library.opcheck(OPS.cross_entropy_backward, backward, test_utils=CHEAP)
 
@@ -101,9 +103,10 @@ def test_double_backward_raises_and_says_what_to_use():
 def test_no_gradient_for_the_other_arguments():
     """Only ``input`` has one; the other outputs of the operator are no part of the graph."""
     logits, target = inputs()
-    loss, scale = OPS.cross_entropy(logits.requires_grad_(), target, WEIGHT, 255, "mean", 0.0, False)
+    loss, scale, grad = OPS.cross_entropy(logits.requires_grad_(), target, WEIGHT, 255, "mean", 0.0, False, True)
     assert loss.requires_grad
     assert not scale.requires_grad
+    assert not grad.requires_grad
 
 
 def training_step(logits, target, weight):

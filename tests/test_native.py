@@ -69,6 +69,7 @@ def test_build_info():
         "pybind11",
         "instruction_sets",
         "cuda_architectures",
+        "cpu",
     }
     assert info["torch_target"] == "2.10"
     assert info["cxx_standard"] >= 2020

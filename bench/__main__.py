@@ -1,0 +1,32 @@
+"""``python -m bench``: the benchmarks' commands."""
+
+from __future__ import annotations
+
+try:
+    import click
+
+    from .cpu import cpu
+    from .ratio import main as ratio
+    from .realism import realism
+    from .table import readme
+except ImportError as error:
+    raise SystemExit(f"python -m bench needs {error.name}: pip install -e '.[train,test]'") from None
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def main() -> None:
+    """Measure cawa_fast against what one would use in its place; run it from the repository.
+
+    \b
+    python -m bench cpu         every operator on the CPU: time, memory, floor
+    python -m bench readme      the measured table into README.md
+    python -m bench realism     are the made-up logits like a network's?
+    python -m bench ratio       the experiment behind the default of AdaptiveClassWeights(ratio=...)
+    """
+
+
+for name, command in {"cpu": cpu, "readme": readme, "realism": realism, "ratio": ratio}.items():
+    main.add_command(command, name)
+
+if __name__ == "__main__":
+    main(prog_name="python -m bench")

@@ -1,0 +1,179 @@
+// Confusion matrix from low-resolution logits: argmax of the resized logits, counted against the labels.
+//
+// In the cell between four inputs a class can only win if its largest corner reaches the largest of all classes' least
+// corners. In most cells of a trained network's output one class is left, and for a patch of neighbouring cells two or
+// three: only these are interpolated. Floor: reading the labels, and one counter per run of equal pixels.
+#include "../kernels.h"
+#include "decode.h"
+#include "resample.h"
+
+namespace cawa_fast {
+namespace CAWA_FAST_ISA {
+namespace {
+
+struct Scratch {
+  Scratch(const ConfusionMatrix& p, float* memory)
+      : classes(p.resize.maps.classes), stride(row_stride(p.resize.maps.width)), words(BitSet::words_for(stride)) {
+    float* next = memory;
+    const auto take = [&next](int64_t n) {
+      float* start = next;
+      next += (n + kBlock - 1) / kBlock * kBlock;
+      return start;
+    };
+    row[0] = take(classes * stride);
+    row[1] = take(classes * stride);
+    largest = take(classes * kLanes);
+    candidate_rows = take(classes * 2 * kLanes);
+    possible = reinterpret_cast<uint64_t*>(take(classes * words * 2));
+    candidates = reinterpret_cast<int32_t*>(take(classes));
+    int64_t most_rows = 0;
+    for (int64_t i = 0; i < p.resize.rows.count; ++i) {
+      most_rows = larger(most_rows, p.resize.rows.groups[i].end - p.resize.rows.groups[i].begin);
+    }
+    labels = reinterpret_cast<uint16_t*>(take(most_rows * p.resize.columns.padded / 2 + 1));
+    size = next - memory;
+  }
+
+  int64_t classes, stride, words, size;
+  float* row[2];          // two input rows of all classes
+  float* largest;         // per class: the largest corner of each cell of a vector
+  float* candidate_rows;  // per candidate: both rows at the columns of a patch
+  uint64_t* possible;     // per class: the cells in which it may win
+  int32_t* candidates;
+  uint16_t* labels;       // of a group's rows
+};
+
+bool read_rows(const Maps& maps, int64_t n, int64_t y, const Scratch& s, float* rows) {
+  bool moderate = true;
+  for (int64_t c = 0; c < s.classes; ++c) {
+    moderate &= read_row(maps, n, c, y, rows + c * s.stride);
+    extend_row(rows + c * s.stride, maps.width);
+  }
+  return moderate;
+}
+
+// Stage 1: in which cells between two rows each class may win. All values are of moderate size.
+void find_possible(const Scratch& s, int64_t width, const float* above, const float* below) {
+  for (int64_t x = 0; x < width; x += kLanes) {
+    Floats bound = broadcast(-kInfinity);  // the largest of the least corners
+    for (int64_t c = 0; c < s.classes; ++c) {
+      const float* a = above + c * s.stride + x;
+      const float* b = below + c * s.stride + x;
+      const Floats a0 = load(a), a1 = load(a + 1), b0 = load(b), b1 = load(b + 1);
+      bound = maximum(bound, minimum(minimum(a0, a1), minimum(b0, b1)));
+      store(s.largest + c * kLanes, maximum(maximum(a0, a1), maximum(b0, b1)));
+    }
+    bound = somewhat_less(bound);
+    for (int64_t c = 0; c < s.classes; ++c) {
+      BitSet{s.possible + c * s.words}.put(x, bits(load(s.largest + c * kLanes) >= bound));
+    }
+  }
+}
+
+// Stage 3: counts one vector of pixels. All alike is the usual case, and one increment.
+CAWA_FAST_INLINE void count(const ConfusionMatrix& p, int64_t classes, const uint16_t* labels, Ints prediction) {
+  const Ints label = __builtin_convertvector(load_as<Shorts>(labels), Ints);
+  const auto width = static_cast<int32_t>(classes);
+  const Ints key = label == int32_t{kInvalid} ? broadcast(width * width) : label * width + prediction;
+  int32_t keys[kLanes];
+  store(keys, key);
+  if (bits(key == keys[0]) == kAllLanes) {
+    p.counts[keys[0]] += kLanes;
+    return;
+  }
+  const int64_t table = p.tables == 1 ? 0 : classes * classes + 1;
+  for (int lane = 0; lane < kLanes; ++lane) ++p.counts[lane % 4 * table + keys[lane]];
+}
+
+// Stage 2: the argmax of `count` candidates in one row of a patch. The first of equals wins; kNan: NaN is the largest.
+template <bool kNan>
+CAWA_FAST_INLINE Ints winner(const Scratch& s, const Patch& patch, int64_t count, float high_weight) {
+  const auto value_of = [&](int64_t i) __attribute__((always_inline)) {
+    const float* rows = s.candidate_rows + i * 2 * kLanes;
+    return between(patch, load(rows), load(rows + kLanes), high_weight);
+  };
+  Floats best = value_of(0);
+  Ints index = broadcast(s.candidates[0]);
+  for (int64_t i = 1; i < count; ++i) {
+    const Floats value = value_of(i);
+    Ints better = value > best;
+    if (kNan) better = better | ((value != value) & (best == best));
+    best = better ? value : best;
+    index = better ? broadcast(s.candidates[i]) : index;
+  }
+  return index;
+}
+
+void run_group(const ConfusionMatrix& p, const Scratch& s, int64_t n, const RowGroup& group, const float* above,
+               const float* below, bool moderate) {
+  const Resize& resize = p.resize;
+  const bool prune = moderate && !resize.same_size;
+  if (prune) find_possible(s, resize.maps.width, above, below);
+  const int64_t width = resize.columns.width;
+  const int64_t height = resize.rows.groups[resize.rows.count - 1].end;
+  for (int32_t y = group.begin; y < group.end; ++y) {
+    uint16_t* labels = s.labels + (y - group.begin) * resize.columns.padded;
+    decode(p.labels, (n * height + y) * width, width, labels);
+    for (int64_t x = width; x < resize.columns.padded; ++x) labels[x] = kInvalid;
+  }
+  for (int64_t x = 0; x < width; x += kLanes) {
+    const Patch patch = patch_at(resize, x);
+    int64_t count_of_candidates = 0;
+    for (int64_t c = 0; c < s.classes; ++c) {
+      s.candidates[count_of_candidates] = static_cast<int32_t>(c);
+      count_of_candidates += !prune || BitSet{s.possible + c * s.words}.any(patch.base, patch.last);
+    }
+    if (count_of_candidates > 1) {
+      for (int64_t i = 0; i < count_of_candidates; ++i) {
+        const int64_t row = s.candidates[i] * s.stride;
+        store(s.candidate_rows + i * 2 * kLanes, columns_of(patch, above + row));
+        store(s.candidate_rows + (i * 2 + 1) * kLanes, columns_of(patch, below + row));
+      }
+    }
+    for (int32_t y = group.begin; y < group.end; ++y) {
+      const uint16_t* labels = s.labels + (y - group.begin) * resize.columns.padded + x;
+      Ints prediction = broadcast(s.candidates[0]);
+      if (count_of_candidates > 1) {
+        const float high_weight = resize.rows.high_weight[y];
+        prediction = moderate ? winner<false>(s, patch, count_of_candidates, high_weight)
+                              : winner<true>(s, patch, count_of_candidates, high_weight);
+      }
+      count(p, s.classes, labels, prediction);
+    }
+  }
+}
+
+}  // namespace
+
+int64_t confusion_matrix_scratch(const ConfusionMatrix& p) { return Scratch(p, nullptr).size; }
+
+void confusion_matrix(const ConfusionMatrix& p, int64_t begin, int64_t end, float* scratch) {
+  const Scratch s(p, scratch);
+  const RowGroups& rows = p.resize.rows;
+  float *above = s.row[0], *below = s.row[1];
+  bool above_moderate = true, below_moderate = true;
+  int64_t held = -1;  // image and input row in `below`
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t n = item / rows.count;
+    const RowGroup& group = rows.groups[item % rows.count];
+    const int64_t first = n * p.resize.maps.height;
+    if (held == first + group.low) {
+      float* kept = above;
+      above = below;
+      below = kept;
+      above_moderate = below_moderate;
+    } else {
+      above_moderate = read_rows(p.resize.maps, n, group.low, s, above);
+    }
+    if (p.resize.same_size) {
+      run_group(p, s, n, group, above, above, above_moderate);
+      continue;
+    }
+    below_moderate = read_rows(p.resize.maps, n, group.high, s, below);
+    held = first + group.high;
+    run_group(p, s, n, group, above, below, above_moderate && below_moderate);
+  }
+}
+
+}  // namespace CAWA_FAST_ISA
+}  // namespace cawa_fast

@@ -1,0 +1,232 @@
+// Cross-entropy of logits that have the labels' size: loss and gradient in one read of the logits.
+//
+// Floor: the logits' bytes read and the gradient's written, once each, and one exponential per logit. A tile of pixels
+// with all its classes fits into the L1 or L2 cache, so that the three sweeps that softmax needs (maximum, exponentials
+// and their sum, gradient) touch memory only in the first and the last.
+//   1. copy the tile, as float, into scratch; maximum over the classes
+//   2. exponentials in place and their sum; from the sum the loss, and the coefficients of the gradient
+//   3. gradient = exponential * coefficient, written out
+#include "../kernels.h"
+#include "decode.h"
+#include "pixel_loss.h"
+
+namespace cawa_fast {
+namespace CAWA_FAST_ISA {
+namespace {
+
+// Vectors of pixels per tile: sums and maxima stay in registers, of which AVX-512 has 32 and its predecessors 16.
+#if defined(__AVX512F__)
+constexpr int kGroup = 8;
+#else
+constexpr int kGroup = 4;
+#endif
+constexpr int64_t kTile = kGroup * kLanes;
+
+struct Tile {
+  int64_t input, grad;  // offsets of the first pixel's class 0
+  int64_t label;        // index of the first pixel
+  int64_t pixels;       // at most kTile
+};
+
+Tile locate(const PixelRows& rows, int64_t index) {
+  const int64_t tiles_per_row = (rows.length + kTile - 1) / kTile;
+  int64_t row = index / tiles_per_row;
+  const int64_t x = index % tiles_per_row * kTile;
+  Tile tile{x * rows.stride_x, x * rows.grad_stride_x, row * rows.length + x, smaller(kTile, rows.length - x)};
+  for (int d = rows.outer - 1; d >= 0; --d) {
+    const int64_t at = row % rows.size[d];
+    row /= rows.size[d];
+    tile.input += at * rows.stride[d];
+    tile.grad += at * rows.grad_stride[d];
+  }
+  return tile;
+}
+
+// Stage 1 in general: any strides, any number of pixels.
+template <class T>
+void read_strided(const T* input, int64_t classes, int64_t stride_c, int64_t stride_x, int64_t pixels, float* scratch) {
+  T buffer[kLanes] = {};
+  for (int64_t c = 0; c < classes; ++c) {
+    for (int64_t x = 0; x < kTile; x += kLanes) {
+      for (int64_t i = x; i < smaller(x + kLanes, pixels); ++i) buffer[i - x] = input[c * stride_c + i * stride_x];
+      store(scratch + c * kTile + x, load(buffer));
+    }
+  }
+}
+
+template <class T>
+void write_strided(T* grad, int64_t classes, int64_t stride_c, int64_t stride_x, int64_t pixels, const float* scratch) {
+  T buffer[kLanes];
+  for (int64_t c = 0; c < classes; ++c) {
+    for (int64_t x = 0; x < pixels; x += kLanes) {
+      store(buffer, load(scratch + c * kTile + x));
+      for (int64_t i = x; i < smaller(x + kLanes, pixels); ++i) grad[c * stride_c + i * stride_x] = buffer[i - x];
+    }
+  }
+}
+
+template <class T>
+CAWA_FAST_INLINE void put(T* to, Floats v, bool) {
+  store(to, v);
+}
+
+CAWA_FAST_INLINE void put(float* to, Floats v, bool streaming) {
+  if (streaming) {
+    stream(to, v);
+  } else {
+    store(to, v);
+  }
+}
+
+template <class T, bool kSmoothed, bool kGrad>
+void run_tile(const CrossEntropy& p, const Tile& tile, int64_t index, const Tile& next, float* scratch) {
+  const PixelRows& rows = p.pixels;
+  const Loss& loss = p.loss;
+  const int64_t classes = p.classes;
+  const T* input = static_cast<const T*>(p.input) + tile.input;
+  T* grad = static_cast<T*>(p.grad_input) + tile.grad;
+  const bool whole = tile.pixels == kTile;
+
+  uint16_t label[kTile];
+  decode(p.labels, tile.label, tile.pixels, label);
+  for (int64_t i = tile.pixels; i < kTile; ++i) label[i] = kInvalid;
+  Pixels pixels[kGroup];
+  bool any = false;
+  for (int g = 0; g < kGroup; ++g) any |= look_up(loss, label + g * kLanes, pixels[g]);
+
+  // A tile without valid labels is not read.
+  if (!any) {
+    if (loss.partial_loss) loss.partial_loss[index] = 0;
+    if (loss.pixel_loss) std::memset(loss.pixel_loss + tile.label, 0, tile.pixels * sizeof(float));
+    if (kGrad) {
+      for (int64_t c = 0; c < classes; ++c) {
+        for (int64_t i = 0; i < tile.pixels; ++i) grad[c * rows.grad_stride_c + i * rows.grad_stride_x] = T{};
+      }
+    }
+    return;
+  }
+
+  // Stage 1.
+  Floats top[kGroup];
+  for (int g = 0; g < kGroup; ++g) top[g] = broadcast(-kInfinity);
+  if (whole && rows.stride_x == 1) {
+    for (int64_t c = 0; c < classes; ++c) {
+      for (int g = 0; g < kGroup; ++g) {
+        const Floats z = load(input + c * rows.stride_c + g * kLanes);
+        store(scratch + c * kTile + g * kLanes, z);
+        top[g] = maximum(z, top[g]);
+      }
+    }
+  } else {
+    read_strided(input, classes, rows.stride_c, rows.stride_x, tile.pixels, scratch);
+    for (int64_t c = 0; c < classes; ++c) {
+      for (int g = 0; g < kGroup; ++g) top[g] = maximum(load(scratch + c * kTile + g * kLanes), top[g]);
+    }
+  }
+
+  // Stage 2.
+  float at_label[kTile];
+  for (int64_t i = 0; i < kTile; ++i) at_label[i] = scratch[pixels[i / kLanes].label[i % kLanes] * kTile + i];
+  Floats sum[kGroup] = {}, weighted[kGroup] = {};
+  const T* ahead = static_cast<const T*>(p.input) + next.input;
+  for (int64_t c = 0; c < classes; ++c) {
+    // The next tile's pixels come into the cache while the exponentials keep the processor busy: with a stream per
+    // class the hardware does not foresee them.
+    if (rows.stride_x == 1) {
+      for (int64_t i = 0; i < kTile; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(ahead + c * rows.stride_c + i);
+    }
+    for (int g = 0; g < kGroup; ++g) {
+      float* at = scratch + c * kTile + g * kLanes;
+      const Floats shifted = load(at) - top[g];
+      const Floats e = exp2_of_nonpositive<true>(shifted * kLog2E);
+      if (kSmoothed) weighted[g] += loss.weight[c] * shifted;
+      sum[g] += e;
+      if (kGrad) store(at, e);
+    }
+  }
+  Doubles total = {};
+  Floats coefficient[kGroup], smooth[kGroup];
+  for (int g = 0; g < kGroup; ++g) {
+    float upstream[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      upstream[lane] = upstream_grad(loss, tile.label + smaller(g * kLanes + lane, tile.pixels - 1));
+    }
+    const Terms terms = pixel_terms(loss, pixels[g], top[g], sum[g], load(at_label + g * kLanes), weighted[g], load(upstream));
+    coefficient[g] = terms.coefficient;
+    smooth[g] = terms.smooth;
+    total += __builtin_convertvector(terms.loss * pixels[g].factor, Doubles);
+    if (loss.pixel_loss) {
+      for (int64_t i = g * kLanes; i < smaller((g + 1) * kLanes, tile.pixels); ++i) {
+        loss.pixel_loss[tile.label + i] = terms.loss[i - g * kLanes];
+      }
+    }
+    if (kGrad) {
+      float label_term[kLanes];
+      store(label_term, terms.label_term);
+      for (int lane = 0; lane < kLanes; ++lane) {
+        scratch[pixels[g].label[lane] * kTile + g * kLanes + lane] -= label_term[lane];
+      }
+    }
+  }
+  if (loss.partial_loss) loss.partial_loss[index] = sum_of_lanes(total);
+  if (!kGrad) return;
+
+  // Stage 3. Invalid pixels by selection, since 0 * NaN would not be 0.
+  const bool direct = whole && rows.grad_stride_x == 1;
+  const bool aligned = reinterpret_cast<uintptr_t>(grad) % sizeof(Floats) == 0 &&
+                       rows.grad_stride_c * sizeof(T) % sizeof(Floats) == 0;
+  for (int64_t c = 0; c < classes; ++c) {
+    for (int g = 0; g < kGroup; ++g) {
+      float* at = scratch + c * kTile + g * kLanes;
+      Floats value = load(at) * coefficient[g];
+      if (kSmoothed) value -= loss.weight[c] * smooth[g];
+      value = bit_cast<Floats>(bit_cast<Ints>(value) & pixels[g].valid);
+      if (direct) {
+        put(grad + c * rows.grad_stride_c + g * kLanes, value, p.stream && aligned);
+      } else {
+        store(at, value);
+      }
+    }
+  }
+  if (!direct) write_strided(grad, classes, rows.grad_stride_c, rows.grad_stride_x, tile.pixels, scratch);
+}
+
+template <class T>
+void run_tiles(const CrossEntropy& p, int64_t begin, int64_t end, float* scratch) {
+  Tile tile = locate(p.pixels, begin);
+  for (int64_t index = begin; index < end; ++index) {
+    const Tile next = locate(p.pixels, index + 1 < end ? index + 1 : index);
+    const bool smoothed = p.loss.smooth > 0;
+    if (p.grad_input && smoothed) {
+      run_tile<T, true, true>(p, tile, index, next, scratch);
+    } else if (p.grad_input) {
+      run_tile<T, false, true>(p, tile, index, next, scratch);
+    } else if (smoothed) {
+      run_tile<T, true, false>(p, tile, index, next, scratch);
+    } else {
+      run_tile<T, false, false>(p, tile, index, next, scratch);
+    }
+    tile = next;
+  }
+  if (p.stream) finish_streaming();
+}
+
+}  // namespace
+
+int64_t cross_entropy_tile() { return kTile; }
+
+int64_t cross_entropy_scratch(int64_t classes) { return classes * kTile; }
+
+void cross_entropy(const CrossEntropy& p, int64_t begin, int64_t end, float* scratch) {
+  switch (p.type) {
+    case Float::kFloat32:
+      return run_tiles<float>(p, begin, end, scratch);
+    case Float::kBFloat16:
+      return run_tiles<BFloat16>(p, begin, end, scratch);
+    case Float::kFloat16:
+      return run_tiles<Half>(p, begin, end, scratch);
+  }
+}
+
+}  // namespace CAWA_FAST_ISA
+}  // namespace cawa_fast

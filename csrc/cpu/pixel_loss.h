@@ -1,0 +1,77 @@
+// From the sum of exponentials of one vector of pixels to their loss and the coefficients of their gradient.
+#pragma once
+
+#include "../kernels.h"
+#include "math.h"
+
+namespace cawa_fast {
+namespace CAWA_FAST_ISA {
+
+// One vector of pixels: labels, and what the loss looks up with them.
+struct Pixels {
+  int32_t label[kLanes];  // 0 where invalid
+  Ints valid;             // all bits set or none
+  Floats at_label;        // (1 - s) * weight of the label, 0 where invalid
+  Floats factor;          // scale of the label, 0 where invalid
+};
+
+// `label` holds kLanes labels or kInvalid. Returns whether any is valid.
+CAWA_FAST_INLINE bool look_up(const Loss& loss, const uint16_t* label, Pixels& pixels) {
+  const Ints wide = __builtin_convertvector(load_as<Shorts>(label), Ints);
+  pixels.valid = wide != kInvalid;
+  const Ints index = wide & pixels.valid;
+  store(pixels.label, index);
+  pixels.at_label = pixels.factor = Floats{};
+  if (!bits(pixels.valid)) return false;
+  float at_label[kLanes], factor[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    at_label[lane] = loss.at_label[pixels.label[lane]];
+    factor[lane] = loss.scale[pixels.label[lane]];
+  }
+  pixels.at_label = bit_cast<Floats>(bit_cast<Ints>(load(at_label)) & pixels.valid);
+  pixels.factor = bit_cast<Floats>(bit_cast<Ints>(load(factor)) & pixels.valid);
+  return true;
+}
+
+// What softmax gives for one vector of pixels, and what becomes of it.
+struct Terms {
+  Floats loss;         // per pixel, without scale and upstream gradient; 0 where invalid
+  Floats coefficient;  // gradient of class c: exp(z_c - max) * coefficient - smooth * weight[c] ...
+  Floats smooth;       // ... (this one), 0 where invalid ...
+  Floats label_term;   // ... with this subtracted from the label's exponential first
+};
+
+// `maximum`, `sum`: of the logits, and of exp(z - maximum). `at_label`: the label's logit. `weighted`: with smoothing,
+// the sum of weight[c] * (z_c - maximum). `grad`: the upstream gradient.
+CAWA_FAST_INLINE Terms pixel_terms(const Loss& loss, const Pixels& pixels, Floats maximum, Floats sum, Floats at_label,
+                                   Floats weighted, Floats grad) {
+  Terms terms;
+  const Floats log_sum = log_of_positive(sum);
+  const bool smoothed = loss.smooth > 0;
+  Floats value = pixels.at_label * ((maximum - at_label) + log_sum);
+  if (smoothed) value += loss.smooth * (loss.weight_sum * log_sum - weighted);
+  const Floats factor = pixels.factor * grad;
+  const Floats of_label = pixels.at_label * factor;
+  const Floats of_all = smoothed ? of_label + factor * (loss.smooth * loss.weight_sum) : of_label;
+  const Floats coefficient = of_all / sum;
+  // (e_y - sum) / sum is p_y - 1; with smoothing a part of the sum, and none where nothing is to be multiplied with it
+  terms.label_term = smoothed ? (of_all != 0.0f ? sum * (of_label / of_all) : Floats{}) : sum;
+  // by selection: 0 * NaN would not be 0
+  terms.loss = bit_cast<Floats>(bit_cast<Ints>(value) & pixels.valid);
+  terms.coefficient = bit_cast<Floats>(bit_cast<Ints>(coefficient) & pixels.valid);
+  terms.smooth = bit_cast<Floats>(bit_cast<Ints>(factor * loss.smooth) & pixels.valid);
+  return terms;
+}
+
+CAWA_FAST_INLINE float upstream_grad(const Loss& loss, int64_t label) {
+  return loss.grad ? loss.grad[loss.grad_per_pixel ? label : 0] : 1.0f;
+}
+
+CAWA_FAST_INLINE double sum_of_lanes(Doubles v) {
+  double sum = 0;
+  for (int lane = 0; lane < kLanes; ++lane) sum += v[lane];
+  return sum;
+}
+
+}  // namespace CAWA_FAST_ISA
+}  // namespace cawa_fast

@@ -1,0 +1,115 @@
+// Values of resized maps with the specification's rounding: every product and every sum on its own, columns first.
+//
+// That makes the resize monotone in its four inputs, rounding included: where one map is larger than another at all four
+// it is larger or equal between them. Only an exact tie can appear between values that differ, and the weights of a
+// pixel may add up to 1 plus or minus an ulp or two; both are covered by a margin (kMargin), beyond which the corners of
+// a patch decide about all its pixels. This file is compiled without fused multiply-adds.
+#pragma once
+
+#include "rows.h"
+
+namespace cawa_fast {
+namespace CAWA_FAST_ISA {
+
+// A resized value lies within kMargin * |v| + kTiny of [least, largest] of its four inputs, v being either of these: two
+// products and a sum, twice, make less than 6 half ulps, the weights another 2; kTiny is for products that underflow.
+constexpr float kMargin = 0x1p-20f;
+constexpr float kTiny = 1e-37f;
+
+CAWA_FAST_INLINE Floats somewhat_less(Floats v) { return v - (absolute(v) * kMargin + kTiny); }
+CAWA_FAST_INLINE float somewhat_less(float v) { return v - (__builtin_fabsf(v) * kMargin + kTiny); }
+CAWA_FAST_INLINE float somewhat_more(float v) { return v + (__builtin_fabsf(v) * kMargin + kTiny); }
+
+// Floats per row in scratch: the row, its last value once more for the column beyond it, room for whole vectors.
+CAWA_FAST_INLINE int64_t row_stride(int64_t width) { return (width + 1 + 2 * kBlock) / kBlock * kBlock; }
+
+// After read_row: repeats the last value.
+CAWA_FAST_INLINE void extend_row(float* row, int64_t width) {
+  const float last = row[width - 1];
+  for (int64_t x = width; x < row_stride(width); ++x) row[x] = last;
+}
+
+// Output columns x .. x + kLanes - 1.
+struct Patch {
+  Floats low_weight, high_weight;
+  Ints index;           // of the low input, relative to `base`
+  int64_t base, last;   // the first and the last low input
+  bool close;           // all within one vector
+  bool copy;            // nothing to interpolate
+};
+
+CAWA_FAST_INLINE Patch patch_at(const Resize& resize, int64_t x) {
+  const Columns& columns = resize.columns;
+  Patch patch;
+  patch.low_weight = load(columns.low_weight + x);
+  patch.high_weight = load(columns.high_weight + x);
+  patch.base = columns.low[x];
+  patch.last = columns.low[x + kLanes - 1];
+  patch.index = load(columns.low + x) - static_cast<int32_t>(patch.base);
+  patch.close = patch.last - patch.base < kLanes;
+  patch.copy = resize.same_size;
+  return patch;
+}
+
+// A row of the input at the output columns of a patch.
+CAWA_FAST_INLINE Floats columns_of(const Patch& patch, const float* row) {
+  if (patch.copy) return load(row + patch.base);
+  Floats low, high;
+  if (patch.close) {
+    low = permute(load(row + patch.base), patch.index);
+    high = permute(load(row + patch.base + 1), patch.index);
+  } else {
+    float values[2][kLanes];
+    for (int lane = 0; lane < kLanes; ++lane) {
+      values[0][lane] = row[patch.base + patch.index[lane]];
+      values[1][lane] = row[patch.base + patch.index[lane] + 1];
+    }
+    low = load(values[0]);
+    high = load(values[1]);
+  }
+  return low * patch.low_weight + high * patch.high_weight;
+}
+
+// Between two rows that columns_of has interpolated.
+CAWA_FAST_INLINE Floats between(const Patch& patch, Floats above, Floats below, float high_weight) {
+  return patch.copy ? above : above * (1 - high_weight) + below * high_weight;
+}
+
+// A set of small whole numbers.
+struct BitSet {
+  uint64_t* words;
+
+  static int64_t words_for(int64_t n) { return (n + 63) / 64; }
+
+  // Elements first .. first + kLanes - 1; those of a word come in order.
+  void put(int64_t first, uint32_t lanes) const {
+    const uint64_t shifted = static_cast<uint64_t>(lanes) << (first % 64);
+    words[first / 64] = first % 64 == 0 ? shifted : words[first / 64] | shifted;
+  }
+
+  // Whether any of, or all of, first .. last are in the set.
+  bool any(int64_t first, int64_t last) const {
+    bool found = false;
+    each_word(first, last, [&](uint64_t word, uint64_t mask) { found |= (word & mask) != 0; });
+    return found;
+  }
+  bool all(int64_t first, int64_t last) const {
+    bool found = true;
+    each_word(first, last, [&](uint64_t word, uint64_t mask) { found &= (word & mask) == mask; });
+    return found;
+  }
+
+ private:
+  template <class Visit>
+  void each_word(int64_t first, int64_t last, const Visit& visit) const {
+    for (int64_t w = first / 64; w <= last / 64; ++w) {
+      uint64_t mask = ~uint64_t{0};
+      if (w == first / 64) mask &= ~uint64_t{0} << (first % 64);
+      if (w == last / 64) mask &= ~uint64_t{0} >> (63 - last % 64);
+      visit(words[w], mask);
+    }
+  }
+};
+
+}  // namespace CAWA_FAST_ISA
+}  // namespace cawa_fast

@@ -1,0 +1,48 @@
+// Rows of the low-resolution logits as contiguous floats in scratch memory.
+#pragma once
+
+#include "../kernels.h"
+#include "simd.h"
+
+namespace cawa_fast {
+namespace CAWA_FAST_ISA {
+
+// n elements, `stride` apart, to floats; `out` has room for n rounded up to whole vectors. Returns whether every value
+// is a number of moderate size, so that differences of two of them are numbers.
+template <class T>
+CAWA_FAST_INLINE bool read_row(const T* in, int64_t stride, int64_t n, float* out) {
+  Ints moderate = broadcast(int32_t{-1});
+  int64_t i = 0;
+  if (stride == 1) {
+    for (; i + kLanes <= n; i += kLanes) {
+      const Floats v = load(in + i);
+      moderate &= absolute(v) < 1e37f;
+      store(out + i, v);
+    }
+  }
+  for (; i < n; i += kLanes) {
+    T buffer[kLanes] = {};
+    for (int64_t j = i; j < smaller(i + kLanes, n); ++j) buffer[j - i] = in[j * stride];
+    const Floats v = load(buffer);
+    moderate &= absolute(v) < 1e37f;
+    store(out + i, v);
+  }
+  return bits(moderate) == kAllLanes;
+}
+
+// Row `y` of image `n`, class `c`, to floats.
+CAWA_FAST_INLINE bool read_row(const Maps& maps, int64_t n, int64_t c, int64_t y, float* out) {
+  const int64_t offset = n * maps.stride_n + c * maps.stride_c + y * maps.stride_y;
+  switch (maps.type) {
+    case Float::kFloat32:
+      return read_row(static_cast<const float*>(maps.data) + offset, maps.stride_x, maps.width, out);
+    case Float::kBFloat16:
+      return read_row(static_cast<const BFloat16*>(maps.data) + offset, maps.stride_x, maps.width, out);
+    case Float::kFloat16:
+      return read_row(static_cast<const Half*>(maps.data) + offset, maps.stride_x, maps.width, out);
+  }
+  return false;
+}
+
+}  // namespace CAWA_FAST_ISA
+}  // namespace cawa_fast

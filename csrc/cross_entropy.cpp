@@ -1,0 +1,184 @@
+#include <optional>
+#include <vector>
+
+#include "ops.h"
+#include "tensors.h"
+
+namespace cawa_fast {
+namespace {
+
+// Logits per task at least: about 0.05 ms of work, well above the cost of waking a thread.
+constexpr int64_t kGrain = 1 << 16;
+
+// A gradient of more bytes than this is written past the caches: whoever reads it next finds little of it there anyway,
+// and a store through the cache first reads the line that it overwrites.
+constexpr int64_t kStreamedBytes = int64_t{8} << 20;
+
+// The lookup tables behind Loss.
+struct LossTables {
+  LossTables(const std::optional<Tensor>& weight_tensor, const Tensor& scale_tensor, int64_t classes, double smoothing)
+      : weight(classes, 1.0f), at_label(classes) {
+    if (weight_tensor) {
+      const float* data = floats_of(*weight_tensor, classes, "weight");
+      weight.assign(data, data + classes);
+    }
+    double sum = 0;
+    for (int64_t c = 0; c < classes; ++c) {
+      at_label[c] = static_cast<float>(weight[c] * (1 - smoothing));
+      sum += weight[c];
+    }
+    loss = {};
+    loss.at_label = at_label.data();
+    loss.weight = weight.data();
+    loss.scale = floats_of(scale_tensor, classes, "scale");
+    loss.smooth = static_cast<float>(smoothing / static_cast<double>(classes));
+    loss.weight_sum = static_cast<float>(sum);
+  }
+
+  std::vector<float> weight, at_label;
+  Loss loss;
+};
+
+// The pixels of `input` (N, C, d1, ...) as few long rows: neighbouring dimensions that lie behind each other in memory,
+// in the input and in the gradient, count as one.
+PixelRows pixel_rows(const Tensor& input, const Tensor& grad) {
+  struct Dimension {
+    int64_t size, stride, grad_stride;
+  };
+  std::vector<Dimension> dimensions;
+  for (int64_t d = 0; d < input.dim(); ++d) {
+    if (d == 1 || input.size(d) == 1) continue;
+    const Dimension next{input.size(d), input.stride(d), grad.stride(d)};
+    if (!dimensions.empty()) {
+      Dimension& last = dimensions.back();
+      if (last.stride == next.size * next.stride && last.grad_stride == next.size * next.grad_stride) {
+        last = {last.size * next.size, next.stride, next.grad_stride};
+        continue;
+      }
+    }
+    dimensions.push_back(next);
+  }
+  if (dimensions.empty()) dimensions.push_back({1, 1, 1});
+  STD_TORCH_CHECK(dimensions.size() <= kMaxOuter + 1, "input has too many dimensions; reshape it to (N, C, pixels)");
+  PixelRows rows{};
+  rows.rows = 1;
+  rows.outer = static_cast<int>(dimensions.size()) - 1;
+  for (int d = 0; d < rows.outer; ++d) {
+    rows.rows *= dimensions[d].size;
+    rows.size[d] = dimensions[d].size;
+    rows.stride[d] = dimensions[d].stride;
+    rows.grad_stride[d] = dimensions[d].grad_stride;
+  }
+  rows.length = dimensions.back().size;
+  rows.stride_x = dimensions.back().stride;
+  rows.grad_stride_x = dimensions.back().grad_stride;
+  rows.stride_c = input.stride(1);
+  rows.grad_stride_c = grad.stride(1);
+  return rows;
+}
+
+// Runs the kernel over everything; returns the sum of the loss with scale.
+double run_equal(const Tensor& input, const Tensor* grad_input, const Labels& labels, Loss loss) {
+  const Kernels& kernel = kernels();
+  const int64_t classes = input.size(1);
+  CrossEntropy p{};
+  p.pixels = pixel_rows(input, grad_input ? *grad_input : input);
+  p.classes = classes;
+  p.type = float_type(input, "input");
+  p.input = input.const_data_ptr();
+  p.grad_input = grad_input ? grad_input->mutable_data_ptr() : nullptr;
+  p.stream = grad_input && grad_input->numel() * static_cast<int64_t>(grad_input->element_size()) > kStreamedBytes;
+  p.labels = labels;
+  const int64_t tile = kernel.cross_entropy_tile();
+  const int64_t tiles = p.pixels.rows * ((p.pixels.length + tile - 1) / tile);
+  std::vector<double> partial(tiles);
+  loss.partial_loss = partial.data();
+  p.loss = loss;
+  const int64_t grain = std::max<int64_t>(1, kGrain / (tile * classes));
+  torch::stable::parallel_for(0, tiles, grain, [&](int64_t begin, int64_t end) {
+    const ScratchMemory scratch(kernel.cross_entropy_scratch(classes));
+    kernel.cross_entropy(p, begin, end, scratch.get());
+  });
+  double sum = 0;  // in a fixed order, whoever computed the tiles
+  for (const double value : partial) sum += value;
+  return sum;
+}
+
+double run_resized(const Tensor& input, const Tensor& target, const Tensor* grad_input, const Labels& labels, Loss loss,
+                   bool align_corners) {
+  const Kernels& kernel = kernels();
+  ResizedCrossEntropy p{};
+  p.input = maps_of(input, "input");
+  p.label_height = target.size(1);
+  p.label_width = target.size(2);
+  if (grad_input) {
+    p.grad_input = grad_input->mutable_data_ptr();
+    p.grad_n = grad_input->stride(0);
+    p.grad_c = grad_input->stride(1);
+    p.grad_y = grad_input->stride(2);
+    p.grad_x = grad_input->stride(3);
+  }
+  const CellTables columns(bilinear_taps(p.input.width, p.label_width, align_corners));
+  const RowGroupTables rows(bilinear_taps(p.input.height, p.label_height, align_corners));
+  p.columns = &columns.cells;
+  p.rows = &rows.groups;
+  p.labels = labels;
+  std::vector<double> partial(p.input.images * rows.groups.count);
+  loss.partial_loss = partial.data();
+  p.loss = loss;
+  const int64_t row = p.input.classes * p.label_width * p.label_height / p.input.height;
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(row, 1));
+  const int64_t floats = kernel.resized_cross_entropy_scratch(p);
+  torch::stable::parallel_for(0, p.input.images * p.input.height, grain, [&](int64_t begin, int64_t end) {
+    const ScratchMemory scratch(floats);
+    kernel.resized_cross_entropy(p, begin, end, scratch.get());
+  });
+  double sum = 0;
+  for (const double value : partial) sum += value;
+  return sum;
+}
+
+double run(const Tensor& input, const Tensor& target, const Tensor* grad_input, int64_t ignore_index, const Loss& loss,
+           bool align_corners) {
+  STD_TORCH_CHECK(input.dim() >= 2 && target.dim() == input.dim() - 1 && target.size(0) == input.size(0),
+                  "input must be (N, C, ...) and target (N, ...)");
+  bool equal = true;
+  for (int64_t d = 1; d < target.dim(); ++d) equal &= target.size(d) == input.size(d + 1);
+  STD_TORCH_CHECK(equal || target.dim() == 3, "sizes may differ for input (N, C, h, w) and target (N, H, W) only");
+  const Labels labels = labels_of(target, input.size(1), ignore_index);
+  if (input.numel() == 0 || target.numel() == 0) return 0;
+  return equal ? run_equal(input, grad_input, labels, loss)
+               : run_resized(input, target, grad_input, labels, loss, align_corners);
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> cross_entropy(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
+                                         const Tensor& scale, int64_t ignore_index, bool per_pixel,
+                                         double label_smoothing, bool align_corners, bool with_grad) {
+  const Tensor flat_target = torch::stable::contiguous(target);
+  LossTables tables(weight, scale, input.size(1), label_smoothing);
+  const Tensor loss = per_pixel ? torch::stable::new_empty(target, target.sizes(), ScalarType::Float)
+                                : torch::stable::new_empty(target, {}, ScalarType::Float);
+  Tensor grad = with_grad ? new_gradient(input) : torch::stable::new_empty(input, {0});
+  float* out = loss.mutable_data_ptr<float>();
+  if (per_pixel) tables.loss.pixel_loss = out;
+  const double sum = run(input, flat_target, with_grad ? &grad : nullptr, ignore_index, tables.loss, align_corners);
+  // 0 * NaN: the mean over no pixel is NaN, as in PyTorch
+  if (!per_pixel) *out = static_cast<float>(sum + 0.0f * tables.loss.scale[0]);
+  return {loss, grad};
+}
+
+Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
+                              const std::optional<Tensor>& weight, const Tensor& scale, int64_t ignore_index,
+                              double label_smoothing, bool align_corners) {
+  const Tensor flat_target = torch::stable::contiguous(target), flat_grad = torch::stable::contiguous(grad);
+  LossTables tables(weight, scale, input.size(1), label_smoothing);
+  tables.loss.grad_per_pixel = grad.dim() > 0;
+  tables.loss.grad = floats_of(flat_grad, grad.dim() > 0 ? target.numel() : 1, "grad");
+  const Tensor grad_input = new_gradient(input);
+  run(input, flat_target, &grad_input, ignore_index, tables.loss, align_corners);
+  return grad_input;
+}
+
+}  // namespace cawa_fast

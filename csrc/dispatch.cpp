@@ -1,0 +1,65 @@
+// Which instruction set to run: the best that both the processor and the build have, or the one that the user names.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "ops.h"
+
+namespace cawa_fast {
+namespace {
+
+// Those of this build that this processor can run, the best one last.
+std::vector<const Kernels*> supported() {
+  std::vector<const Kernels*> sets = {&baseline::kernels};
+#if defined(CAWA_FAST_X86)
+  // What -march=x86-64-v3 and x86-64-v4 let the compiler use; the operating system's part is included in the checks.
+  __builtin_cpu_init();
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                  __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
+  if (v3) sets.push_back(&avx2::kernels);
+  if (v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    sets.push_back(&avx512::kernels);
+  }
+#endif
+  return sets;
+}
+
+const Kernels* find(const char* name, const char* what) {
+  std::string names;
+  for (const Kernels* set : supported()) {
+    if (std::strcmp(set->name, name) == 0) return set;
+    names += (names.empty() ? "" : ", ") + std::string(set->name);
+  }
+  throw std::invalid_argument(std::string(what) + name + ": this processor and this build have " + names);
+}
+
+std::atomic<const Kernels*> chosen{nullptr};
+
+}  // namespace
+
+const Kernels& kernels() {
+  const Kernels* set = chosen.load(std::memory_order_acquire);
+  if (!set) {
+    const char* wanted = std::getenv("CAWA_FAST_CPU");
+    set = wanted && *wanted ? find(wanted, "CAWA_FAST_CPU=") : supported().back();
+    chosen.store(set, std::memory_order_release);  // several threads may do this: with the same result
+  }
+  return *set;
+}
+
+std::vector<std::string> supported_instruction_sets() {
+  std::vector<std::string> names;
+  for (const Kernels* set : supported()) names.emplace_back(set->name);
+  return names;
+}
+
+const char* instruction_set() { return kernels().name; }
+
+void use_instruction_set(const std::string& name) { chosen.store(find(name.c_str(), ""), std::memory_order_release); }
+
+}  // namespace cawa_fast

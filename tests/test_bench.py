@@ -1,0 +1,407 @@
+"""The benchmark suite itself: that rivals compute what we compute, and that tables and files say what was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("click")
+pytest.importorskip("rich")
+
+import click
+from click.testing import CliRunner
+
+from bench import cases, cpu, measure, memory, peers, table
+from bench.__main__ import main
+from bench.realism import STATISTICS, statistics
+from bench.rows import ROWS, Target, contender
+
+ROOT = Path(__file__).parents[1]
+BY_KEY = {row.key: row for row in ROWS}
+
+
+def problem(content: str = "realistic", classes: int = 5, align_corners: bool = False) -> cases.Problem:
+    return cases.make(content, classes, (9, 16), (36, 64), align_corners=align_corners)
+
+
+def results(name: str, operator: str, of: cases.Problem) -> tuple[torch.Tensor, ...]:
+    competitor = peers.build(name, operator, of)
+    competitor.reset()
+    return competitor.run()
+
+
+# ------------------------------------------------------------------------------------------- rivals do the same work
+
+
+@pytest.mark.parametrize("content", ["realistic", "noise"])
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("rival", ["eager", "eager, channels_last", "one thread", "float32"])
+def test_cross_entropy_rivals_agree(rival: str, align_corners: bool, content: str) -> None:
+    given = problem(content, align_corners=align_corners)
+    for ours, theirs in zip(
+        results("ours", "cross_entropy", given), results(rival, "cross_entropy", given), strict=True
+    ):
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-7)
+
+
+def test_cross_entropy_of_equal_sizes_agrees() -> None:
+    given = cases.make("realistic", 5, (32, 48), (32, 48))
+    assert given.same_size
+    for ours, theirs in zip(
+        results("ours", "cross_entropy", given), results("eager", "cross_entropy", given), strict=True
+    ):
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-8)
+
+
+def test_bfloat16_computes_the_same_loss() -> None:
+    given = problem()
+    loss, gradient = results("bfloat16", "cross_entropy", given)
+    exact, _ = results("ours", "cross_entropy", given)
+    assert gradient.dtype == torch.bfloat16
+    torch.testing.assert_close(loss, exact, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("content", ["realistic", "noise"])
+@pytest.mark.parametrize("rival", ["eager", "eager, channels_last", "torchmetrics"])
+def test_confusion_matrix_rivals_agree(rival: str, content: str, request: pytest.FixtureRequest) -> None:
+    if rival == "torchmetrics":
+        request.getfixturevalue("peers")  # imports it, or fails as the tests of the peers do
+    given = problem(content)
+    (ours,), (theirs,) = results("ours", "confusion_matrix", given), results(rival, "confusion_matrix", given)
+    assert ours.sum() == theirs.sum() == (given.labels != cases.IGNORE).sum()
+    assert (ours - theirs).abs().sum() <= 4, "more than two pixels differ: that is no rounding"
+
+
+@pytest.mark.parametrize("content", ["realistic", "noise"])
+@pytest.mark.parametrize("rival", ["eager", "eager, present"])
+def test_cam_counts_rivals_agree(rival: str, content: str) -> None:
+    given = problem(content)
+    for ours, theirs in zip(results("ours", "cam_counts", given), results(rival, "cam_counts", given), strict=True):
+        assert (ours - theirs).abs().sum() <= 4, "more than a few pixels differ: that is no rounding"
+
+
+def test_cam_counts_rivals_score_a_class_only_where_it_is() -> None:
+    given = problem(classes=3)
+    labels = given.labels.clone()
+    labels[0] = 1  # class 2's map of the first image counts for nothing
+    given = dataclasses.replace(given, labels=labels)
+    ours = results("ours", "cam_counts", given)
+    for rival in ("eager", "eager, present"):
+        for expected, got in zip(ours, results(rival, "cam_counts", given), strict=True):
+            assert (expected - got).abs().sum() <= 4
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.parametrize("operator", ["cross_entropy", "confusion_matrix", "cam_counts"])
+def test_compiled_rivals_agree(operator: str) -> None:
+    given = problem()
+    for ours, theirs in zip(results("ours", operator, given), results("compile", operator, given), strict=True):
+        if operator == "cross_entropy":
+            torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-7)
+        else:
+            assert (ours - theirs).abs().sum() <= 4
+
+
+def test_contenders_leave_the_problem_alone() -> None:
+    given = problem()
+    logits, labels = given.logits.clone(), given.labels.clone()
+    for operator, names in (
+        ("cross_entropy", ("ours", "eager", "bfloat16", "copy")),
+        ("confusion_matrix", ("ours", "eager")),
+        ("cam_counts", ("ours", "eager", "eager, present")),
+    ):
+        for name in names:
+            results(name, operator, given)
+    torch.testing.assert_close(given.logits, logits, rtol=0, atol=0)
+    torch.testing.assert_close(given.labels, labels, rtol=0, atol=0)
+    assert not given.logits.requires_grad
+
+
+# -------------------------------------------------------------------------------------------------------- the inputs
+
+
+@pytest.mark.parametrize("content", ["realistic", "noise"])
+def test_inputs_come_from_the_seed(content: str) -> None:
+    first, again, other = (cases.make(content, 5, (9, 16), (36, 64), seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.logits, again.logits)
+    assert torch.equal(first.labels, again.labels)
+    assert not torch.equal(first.labels, other.labels)
+    assert first.logits.is_contiguous()
+    assert first.labels.dtype == torch.uint8
+
+
+def test_realistic_inputs_are_like_the_networks() -> None:
+    """Against the demo's network on scenes of the benchmarks' size, as bench/README.md has it; loosely."""
+    network = {"mixed": 0.153, "crossed": 0.041, "above": 0.077, "accuracy": 0.70, "present": 7.7}
+    network |= {"top": 6.0, "spread": 3.0, "margin": 2.7, "step": 0.60, "rare": 0.09}
+    given = cases.make("realistic", 10, (128, 256), (512, 1024))
+    made_up = statistics(given.logits, given.labels)
+    assert made_up.keys() == STATISTICS.keys()
+    for name, value in network.items():
+        assert value / 2 < made_up[name] < value * 2, name
+    # what decides the cost, less loosely, and never to our advantage by much
+    assert 0.8 < made_up["mixed"] / network["mixed"] < 1.5
+    assert 0.8 < made_up["crossed"] / network["crossed"] < 1.5
+    assert 0.03 < made_up["ignored"] < 0.07
+
+
+def test_statistics_of_a_case_worked_by_hand() -> None:
+    logits = torch.zeros(1, 2, 2, 3)
+    logits[0, 0] = torch.tensor([[4.0, 4.0, 1.0], [4.0, 4.0, 1.0]])  # wins the left two columns
+    logits[0, 1] = torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, 2.0]])
+    labels = torch.tensor([[[0, 0, 1], [0, 255, 1]]], dtype=torch.uint8)
+    found = statistics(logits, labels)
+    assert found["mixed"] == 0.5  # one of two cells
+    assert found["crossed"] == 0.5  # for both classes the right cell
+    assert found["above"] == pytest.approx((4 / 6 + 2 / 6) / 2)
+    assert found["accuracy"] == 1
+    assert found["ignored"] == pytest.approx(1 / 6)
+    assert found["present"] == 2
+    assert found["rare"] == pytest.approx(2 / 5)
+
+
+# ---------------------------------------------------------------------------------------------------------- measuring
+
+
+def test_contenders_take_turns_in_rotating_order() -> None:
+    calls: list[str] = []
+
+    def make(name: str) -> peers.Contender:
+        def run() -> tuple[torch.Tensor, ...]:
+            calls.append(name)
+            return ()
+
+        return peers.Contender(name, run)
+
+    seconds = measure.interleave([make("a"), make("b")], rounds=2, threads=1)
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
+    order = [name for name, before in zip(calls, [None, *calls], strict=False) if name != before]
+    assert order == ["a", "b", "a", "b", "a"]  # warm-up and first round, then the second begins with b
+
+
+def test_threads_are_set_for_each_contender_and_restored() -> None:
+    seen: dict[str, set[int]] = {"one": set(), "two": set()}
+
+    def make(name: str, threads: int | None) -> peers.Contender:
+        def run() -> tuple[torch.Tensor, ...]:
+            seen[name].add(torch.get_num_threads())
+            return ()
+
+        return peers.Contender(name, run, threads=threads)
+
+    before = torch.get_num_threads()
+    measure.interleave([make("one", 1), make("two", None)], rounds=1, threads=2)
+    assert seen == {"one": {1}, "two": {2}}
+    torch.set_num_threads(before)
+
+
+def test_ratio_is_the_median_of_the_rounds() -> None:
+    assert measure.ratio([2.0, 30.0, 8.0], [1.0, 10.0, 2.0]) == 3.0
+
+
+def test_machine_names_no_computer() -> None:
+    described = measure.machine(2)
+    assert described["threads"] == 2
+    assert described["torch"] == torch.__version__
+    assert not any(os.uname().nodename == value for value in described.values())
+
+
+@pytest.mark.skipif(not memory.available(), reason="the system does not keep resettable peaks of memory")
+def test_peak_memory_counts_what_a_call_allocates() -> None:
+    size = 64 * 1024**2
+
+    def run() -> torch.Tensor:
+        torch.ones(size, dtype=torch.uint8)  # freed at once; the peak remembers
+        return torch.ones(size // 2, dtype=torch.uint8)
+
+    assert size <= memory._peak(run) + 2**20
+    assert memory._peak(run) < 2 * size
+
+
+# ------------------------------------------------------------------------------------------------------------ the rows
+
+
+def test_rows_have_keys_targets_and_rivals_of_their_own() -> None:
+    assert len(BY_KEY) == len(ROWS)
+    for row in ROWS:
+        assert set(row.names) <= peers.MEANING.keys()
+        assert {target.rival for target in row.targets} <= set(row.names)
+        assert row.targets
+    assert BY_KEY["ce-19"].title == "cross_entropy 2×19×512×1024"
+    assert BY_KEY["resize-ce-19-x4"].title == "resize + cross_entropy 2×19×128×256 to 512×1024"
+
+
+def test_every_row_runs_when_small() -> None:
+    for row in ROWS:
+        sized = dataclasses.replace(row.shrunk(), classes=min(row.classes, 7))
+        assert contender(sized, row.ours).run()
+
+
+def test_floor_counts_bytes_and_exponentials() -> None:
+    row = BY_KEY["ce-19"]
+    logits = 2 * 19 * 512 * 1024
+    assert row.moved_bytes == 2 * 4 * logits + 2 * 512 * 1024
+    assert row.exponentials == logits
+    floor = cpu._floor(row, {"copy": 0.01, "ours": 0.02}, rate=1e12)
+    assert floor["bytes_seconds"] == pytest.approx(0.01 * row.moved_bytes / (8 * logits))
+    assert floor["share"] == pytest.approx(floor["seconds"] / 0.02)
+    assert cpu._floor(row, {"copy": 0.01, "ours": 0.02}, rate=1e9)["seconds"] == logits / 1e9
+
+
+@pytest.mark.parametrize(
+    ("target", "ours", "rival", "least", "aim"),
+    [
+        (("eager", 8, 16, False), 1.0, 9.0, True, False),
+        (("copy", 2.0, 1.3, True), 1.2, 1.0, True, True),
+        (("copy", None, 1.3, True), 1.5, 1.0, None, False),
+    ],
+)
+def test_targets(target: Any, ours: float, rival: float, least: bool | None, aim: bool | None) -> None:
+    reached = cpu._reached(Target(*target), [ours], [rival])
+    assert (reached["least_met"], reached["aim_met"]) == (least, aim)
+
+
+def test_unknown_rows_are_refused() -> None:
+    assert [row.key for row in cpu.select("cam-150,ce-19")] == ["ce-19", "cam-150"]
+    with pytest.raises(click.BadParameter, match="'nothing\\*' matches no row"):
+        cpu.select("ce-19,nothing*")
+
+
+# --------------------------------------------------------------------------------------------------- tables and files
+
+
+def fake_result() -> dict[str, Any]:
+    def row(key: str, rivals: dict[str, float], targets: list[dict[str, Any]], title: str) -> dict[str, Any]:
+        medians = {"ours": 0.002, **rivals}
+        contenders = {
+            name: {"median": value, "seconds": [value], "peak_bytes": 3 * 2**20} for name, value in medians.items()
+        }
+        return {
+            "key": key,
+            "title": title,
+            "ours": "ours",
+            "contenders": contenders,
+            "faster": {name: value / 0.002 for name, value in rivals.items()},
+            "targets": targets,
+            "floor": {"seconds": 0.001, "share": 0.5},
+        }
+
+    eager = {"rival": "eager", "within": False, "value": 10.0, "least": 8, "least_met": True, "aim": 20}
+    copy = {"rival": "copy", "within": True, "value": 2.5, "least": 2.0, "least_met": False, "aim": None}
+    rows = [
+        row("a", {"eager": 0.02, "copy": 0.0008}, [eager | {"aim_met": False}, copy | {"aim_met": None}], "a 2×3"),
+        row("b", {"one thread": 0.0038, "copy": 0.001}, [], "b, one thread"),
+    ]
+    machine = measure.machine(2) | {"commit": "abc", "date": "2026-01-01", "cpu": "A CPU", "instruction_set": "avx2"}
+    return {
+        "benchmark": "cpu",
+        "machine": machine,
+        "settings": {"rounds": 1, "quick": False},
+        "exponentials_per_second": 2e9,
+        "meaning": {name: peers.MEANING[name] for name in ("ours", "eager", "copy", "one thread")},
+        "rows": rows,
+    }
+
+
+def test_markdown_table() -> None:
+    lines = table.markdown_table(fake_result()).splitlines()
+    assert len({len(line) for line in lines}) == 1, "columns do not line up"
+    header, first, second = ([cell.strip() for cell in lines[i].strip("|").split("|")] for i in (0, 2, 3))
+    cells = dict(zip(header, first, strict=True))
+    assert cells == {
+        "operator, shape": "a 2×3",
+        "ours, ms": "2.00",
+        "eager, ms": "20.0",
+        "compile, ms": "–",
+        "× eager": "10.0x",
+        "× compile": "–",
+        "other rivals, ms: ratio": "copy 0.80: 2.50 of it",
+        "at least": "≥8x eager ✓, ≤2x copy ✗",
+        "aim": "≥20x eager ✗",
+        "memory ours / eager, MiB": "3 / 3",
+        "floor, ms": "1.00",
+        "of the floor": "50 %",
+    }
+    assert dict(zip(header, second, strict=True))["other rivals, ms: ratio"] == "one thread 3.80: 1.90x"
+
+
+def test_results_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = fake_result()
+    table.write(result, tmp_path / "deep" / "cpu")
+    folder = tmp_path / "deep"
+    assert json.loads((folder / "cpu.json").read_text()) == result
+    assert "A CPU, 2 of" in (folder / "cpu.md").read_text()
+    assert sorted(path.name for path in folder.iterdir()) == ["cpu.json", "cpu.md"]
+
+    def no_space(*_: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, "replace", no_space)
+    with pytest.raises(OSError, match="no space"):
+        table.write({**result, "rows": []}, folder / "cpu")
+    assert json.loads((folder / "cpu.json").read_text()) == result
+    assert sorted(path.name for path in folder.iterdir()) == ["cpu.json", "cpu.md"]
+
+
+def test_readme_block_follows_the_result_file(tmp_path: Path) -> None:
+    text = "before\n<!-- table: r/cpu.json -->\nold\n<!-- end of table -->\nafter\n"
+    unmeasured = table.updated(text, tmp_path)
+    assert table.UNMEASURED in unmeasured
+    table.write(fake_result(), tmp_path / "r" / "cpu")
+    measured = table.updated(unmeasured, tmp_path)
+    assert measured.startswith("before\n<!-- table: r/cpu.json -->\nA CPU, 2 of")
+    assert "| a 2×3 " in measured
+    assert "(r/cpu.md)" in measured
+    assert measured.endswith("<!-- end of table -->\nafter\n")
+    assert table.updated(measured, tmp_path) == measured
+
+
+def test_readme_is_in_sync_with_the_results() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "<!-- table: bench/results/cpu.json -->" in text
+    assert table.updated(text) == text, "run `python -m bench readme`"
+    result = ROOT / "bench" / "results" / "cpu.json"
+    assert not result.exists() or not json.loads(result.read_text())["settings"]["quick"]
+
+
+# ------------------------------------------------------------------------------------------------------- the commands
+
+
+def test_cpu_command(tmp_path: Path) -> None:
+    arguments = ["cpu", "--quick", "--no-compile", "--no-memory", "--rounds", "2", "--threads", "1"]
+    done = CliRunner().invoke(main, [*arguments, "--rows", "cam-19,resize-ce-19-x8", "--out", str(tmp_path / "trial")])
+    assert done.exit_code == 0, done.output
+    result = json.loads((tmp_path / "trial.json").read_text())
+    assert [row["key"] for row in result["rows"]] == ["resize-ce-19-x8", "cam-19"]
+    for row in result["rows"]:
+        assert all(len(entry["seconds"]) == 2 for entry in row["contenders"].values())
+        assert "compile" not in row["contenders"]
+    assert "no measurement" in CliRunner().invoke(main, ["cpu", "--help"]).output
+    assert "Not a measurement" in (tmp_path / "trial.md").read_text()
+
+
+@pytest.mark.skipif(not memory.available(), reason="the system does not keep resettable peaks of memory")
+def test_memory_of_a_row() -> None:
+    peaks = memory.peaks("ce-150", ["ours", "eager"], quick=True, threads=1)
+    gradient = 2 * 150 * 64 * 64 * 4
+    assert peaks["ours"] > 0.8 * gradient
+    assert peaks["eager"] > 0.8 * gradient
+
+
+def test_pytest_runs_the_benchmarks() -> None:
+    """``pytest bench/`` measures: with benchmarks skipped or disabled there would be no table."""
+    command = [sys.executable, "-m", "pytest", "bench", "--quick", "--rounds=1", "--bench-threads=1"]
+    command += ["-q", "-p", "no:cacheprovider", "-k", "cam-19-eager or cam-19-ours"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"benchmark 'cam_counts {BY_KEY['cam-19'].shrunk().title.split(' ', 1)[1]}'" in done.stdout
