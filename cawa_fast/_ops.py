@@ -57,8 +57,11 @@ def _count_labels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor
 
 
 def _report_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
-    if not _checks.label_check_is_off():
-        _checks.report("target", reference.bad_labels(target, num_classes, ignore_index), num_classes, ignore_index)
+    if _checks.label_check_is_off():
+        return
+    native = target.device.type == "cpu" and _native.available()
+    find = torch.ops.cawa_fast_cpu.bad_labels if native else reference.bad_labels
+    _checks.report("target", find(target, num_classes, ignore_index), num_classes, ignore_index)
 
 
 def _float32(weight: Tensor | None) -> Tensor | None:
@@ -133,10 +136,9 @@ def _confusion_matrix(
     input: Tensor, target: Tensor, num_classes: int, ignore_index: int, align_corners: bool
 ) -> Tensor:
     if input.is_floating_point():
-        if _is_native(input):
-            _count_labels(target.reshape(1, -1), num_classes, ignore_index)
-            return torch.ops.cawa_fast_cpu.confusion_matrix(input, target, ignore_index, align_corners)
         _report_labels(target, num_classes, ignore_index)
+        if _is_native(input):
+            return torch.ops.cawa_fast_cpu.confusion_matrix(input, target, ignore_index, align_corners)
         return reference.confusion_matrix(input, target, num_classes, ignore_index, align_corners)
     if input.device.type == "cpu" and _native.available():
         counts, bad = torch.ops.cawa_fast_cpu.confusion_matrix_labels(input, target, num_classes, ignore_index)

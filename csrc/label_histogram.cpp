@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <mutex>
 #include <type_traits>
 #include <vector>
@@ -52,13 +53,38 @@ void count(const T* labels, int64_t n, int64_t num_classes, std::vector<uint32_t
   }
 }
 
-// The slow way through labels among which some are no classes: they may all be ignore_index.
+// Looks for labels that are neither classes nor ignore_index; without branches unless there are any.
 template <class T>
 void note_bad(const T* labels, int64_t n, int64_t num_classes, int64_t ignore_index, BadLabels& bad) {
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t label = labels[i];
-    if ((label < 0 || label >= num_classes) && label != ignore_index) bad.note(label);
+  using Wide = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+  const auto ignore = static_cast<T>(ignore_index);
+  const bool can_ignore = ignore == ignore_index;  // false for -100 and uint8, where it would mean 156
+  const auto count = static_cast<Wide>(std::min<uint64_t>(num_classes, std::numeric_limits<Wide>::max()));
+  constexpr int64_t kChunk = 4096;
+  for (int64_t start = 0; start < n; start += kChunk) {
+    const int64_t end = std::min(n, start + kChunk);
+    std::conditional_t<sizeof(T) == 1, uint8_t, Wide> any = 0;  // as wide as what is compared, so that it vectorises
+    if constexpr (sizeof(T) == 1) {
+      const auto last = static_cast<uint8_t>(std::min<int64_t>(num_classes, 256) - 1);
+      for (int64_t i = start; i < end; ++i) any |= (labels[i] > last) & !(can_ignore & (labels[i] == ignore));
+    } else {
+      for (int64_t i = start; i < end; ++i) {
+        any |= (static_cast<Wide>(labels[i]) >= count) & !(can_ignore & (labels[i] == ignore));
+      }
+    }
+    if (!any) continue;
+    for (int64_t i = start; i < end; ++i) {
+      const int64_t label = labels[i];
+      if ((label < 0 || label >= num_classes) && label != ignore_index) bad.note(label);
+    }
   }
+}
+
+void write(const BadLabels& bad, const Tensor& to) {
+  int64_t* out = to.mutable_data_ptr<int64_t>();
+  out[0] = bad.count;
+  out[1] = bad.min;
+  out[2] = bad.max;
 }
 
 }  // namespace
@@ -96,11 +122,25 @@ std::tuple<Tensor, Tensor> label_histogram(const Tensor& target, int64_t num_cla
       all_bad.merge(found_bad);
     });
   });
-  int64_t* out = bad.mutable_data_ptr<int64_t>();
-  out[0] = all_bad.count;
-  out[1] = all_bad.min;
-  out[2] = all_bad.max;
+  write(all_bad, bad);
   return {counts, bad};
+}
+
+Tensor bad_labels(const Tensor& target, int64_t num_classes, int64_t ignore_index) {
+  const Tensor labels = torch::stable::contiguous(target);
+  const Tensor bad = torch::stable::new_empty(target, {3}, torch::headeronly::ScalarType::Long);
+  BadLabels all_bad;
+  with_label_data(labels, "target", [&](const auto* data) {
+    std::mutex merging;
+    torch::stable::parallel_for(0, labels.numel(), 4 * kGrain, [&](int64_t begin, int64_t end) {
+      BadLabels found;
+      note_bad(data + begin, end - begin, num_classes, ignore_index, found);
+      const std::lock_guard<std::mutex> lock(merging);
+      all_bad.merge(found);
+    });
+  });
+  write(all_bad, bad);
+  return bad;
 }
 
 }  // namespace cawa_fast

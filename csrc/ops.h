@@ -84,6 +84,9 @@ std::tuple<Tensor, Tensor, Tensor> cam_counts(const Tensor& cam, const Tensor& t
 // clang-format on
 std::tuple<Tensor, Tensor> label_histogram(const Tensor& target, int64_t num_classes, int64_t ignore_index);
 
+// The second result of label_histogram alone; target of any shape.
+Tensor bad_labels(const Tensor& target, int64_t num_classes, int64_t ignore_index);
+
 // clang-format off
 //
 // Weighted cross-entropy of logits, resized bilinearly to the labels where the sizes differ, and its gradient.

@@ -155,8 +155,9 @@ Range range_of_resized(const CamCounts& p, const Scratch& s, int64_t map, const 
     }
     const RowGroup& group = resize.rows.groups[i];
     for (int64_t x = 0; x < resize.columns.width; x += kLanes) {
+      const Inputs inputs = inputs_of(resize, x);
+      if (prune && !hopeful.any(inputs.first, inputs.last)) continue;
       const Patch patch = patch_at(resize, x);
-      if (prune && !hopeful.any(patch.base, smaller(patch.last + !patch.copy, resize.maps.width - 1))) continue;
       const Floats upper = columns_of(patch, above), lower = columns_of(patch, below);
       const Ints inside = lanes_before(resize.columns.width - x);
       for (int32_t y = group.begin; y < group.end; ++y) {
@@ -222,7 +223,11 @@ MapScale scale_of(const CamCounts& p, const Scratch& s, int64_t map) {
 // ------------------------------------------------------------------------------------------------------- counts
 
 CAWA_FAST_INLINE uint32_t lanes_with(const uint16_t* labels, uint16_t label) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)  // widening would take two more instructions, of about ten in all
+  return _mm256_cmpeq_epi16_mask(bit_cast<__m256i>(load_as<Shorts>(labels)), _mm256_set1_epi16(static_cast<int16_t>(label)));
+#else
   return bits(__builtin_convertvector(load_as<Shorts>(labels), Ints) == int32_t{label});
+#endif
 }
 
 CAWA_FAST_INLINE int64_t population(uint32_t lanes) { return __builtin_popcount(lanes); }
@@ -239,8 +244,8 @@ void count_group(const CamCounts& p, const Scratch& s, int64_t map, const MapSca
     const float over = somewhat_more(scale.threshold), under = somewhat_less(scale.threshold);
     for (int64_t x = 0; x < resize.maps.width; x += kLanes) {
       const Floats a = load(above + x), b = load(below + x);
-      inside.put(x, bits(minimum(a, b) > over));
-      not_outside.put(x, bits(maximum(a, b) > under));
+      inside.put(x, greater(minimum(a, b), broadcast(over)));
+      not_outside.put(x, greater(maximum(a, b), broadcast(under)));
     }
   }
   const int64_t height = resize.rows.groups[resize.rows.count - 1].end, padded = resize.columns.padded;
@@ -249,11 +254,9 @@ void count_group(const CamCounts& p, const Scratch& s, int64_t map, const MapSca
   for (int64_t x = 0; x < resize.columns.width; x += kLanes) {
     const LabelPatch& label_patch = label_patches[x / kLanes];
     if (label_patch.valid == 0) continue;
-    const Patch patch = patch_at(resize, x);
-    const uint16_t* labels = p.decoded + (n * height + group.begin) * padded + x;
-    const int64_t last = smaller(patch.last + !patch.copy, resize.maps.width - 1);
-    if (moderate && !not_outside.any(patch.base, last)) continue;
-    const bool all = moderate && inside.all(patch.base, last);
+    const Inputs inputs = inputs_of(resize, x);
+    if (moderate && !not_outside.any(inputs.first, inputs.last)) continue;
+    const bool all = moderate && inside.all(inputs.first, inputs.last);
     // stage 2: all in
     if (all && label_patch.label != kMixed) {
       members += label_patch.valid;
@@ -261,10 +264,12 @@ void count_group(const CamCounts& p, const Scratch& s, int64_t map, const MapSca
       continue;
     }
     // stage 3: pixel by pixel
+    const Patch patch = patch_at(resize, x);
+    const uint16_t* labels = p.decoded + (n * height + group.begin) * padded + x;
     const Floats upper = columns_of(patch, above), lower = columns_of(patch, below);
     for (int32_t y = group.begin; y < group.end; ++y, labels += padded) {
       const Floats value = between(patch, upper, lower, resize.rows.high_weight[y]);
-      const uint32_t in = all ? kAllLanes : bits(value > scale.threshold);
+      const uint32_t in = all ? kAllLanes : greater(value, broadcast(scale.threshold));
       members += population(in & ~lanes_with(labels, kInvalid));
       hits += population(in & lanes_with(labels, c));
     }

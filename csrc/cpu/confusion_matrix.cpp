@@ -11,9 +11,15 @@ namespace cawa_fast {
 namespace CAWA_FAST_ISA {
 namespace {
 
+// A class and, bit by bit, the cells of a vector in which it may win.
+struct Possible {
+  int32_t label;
+  uint32_t cells;
+};
+
 struct Scratch {
   Scratch(const ConfusionMatrix& p, float* memory)
-      : classes(p.resize.maps.classes), stride(row_stride(p.resize.maps.width)), words(BitSet::words_for(stride)) {
+      : classes(p.resize.maps.classes), stride(row_stride(p.resize.maps.width)) {
     float* next = memory;
     const auto take = [&next](int64_t n) {
       float* start = next;
@@ -24,8 +30,11 @@ struct Scratch {
     row[1] = take(classes * stride);
     largest = take(classes * kLanes);
     candidate_rows = take(classes * 2 * kLanes);
-    possible = reinterpret_cast<uint64_t*>(take(classes * words * 2));
+    const int64_t vectors = (p.resize.maps.width + kLanes - 1) / kLanes;
+    possible = reinterpret_cast<Possible*>(take(vectors * classes * 2));
+    possible_count = reinterpret_cast<int32_t*>(take(vectors));
     candidates = reinterpret_cast<int32_t*>(take(classes));
+    merged = reinterpret_cast<int32_t*>(take(classes));
     int64_t most_rows = 0;
     for (int64_t i = 0; i < p.resize.rows.count; ++i) {
       most_rows = larger(most_rows, p.resize.rows.groups[i].end - p.resize.rows.groups[i].begin);
@@ -34,12 +43,13 @@ struct Scratch {
     size = next - memory;
   }
 
-  int64_t classes, stride, words, size;
+  int64_t classes, stride, size;
   float* row[2];          // two input rows of all classes
   float* largest;         // per class: the largest corner of each cell of a vector
   float* candidate_rows;  // per candidate: both rows at the columns of a patch
-  uint64_t* possible;     // per class: the cells in which it may win
-  int32_t* candidates;
+  Possible* possible;     // per vector of cells: the classes that may win in it, in their order
+  int32_t* possible_count;
+  int32_t *candidates, *merged;
   uint16_t* labels;       // of a group's rows
 };
 
@@ -52,7 +62,7 @@ bool read_rows(const Maps& maps, int64_t n, int64_t y, const Scratch& s, float* 
   return moderate;
 }
 
-// Stage 1: in which cells between two rows each class may win. All values are of moderate size.
+// Stage 1: which classes may win in which cells between two rows. All values are of moderate size.
 void find_possible(const Scratch& s, int64_t width, const float* above, const float* below) {
   for (int64_t x = 0; x < width; x += kLanes) {
     Floats bound = broadcast(-kInfinity);  // the largest of the least corners
@@ -64,10 +74,41 @@ void find_possible(const Scratch& s, int64_t width, const float* above, const fl
       store(s.largest + c * kLanes, maximum(maximum(a0, a1), maximum(b0, b1)));
     }
     bound = somewhat_less(bound);
+    Possible* possible = s.possible + x / kLanes * s.classes;
+    int32_t count = 0;
     for (int64_t c = 0; c < s.classes; ++c) {
-      BitSet{s.possible + c * s.words}.put(x, bits(load(s.largest + c * kLanes) >= bound));
+      const uint32_t cells = greater_equal(load(s.largest + c * kLanes), bound);
+      possible[count] = {static_cast<int32_t>(c), cells};
+      count += cells != 0;
     }
+    s.possible_count[x / kLanes] = count;
   }
+}
+
+// The classes that may win in one of the cells first .. last, in their order, to s.candidates; returns how many.
+int64_t find_candidates(Scratch& s, int64_t first, int64_t last) {
+  int64_t count = 0;
+  for (int64_t v = first / kLanes; v <= last / kLanes; ++v) {
+    uint32_t cells = kAllLanes;
+    if (v == first / kLanes) cells &= kAllLanes << (first % kLanes);
+    if (v == last / kLanes) cells &= kAllLanes >> (kLanes - 1 - last % kLanes);
+    // merges two lists in order
+    const Possible* next = s.possible + v * s.classes;
+    const Possible* const end = next + s.possible_count[v];
+    int64_t old = 0, merged = 0;
+    for (; next < end; ++next) {
+      if (!(next->cells & cells)) continue;
+      while (old < count && s.candidates[old] < next->label) s.merged[merged++] = s.candidates[old++];
+      old += old < count && s.candidates[old] == next->label;
+      s.merged[merged++] = next->label;
+    }
+    while (old < count) s.merged[merged++] = s.candidates[old++];
+    int32_t* const kept = s.candidates;
+    s.candidates = s.merged;
+    s.merged = kept;
+    count = merged;
+  }
+  return count;
 }
 
 // Stage 3: counts one vector of pixels. All alike is the usual case, and one increment.
@@ -104,7 +145,7 @@ CAWA_FAST_INLINE Ints winner(const Scratch& s, const Patch& patch, int64_t count
   return index;
 }
 
-void run_group(const ConfusionMatrix& p, const Scratch& s, int64_t n, const RowGroup& group, const float* above,
+void run_group(const ConfusionMatrix& p, Scratch& s, int64_t n, const RowGroup& group, const float* above,
                const float* below, bool moderate) {
   const Resize& resize = p.resize;
   const bool prune = moderate && !resize.same_size;
@@ -118,10 +159,11 @@ void run_group(const ConfusionMatrix& p, const Scratch& s, int64_t n, const RowG
   }
   for (int64_t x = 0; x < width; x += kLanes) {
     const Patch patch = patch_at(resize, x);
-    int64_t count_of_candidates = 0;
-    for (int64_t c = 0; c < s.classes; ++c) {
-      s.candidates[count_of_candidates] = static_cast<int32_t>(c);
-      count_of_candidates += !prune || BitSet{s.possible + c * s.words}.any(patch.base, patch.last);
+    int64_t count_of_candidates = s.classes;
+    if (prune) {
+      count_of_candidates = find_candidates(s, patch.base, patch.last);
+    } else {
+      for (int32_t c = 0; c < s.classes; ++c) s.candidates[c] = c;
     }
     if (count_of_candidates > 1) {
       for (int64_t i = 0; i < count_of_candidates; ++i) {
@@ -148,7 +190,7 @@ void run_group(const ConfusionMatrix& p, const Scratch& s, int64_t n, const RowG
 int64_t confusion_matrix_scratch(const ConfusionMatrix& p) { return Scratch(p, nullptr).size; }
 
 void confusion_matrix(const ConfusionMatrix& p, int64_t begin, int64_t end, float* scratch) {
-  const Scratch s(p, scratch);
+  Scratch s(p, scratch);
   const RowGroups& rows = p.resize.rows;
   float *above = s.row[0], *below = s.row[1];
   bool above_moderate = true, below_moderate = true;

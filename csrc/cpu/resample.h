@@ -38,6 +38,16 @@ struct Patch {
   bool copy;            // nothing to interpolate
 };
 
+// The inputs that output columns x .. x + kLanes - 1 read: first .. last.
+struct Inputs {
+  int64_t first, last;
+};
+
+CAWA_FAST_INLINE Inputs inputs_of(const Resize& resize, int64_t x) {
+  const int64_t last = resize.columns.low[x + kLanes - 1];
+  return {resize.columns.low[x], smaller(last + !resize.same_size, resize.maps.width - 1)};
+}
+
 CAWA_FAST_INLINE Patch patch_at(const Resize& resize, int64_t x) {
   const Columns& columns = resize.columns;
   Patch patch;
@@ -89,17 +99,23 @@ struct BitSet {
 
   // Whether any of, or all of, first .. last are in the set.
   bool any(int64_t first, int64_t last) const {
+    if (first / 64 == last / 64) return words[first / 64] & part(first, last);  // as good as always
     bool found = false;
     each_word(first, last, [&](uint64_t word, uint64_t mask) { found |= (word & mask) != 0; });
     return found;
   }
   bool all(int64_t first, int64_t last) const {
+    if (first / 64 == last / 64) return !(~words[first / 64] & part(first, last));
     bool found = true;
     each_word(first, last, [&](uint64_t word, uint64_t mask) { found &= (word & mask) == mask; });
     return found;
   }
 
  private:
+  static uint64_t part(int64_t first, int64_t last) {
+    return ~uint64_t{0} >> (63 - (last - first)) << (first % 64);
+  }
+
   template <class Visit>
   void each_word(int64_t first, int64_t last, const Visit& visit) const {
     for (int64_t w = first / 64; w <= last / 64; ++w) {

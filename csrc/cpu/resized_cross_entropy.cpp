@@ -295,11 +295,17 @@ void write_row(const ResizedCrossEntropy& p, const Scratch& s, int64_t n, int64_
   const Cells& columns = *p.columns;
   T* row = static_cast<T*>(p.grad_input) + n * p.grad_n + y * p.grad_y;
   for (int64_t c = 0; c < s.classes; ++c) {
-    float* line = s.line;
-    std::memset(line, 0, p.input.width * sizeof(float));
-    if (sums) {
-      const float* left = sums[0] + c * s.width;
-      const float* right = sums[1] + c * s.width;
+    float* __restrict line = s.line;
+    const float* __restrict left = sums ? sums[0] + c * s.width : nullptr;
+    const float* __restrict right = sums ? sums[1] + c * s.width : nullptr;
+    if (sums && !columns.gathered) {  // slot s lies between inputs s and s + 1; the last stands for both
+      line[0] = left[0];
+      for (int64_t x = 1; x < columns.slots; ++x) line[x] = left[x] + right[x - 1];
+      line[columns.slots - 1] += right[columns.slots - 1];
+    } else {
+      std::memset(line, 0, p.input.width * sizeof(float));
+    }
+    if (sums && columns.gathered) {
       for (int64_t slot = 0; slot < columns.slots; ++slot) line[columns.low[slot]] += left[slot];
       for (int64_t slot = 0; slot < columns.slots; ++slot) line[columns.high[slot]] += right[slot];
     }

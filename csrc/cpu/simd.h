@@ -135,6 +135,22 @@ CAWA_FAST_INLINE uint32_t bits(Ints mask) {
 #endif
 }
 
+// bits(a > b) and bits(a >= b); where comparisons give bits, by way of no vector of masks.
+CAWA_FAST_INLINE uint32_t greater(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(bit_cast<__m512>(a), bit_cast<__m512>(b), _CMP_GT_OQ);
+#else
+  return bits(a > b);
+#endif
+}
+CAWA_FAST_INLINE uint32_t greater_equal(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(bit_cast<__m512>(a), bit_cast<__m512>(b), _CMP_GE_OQ);
+#else
+  return bits(a >= b);
+#endif
+}
+
 constexpr uint32_t kAllLanes = (1u << kLanes) - 1;
 
 // Lane i of the result: table[index[i]], index in [0, kLanes).
