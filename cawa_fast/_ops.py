@@ -244,6 +244,7 @@ def _scaled(grad_input: Tensor, grad: Tensor) -> Tensor:
     """``grad_input`` times the upstream gradient, in place where nobody else can see it."""
     if type(grad_input) is not Tensor:  # a tracer's: in its graph nothing changes in place
         return grad_input * grad
+    grad_input = grad_input.data  # changes to it are not changes of what autograd has saved, which nobody reads again
     # The usual factor is 1, of loss.backward(). On the CPU it costs nothing to look, another device would have to wait.
     if grad.device.type == "cpu" and grad.item() == 1:
         return grad_input

@@ -6,14 +6,11 @@
 #include <string>
 #include <vector>
 
-#include "kernels.h"
-#include "ops.h"
+#include "dispatch.h"
 
 namespace cawa_fast {
-namespace {
 
-// Those of this build that this processor can run, the best one last.
-std::vector<const Kernels*> supported() {
+std::vector<const Kernels*> supported_kernels() {
   std::vector<const Kernels*> sets = {&baseline::kernels};
 #if defined(CAWA_FAST_X86)
   // What -march=x86-64-v3 and x86-64-v4 let the compiler use; the operating system's part is included in the checks.
@@ -29,9 +26,11 @@ std::vector<const Kernels*> supported() {
   return sets;
 }
 
+namespace {
+
 const Kernels* find(const char* name, const char* what) {
   std::string names;
-  for (const Kernels* set : supported()) {
+  for (const Kernels* set : supported_kernels()) {
     if (std::strcmp(set->name, name) == 0) return set;
     names += (names.empty() ? "" : ", ") + std::string(set->name);
   }
@@ -46,19 +45,11 @@ const Kernels& kernels() {
   const Kernels* set = chosen.load(std::memory_order_acquire);
   if (!set) {
     const char* wanted = std::getenv("CAWA_FAST_CPU");
-    set = wanted && *wanted ? find(wanted, "CAWA_FAST_CPU=") : supported().back();
+    set = wanted && *wanted ? find(wanted, "CAWA_FAST_CPU=") : supported_kernels().back();
     chosen.store(set, std::memory_order_release);  // several threads may do this: with the same result
   }
   return *set;
 }
-
-std::vector<std::string> supported_instruction_sets() {
-  std::vector<std::string> names;
-  for (const Kernels* set : supported()) names.emplace_back(set->name);
-  return names;
-}
-
-const char* instruction_set() { return kernels().name; }
 
 void use_instruction_set(const std::string& name) { chosen.store(find(name.c_str(), ""), std::memory_order_release); }
 

@@ -152,11 +152,14 @@ struct Kernels {
   void (*cam_counts)(const CamCounts&, int64_t begin, int64_t end, float* scratch, int64_t* tp, int64_t* predicted);
 };
 
-namespace baseline { extern const Kernels kernels; }
-namespace avx2 { extern const Kernels kernels; }
-namespace avx512 { extern const Kernels kernels; }
-
-// Those of the best instruction set that this processor and this build have, or of CAWA_FAST_CPU.
-const Kernels& kernels();
+namespace baseline {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
 
 }  // namespace cawa_fast

@@ -6,7 +6,9 @@
 
 #include <sstream>
 #include <string>
+#include <vector>
 
+#include "dispatch.h"
 #include "ops.h"
 
 namespace py = pybind11;
@@ -39,13 +41,19 @@ py::dict build_info() {
   return info;
 }
 
+std::vector<std::string> supported_instruction_sets() {
+  std::vector<std::string> names;
+  for (const cawa_fast::Kernels* set : cawa_fast::supported_kernels()) names.emplace_back(set->name);
+  return names;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Compiled operators of cawa_fast; importing this module registers torch.ops.cawa_fast_cpu.";
   m.def("build_info", &build_info, "How this extension was built; cawa_fast._native.build_info lists the keys.");
-  m.def("supported_instruction_sets", &cawa_fast::supported_instruction_sets, "Those of build and processor, best last.");
-  m.def("instruction_set", &cawa_fast::instruction_set,
+  m.def("supported_instruction_sets", &supported_instruction_sets, "Those of build and processor, best last.");
+  m.def("instruction_set", [] { return cawa_fast::kernels().name; },
         "The one that runs; ValueError if CAWA_FAST_CPU in the environment names none of the supported ones.");
   m.def("use_instruction_set", &cawa_fast::use_instruction_set, "Choose one, for tests and benchmarks.");
   m.def("release_gradient_memory", &cawa_fast::release_gradient_memory,

@@ -6,9 +6,7 @@
 
 #include <cstdint>
 #include <optional>
-#include <string>
 #include <tuple>
-#include <vector>
 
 namespace cawa_fast {
 
@@ -118,15 +116,6 @@ std::tuple<Tensor, Tensor> cross_entropy(const Tensor& input, const Tensor& targ
 Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
                               const std::optional<Tensor>& weight, const Tensor& scale, int64_t ignore_index,
                               double label_smoothing, bool align_corners);
-
-// The instruction sets that both this build and this processor have, the best one last.
-std::vector<std::string> supported_instruction_sets();
-
-// The one that runs: the best, or CAWA_FAST_CPU from the environment. std::invalid_argument if that names no supported one.
-const char* instruction_set();
-
-// From now on another one, for tests and benchmarks.
-void use_instruction_set(const std::string& name);
 
 // Frees the memory of the last large gradient, which is kept for the next one.
 void release_gradient_memory();

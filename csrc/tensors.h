@@ -11,7 +11,7 @@
 #include <memory>
 #include <new>
 
-#include "kernels.h"
+#include "dispatch.h"
 
 namespace cawa_fast {
 
