@@ -2,6 +2,7 @@
 # make demo    train with uniform and with adaptive weights, side by side, and show the difference
 # make test    style, types, tests, coverage
 # make bench   every operator against its rivals on this CPU, and the table in README.md; a quarter of an hour
+# make sanitize   the compiled code under AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer; five minutes
 # make help    this list
 
 PYTHON ?= python3
@@ -13,16 +14,16 @@ EPOCHS ?= 24
 # few images and few epochs want small batches, a higher rate than the paper's and less enlargement
 DEMO   := --resume --no-tables --epochs $(EPOCHS) --batch-size 4 --lr 0.05 --scale 0.75,1.5
 
-.PHONY: help setup demo test bench check clean
+.PHONY: help setup demo test bench sanitize check clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -5
+	@sed -n 's/^# //p' Makefile | head -6
 
 setup: $(VENV)/.done
 
 # torch first: csrc/ compiles against it, and build isolation would fetch another. torchvision without its
 # dependencies: only the tests' peers import it.
-$(VENV)/.done: pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/*)
+$(VENV)/.done: pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
 	$(BIN)/python -m pip install --quiet "$(TORCH)" numpy
@@ -50,6 +51,9 @@ test: check
 bench: setup
 	$(BIN)/python -m bench cpu
 	$(BIN)/python -m bench readme
+
+sanitize: setup
+	PYTHON=$(BIN)/python bash tests/native/sanitize.sh
 
 clean:
 	rm -rf build dist $(VENV) *.egg-info cawa_fast/*.so

@@ -55,7 +55,8 @@ def _back_ends() -> list[Finding]:
         lines.append(("native CPU extension", "not there", _native.why_not()))
     else:
         sets = ", ".join(info["instruction_sets"])
-        lines.append(("native CPU extension", f"{info['compiler']}, instruction sets: {sets}", None))
+        text = f"runs {info['cpu']} (built for {sets}), {info['compiler']}"
+        lines.append(("native CPU extension", text, None))
     lines.append(("fused GPU kernels (Triton, CUDA C++)", "not part of this version", _GPU_ADVICE))
     return lines
 
