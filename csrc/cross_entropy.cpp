@@ -17,7 +17,7 @@ constexpr int64_t kStreamedBytes = int64_t{8} << 20;
 // The lookup tables behind Loss.
 struct LossTables {
   LossTables(const std::optional<Tensor>& weight_tensor, const Tensor& scale_tensor, int64_t classes, double smoothing)
-      : weight(classes, 1.0f), at_label(classes) {
+      : weight(classes, 1.0f), at_label(std::max<int64_t>(classes, 32)), scale(at_label.size()) {
     if (weight_tensor) {
       const float* data = floats_of(*weight_tensor, classes, "weight");
       weight.assign(data, data + classes);
@@ -30,12 +30,17 @@ struct LossTables {
     loss = {};
     loss.at_label = at_label.data();
     loss.weight = weight.data();
-    loss.scale = floats_of(scale_tensor, classes, "scale");
+    const float* scale_data = floats_of(scale_tensor, classes, "scale");
+    std::copy(scale_data, scale_data + classes, scale.begin());
+    loss.scale = scale.data();
+    loss.few_classes = classes <= 32;
+    // (NaN, of no valid pixel, is unlike itself: then nobody asks)
+    loss.uniform_scale = std::all_of(scale_data, scale_data + classes, [&](float s) { return s == scale_data[0]; });
     loss.smooth = static_cast<float>(smoothing / static_cast<double>(classes));
     loss.weight_sum = static_cast<float>(sum);
   }
 
-  std::vector<float> weight, at_label;
+  std::vector<float> weight, at_label, scale;
   Loss loss;
 };
 

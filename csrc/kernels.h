@@ -36,6 +36,8 @@ struct Maps {
 //   f * (at_label[y] * nll + smooth * (weight_sum * log sum exp - sum_c weight[c] z_c)),  at_label = (1 - s) weight
 struct Loss {
   const float* at_label;       // (C), (1 - s) * weight
+  bool few_classes;            // C <= 32, and at_label and scale have room for 32
+  bool uniform_scale;          // scale is the same for all classes
   const float* weight;         // (C), read only if smooth > 0
   const float* scale;          // (C), the reduction as a factor per class
   float smooth;                // s / C

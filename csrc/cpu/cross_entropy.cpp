@@ -147,11 +147,15 @@ void run_tile(const CrossEntropy& p, const Tile& tile, int64_t index, const Tile
   Doubles total = {};
   Floats coefficient[kGroup], smooth[kGroup];
   for (int g = 0; g < kGroup; ++g) {
-    float upstream[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) {
-      upstream[lane] = upstream_grad(loss, tile.label + smaller(g * kLanes + lane, tile.pixels - 1));
+    Floats upstream = common_grad(loss);
+    if (loss.grad_per_pixel) {
+      float grads[kLanes];
+      for (int lane = 0; lane < kLanes; ++lane) {
+        grads[lane] = loss.grad[tile.label + smaller(g * kLanes + lane, tile.pixels - 1)];
+      }
+      upstream = load(grads);
     }
-    const Terms terms = pixel_terms(loss, pixels[g], top[g], sum[g], load(at_label + g * kLanes), weighted[g], load(upstream));
+    const Terms terms = pixel_terms(loss, pixels[g], top[g], sum[g], load(at_label + g * kLanes), weighted[g], upstream);
     coefficient[g] = terms.coefficient;
     smooth[g] = terms.smooth;
     total += __builtin_convertvector(terms.loss * pixels[g].factor, Doubles);

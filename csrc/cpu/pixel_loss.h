@@ -15,6 +15,20 @@ struct Pixels {
   Floats factor;          // scale of the label, 0 where invalid
 };
 
+// table[index[i]] in lane i; `label` is `index` in memory. A table of few entries fits into two registers.
+CAWA_FAST_INLINE Floats entries(const float* table, bool few, const int32_t* label, Ints index) {
+#if defined(__AVX512F__)
+  if (few) {
+    return bit_cast<Floats>(_mm512_permutex2var_ps(bit_cast<__m512>(load(table)), bit_cast<__m512i>(index),
+                                                   bit_cast<__m512>(load(table + kLanes))));
+  }
+#endif
+  float result[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) result[lane] = table[label[lane]];
+  (void)few, (void)index;
+  return load(result);
+}
+
 // `label` holds kLanes labels or kInvalid. Returns whether any is valid.
 CAWA_FAST_INLINE bool look_up(const Loss& loss, const uint16_t* label, Pixels& pixels) {
   const Ints wide = __builtin_convertvector(load_as<Shorts>(label), Ints);
@@ -23,13 +37,11 @@ CAWA_FAST_INLINE bool look_up(const Loss& loss, const uint16_t* label, Pixels& p
   store(pixels.label, index);
   pixels.at_label = pixels.factor = Floats{};
   if (!bits(pixels.valid)) return false;
-  float at_label[kLanes], factor[kLanes];
-  for (int lane = 0; lane < kLanes; ++lane) {
-    at_label[lane] = loss.at_label[pixels.label[lane]];
-    factor[lane] = loss.scale[pixels.label[lane]];
-  }
-  pixels.at_label = bit_cast<Floats>(bit_cast<Ints>(load(at_label)) & pixels.valid);
-  pixels.factor = bit_cast<Floats>(bit_cast<Ints>(load(factor)) & pixels.valid);
+  const Floats at_label = entries(loss.at_label, loss.few_classes, pixels.label, index);
+  const Floats factor = loss.uniform_scale ? broadcast(loss.scale[0])
+                                           : entries(loss.scale, loss.few_classes, pixels.label, index);
+  pixels.at_label = bit_cast<Floats>(bit_cast<Ints>(at_label) & pixels.valid);
+  pixels.factor = bit_cast<Floats>(bit_cast<Ints>(factor) & pixels.valid);
   return true;
 }
 
@@ -63,9 +75,8 @@ CAWA_FAST_INLINE Terms pixel_terms(const Loss& loss, const Pixels& pixels, Float
   return terms;
 }
 
-CAWA_FAST_INLINE float upstream_grad(const Loss& loss, int64_t label) {
-  return loss.grad ? loss.grad[loss.grad_per_pixel ? label : 0] : 1.0f;
-}
+// The upstream gradient of a vector of pixels, where it is the same for all.
+CAWA_FAST_INLINE Floats common_grad(const Loss& loss) { return broadcast(loss.grad ? loss.grad[0] : 1.0f); }
 
 CAWA_FAST_INLINE double sum_of_lanes(Doubles v) {
   double sum = 0;

@@ -167,12 +167,17 @@ Doubles softmax(const ResizedCrossEntropy& p, const Place& place, int64_t phase,
   Doubles total = {};
   for (int k = 0; k < kPhases; ++k) {
     const int32_t* column = place.column + (phase + k) * place.phase_stride;
-    float upstream[kLanes], label_term[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) {
-      upstream[lane] = upstream_grad(loss, label_start + smaller(column[lane], p.label_width - 1));
+    Floats upstream = common_grad(loss);
+    if (loss.grad_per_pixel) {
+      float grads[kLanes];
+      for (int lane = 0; lane < kLanes; ++lane) {
+        grads[lane] = loss.grad[label_start + smaller(column[lane], p.label_width - 1)];
+      }
+      upstream = load(grads);
     }
+    float label_term[kLanes];
     const Terms terms = pixel_terms(loss, pixels[k], top[k], sum[k], load(at_label + k * kLanes), weighted[k],
-                                    load(upstream));
+                                    upstream);
     total += __builtin_convertvector(terms.loss * pixels[k].factor, Doubles);
     if (loss.pixel_loss) {
       for (int lane = 0; lane < kLanes; ++lane) {
@@ -191,6 +196,66 @@ Doubles softmax(const ResizedCrossEntropy& p, const Place& place, int64_t phase,
     }
   }
   return total;
+}
+
+// Classes whose gradients stage 3 sums at once, so that they share the loads of the coefficients; as many as there are
+// registers for their sums.
+#if defined(__AVX512F__)
+constexpr int kClasses = 4;
+#else
+constexpr int kClasses = 2;
+#endif
+
+// Exponentials and coefficients of output rows [first, last), as stage 2 leaves them.
+struct Rows {
+  int32_t first, last;
+  int64_t phases, classes;
+  const float *exponentials, *coefficient, *coefficient_high;
+  const float* high_weight;  // by output row
+};
+
+// Stage 3 for kCount classes from c on. With g the gradient of an output pixel, u and v its weights of the inputs to the
+// right and below: sums of g, v g, u g and u v g give those of (1-u)(1-v) g, u (1-v) g, (1-u) v g and u v g.
+template <int kCount, bool kSmoothed>
+CAWA_FAST_INLINE void add_gradient(const Loss& loss, const Rows& rows, const Floats* smooth, int64_t c, int64_t width,
+                                   int64_t slot, float* const* low, float* const* high) {
+  const int64_t step = rows.phases * kLanes;
+  Floats g[kCount] = {}, vg[kCount] = {}, ug[kCount] = {}, uvg[kCount] = {};
+  for (int32_t y = rows.first; y < rows.last; ++y) {
+    const int64_t row = y - rows.first;
+    const float* e = rows.exponentials + (row * rows.classes + c) * step;
+    const float* coefficient = rows.coefficient + row * step;
+    const float* coefficient_high = rows.coefficient_high + row * step;
+    Floats row_g[kCount] = {}, row_ug[kCount] = {};
+    for (int64_t at = 0; at < step; at += kLanes) {
+      const Floats k = load(coefficient + at), k_high = load(coefficient_high + at);
+      for (int i = 0; i < kCount; ++i) {
+        const Floats value = load(e + i * step + at);
+        row_g[i] += value * k;
+        row_ug[i] += value * k_high;
+      }
+    }
+    const float v = rows.high_weight[y];
+    for (int i = 0; i < kCount; ++i) {
+      g[i] += row_g[i];
+      vg[i] += v * row_g[i];
+      ug[i] += row_ug[i];
+      uvg[i] += v * row_ug[i];
+    }
+  }
+  for (int i = 0; i < kCount; ++i) {
+    if (kSmoothed) {
+      g[i] -= loss.weight[c + i] * smooth[0];
+      vg[i] -= loss.weight[c + i] * smooth[1];
+      ug[i] -= loss.weight[c + i] * smooth[2];
+      uvg[i] -= loss.weight[c + i] * smooth[3];
+    }
+    const int64_t at = (c + i) * width + slot;
+    store(low[0] + at, load(low[0] + at) + ((g[i] - vg[i]) - (ug[i] - uvg[i])));
+    store(low[1] + at, load(low[1] + at) + (ug[i] - uvg[i]));
+    store(high[0] + at, load(high[0] + at) + (vg[i] - uvg[i]));
+    store(high[1] + at, load(high[1] + at) + uvg[i]);
+  }
 }
 
 // All stages for one vector of cells in one group. The gradient's four sums are added to `low` and `high` (left, right).
@@ -232,38 +297,14 @@ Doubles run_cells(const ResizedCrossEntropy& p, const Scratch& s, int64_t n, con
     }
     if (!kGrad) continue;
 
-    // Stage 3. With g the gradient of an output pixel, u and v its weights of the inputs to the right and below:
-    // sums of g, v g, u g and u v g give those of (1-u)(1-v) g, u (1-v) g, (1-u) v g and u v g.
-    for (int64_t c = 0; c < s.classes; ++c) {
-      Floats g = {}, vg = {}, ug = {}, uvg = {};
-      for (int32_t y = first; y < last; ++y) {
-        const float* e = s.exponentials + (y - first) * row_size + c * place.phases * kLanes;
-        const float* coefficient = s.coefficient + (y - first) * place.phases * kLanes;
-        const float* coefficient_high = s.coefficient_high + (y - first) * place.phases * kLanes;
-        Floats row_g = {}, row_ug = {};
-        for (int64_t at = 0; at < place.phases * kLanes; at += kLanes) {
-          const Floats value = load(e + at);
-          row_g += value * load(coefficient + at);
-          row_ug += value * load(coefficient_high + at);
-        }
-        const float v = p.rows->high_weight[y];
-        g += row_g;
-        vg += v * row_g;
-        ug += row_ug;
-        uvg += v * row_ug;
-      }
-      if (kSmoothed) {
-        g -= p.loss.weight[c] * smooth[0];
-        vg -= p.loss.weight[c] * smooth[1];
-        ug -= p.loss.weight[c] * smooth[2];
-        uvg -= p.loss.weight[c] * smooth[3];
-      }
-      const int64_t at = c * s.width + slot;
-      store(low[0] + at, load(low[0] + at) + ((g - vg) - (ug - uvg)));
-      store(low[1] + at, load(low[1] + at) + (ug - uvg));
-      store(high[0] + at, load(high[0] + at) + (vg - uvg));
-      store(high[1] + at, load(high[1] + at) + uvg);
+    // Stage 3.
+    const Rows rows{first, last, place.phases, s.classes, s.exponentials, s.coefficient, s.coefficient_high,
+                    p.rows->high_weight};
+    int64_t c = 0;
+    for (; c + kClasses <= s.classes; c += kClasses) {
+      add_gradient<kClasses, kSmoothed>(p.loss, rows, smooth, c, s.width, slot, low, high);
     }
+    for (; c < s.classes; ++c) add_gradient<1, kSmoothed>(p.loss, rows, smooth, c, s.width, slot, low, high);
   }
   return total;
 }
