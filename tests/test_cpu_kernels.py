@@ -188,9 +188,13 @@ def test_float16_gradients_survive_with_a_scaled_loss(size):
     assert (logits.grad == 0).float().mean() < 0.001
 
 
+@needs_each_set
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("classes", [5, 16, 19, 150])
 @pytest.mark.parametrize("size", SIZES)
-def test_the_gradient_keeps_the_memory_format(size):
-    logits, target = noise(5, 2, *SIZES[size])
+def test_the_gradient_keeps_the_memory_format(size, classes, dtype):
+    logits, target = noise(classes, 2, *SIZES[size])
+    logits = logits.to(dtype)
     leaf = logits.contiguous(memory_format=torch.channels_last).requires_grad_()
     CF.cross_entropy(leaf, target, ignore_index=255).backward()
     assert leaf.grad.is_contiguous(memory_format=torch.channels_last)

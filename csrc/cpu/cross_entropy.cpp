@@ -9,6 +9,7 @@
 #include "../kernels.h"
 #include "decode.h"
 #include "pixel_loss.h"
+#include "transpose.h"
 
 namespace cawa_fast {
 namespace CAWA_FAST_ISA {
@@ -42,12 +43,33 @@ Tile locate(const PixelRows& rows, int64_t index) {
   return tile;
 }
 
-// Stage 1 in general: any strides, any number of pixels.
+// Calls visit(pixel, class) for squares of kLanes pixels and classes that cover whole vectors of pixels and all classes;
+// the last classes twice rather than one by one. Returns the number of pixels covered.
+template <class Visit>
+int64_t each_square(int64_t classes, int64_t pixels, const Visit& visit) {
+  if (classes < kLanes) return 0;
+  int64_t x = 0;
+  for (; x + kLanes <= pixels; x += kLanes) {
+    for (int64_t c = 0; c < classes; c += kLanes) visit(x, smaller(c, classes - kLanes));
+  }
+  return x;
+}
+
+// Stage 1 in general: any strides, any number of pixels. Missing pixels are 0.
 template <class T>
 void read_strided(const T* input, int64_t classes, int64_t stride_c, int64_t stride_x, int64_t pixels, float* scratch) {
+  int64_t first = 0;
+  if (stride_c == 1) {
+    first = each_square(classes, pixels, [&](int64_t x, int64_t c) {
+      Floats square[kLanes];
+      for (int i = 0; i < kLanes; ++i) square[i] = load(input + (x + i) * stride_x + c);
+      transpose(square);
+      for (int i = 0; i < kLanes; ++i) store(scratch + (c + i) * kTile + x, square[i]);
+    });
+  }
   T buffer[kLanes] = {};
   for (int64_t c = 0; c < classes; ++c) {
-    for (int64_t x = 0; x < kTile; x += kLanes) {
+    for (int64_t x = first; x < kTile; x += kLanes) {
       for (int64_t i = x; i < smaller(x + kLanes, pixels); ++i) buffer[i - x] = input[c * stride_c + i * stride_x];
       store(scratch + c * kTile + x, load(buffer));
     }
@@ -56,9 +78,18 @@ void read_strided(const T* input, int64_t classes, int64_t stride_c, int64_t str
 
 template <class T>
 void write_strided(T* grad, int64_t classes, int64_t stride_c, int64_t stride_x, int64_t pixels, const float* scratch) {
+  int64_t first = 0;
+  if (stride_c == 1) {
+    first = each_square(classes, pixels, [&](int64_t x, int64_t c) {
+      Floats square[kLanes];
+      for (int i = 0; i < kLanes; ++i) square[i] = load(scratch + (c + i) * kTile + x);
+      transpose(square);
+      for (int i = 0; i < kLanes; ++i) store(grad + (x + i) * stride_x + c, square[i]);
+    });
+  }
   T buffer[kLanes];
   for (int64_t c = 0; c < classes; ++c) {
-    for (int64_t x = 0; x < pixels; x += kLanes) {
+    for (int64_t x = first; x < pixels; x += kLanes) {
       store(buffer, load(scratch + c * kTile + x));
       for (int64_t i = x; i < smaller(x + kLanes, pixels); ++i) grad[c * stride_c + i * stride_x] = buffer[i - x];
     }
