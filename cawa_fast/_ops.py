@@ -33,10 +33,18 @@ _LIBRARY.define(
 
 def _is_native(input: Tensor) -> bool:
     """Whether the compiled CPU kernels serve logits or maps like ``input``."""
-    return input.device.type == "cpu" and input.dtype in _NATIVE_DTYPES and _native.available()
+    return (
+        input.device.type == "cpu"
+        and input.dtype in _NATIVE_DTYPES
+        and input.shape[1] <= _NATIVE_CLASSES
+        and input.dim() <= _NATIVE_DIMENSIONS
+        and _native.available()
+    )
 
 
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_NATIVE_CLASSES = 32767  # two fit into a 32-bit index of the confusion matrix
+_NATIVE_DIMENSIONS = 8
 
 
 def _forms_grad(input: Tensor, reduction: str, with_grad: bool) -> bool:

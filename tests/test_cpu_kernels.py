@@ -217,6 +217,28 @@ def test_a_thousand_classes(size):
     assert counts.sum() == (target != 255).sum()
 
 
+def test_what_the_kernels_do_not_take_is_served_by_the_reference():
+    """A vocabulary of 100,000, and nine dimensions."""
+    logits, target = torch.randn(3, 100_000), torch.tensor([5, 99_999, 70_000])
+    torch.testing.assert_close(CF.cross_entropy(logits, target), F.cross_entropy(logits, target))
+    logits = torch.randn(2, 3, *(2,) * 7).transpose(2, 5).requires_grad_()
+    target = torch.randint(0, 3, (2, *(2,) * 7))
+    loss = CF.cross_entropy(logits, target)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, target))
+    loss.backward()
+    assert logits.grad.stride() == torch.empty_like(logits).stride()
+
+
+def test_dimensions_that_do_not_merge():
+    logits = torch.randn(3, 7, 5, 4, 6, 3).permute(2, 1, 4, 0, 5, 3).requires_grad_()  # (5, 7, 6, 3, 3, 4)
+    target = torch.randint(0, 7, (5, 6, 3, 3, 4))
+    expected = by_pytorch(logits.reshape(5, 7, -1), target.reshape(5, -1), torch.float64)
+    loss = CF.cross_entropy(logits, target)
+    loss.backward()
+    torch.testing.assert_close(loss.double(), expected[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(logits.grad.double().reshape(expected[1].shape), expected[1], rtol=1e-5, atol=1e-8)
+
+
 # ------------------------------------------------------------------------------------------------------- large
 
 

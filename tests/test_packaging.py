@@ -47,6 +47,7 @@ def tree(tmp_path):
 def build_wheel(source, out, **environment):
     run(sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", out, source, **environment)
     (wheel,) = out.glob("*.whl")
+    assert wheel.stat().st_size < 2 * 10**6, "without CUDA it is small"
     return wheel
 
 
