@@ -6,6 +6,7 @@ public and documented is :mod:`cawa_fast.functional`; arguments are valid when t
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from . import _checks, _native, reference
 
 _LIBRARY = torch.library.Library("cawa_fast", "DEF")
+# ``grad``: the gradient where it is formed with the loss, else empty. The first backward pass scales it in place and
+# hands it out; only that may use it.
 _LIBRARY.define(
     "cross_entropy(Tensor input, Tensor target, Tensor? weight, int ignore_index, str reduction, "
     "float label_smoothing, bool align_corners, bool with_grad) -> (Tensor loss, Tensor scale, Tensor grad)"
@@ -43,7 +46,7 @@ def _is_native(input: Tensor) -> bool:
 
 
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_NATIVE_CLASSES = 32767  # two fit into a 32-bit index of the confusion matrix
+_NATIVE_CLASSES = 32767  # the confusion matrix has a 32-bit index; more are too rare for a limit per operator
 _NATIVE_DIMENSIONS = 8
 
 
@@ -72,10 +75,6 @@ def _report_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
     _checks.report("target", find(target, num_classes, ignore_index), num_classes, ignore_index)
 
 
-def _float32(weight: Tensor | None) -> Tensor | None:
-    return None if weight is None else weight.to(torch.float32).contiguous()
-
-
 @torch.library.impl(_LIBRARY, "cross_entropy", "CompositeExplicitAutograd")
 def _cross_entropy(
     input: Tensor,
@@ -87,6 +86,7 @@ def _cross_entropy(
     align_corners: bool,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    weight = None if weight is None else weight.to(reference.compute_dtype(input.dtype)).contiguous()
     _checks.check_weight(weight)
     if not _is_native(input):
         _report_labels(target, input.shape[1], ignore_index)
@@ -95,7 +95,6 @@ def _cross_entropy(
         )
         return loss, scale, input.new_empty(0)
     counts = _count_labels(target.reshape(1, -1), input.shape[1], ignore_index)[0]
-    weight = _float32(weight)
     class_weight = torch.ones(input.shape[1]) if weight is None else weight
     scale = reference.reduction_scale(counts, target.numel(), class_weight, reduction)
     loss, grad = torch.ops.cawa_fast_cpu.cross_entropy(
@@ -128,7 +127,7 @@ def _cross_entropy_backward(
             grad.to(torch.float32),
             input,
             target,
-            _float32(weight),
+            None if weight is None else weight.to(torch.float32).contiguous(),
             scale,
             ignore_index,
             label_smoothing,
@@ -239,23 +238,31 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
     if grad is None:
         return (None,) * 8
     input, target, weight, scale, grad_input = ctx.saved_tensors
-    if ctx.has_grad and not torch.is_grad_enabled():
-        ctx.has_grad = False  # it goes to the caller, who may change it; another backward pass computes its own
-        return _scaled(grad_input, grad), *(None,) * 7
+    # The gradient goes to the caller, who may change it; another backward pass computes its own. (Taken in one step:
+    # several threads may go backward at once.)
+    if not torch.is_grad_enabled() and vars(ctx).pop("has_grad", False):
+        scaled = _scaled(grad_input, grad)
+        if scaled is not None:
+            return scaled, *(None,) * 7
     grad_input = torch.ops.cawa_fast.cross_entropy_backward(
         grad, input, target, weight, scale, ctx.ignore_index, ctx.label_smoothing, ctx.align_corners
     )
     return grad_input, *(None,) * 7
 
 
-def _scaled(grad_input: Tensor, grad: Tensor) -> Tensor:
-    """``grad_input`` times the upstream gradient, in place where nobody else can see it."""
+def _scaled(grad_input: Tensor, grad: Tensor) -> Tensor | None:
+    """``grad_input`` times the upstream gradient, in place where nobody else can see it; None if that is inexact."""
     if type(grad_input) is not Tensor:  # a tracer's: in its graph nothing changes in place
-        return grad_input * grad
+        return None if grad_input.dtype == torch.bfloat16 else grad_input * grad
     grad_input = grad_input.data  # changes to it are not changes of what autograd has saved, which nobody reads again
-    # The usual factor is 1, of loss.backward(). On the CPU it costs nothing to look, another device would have to wait.
-    if grad.device.type == "cpu" and grad.item() == 1:
+    if grad.device.type != "cpu":  # to look at the value would mean to wait
+        return grad_input.mul_(grad)
+    factor = grad.item()
+    if factor == 1:  # of loss.backward(), the usual one
         return grad_input
+    # A bfloat16 gradient must not be rounded twice; a power of two does not round.
+    if grad_input.dtype == torch.bfloat16 and abs(math.frexp(factor)[0]) != 0.5:
+        return None
     return grad_input.mul_(grad)
 
 

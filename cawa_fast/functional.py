@@ -45,7 +45,9 @@ def cross_entropy(
 
     .. math:: l = -(1 - s)\, w_y \log p_y - \frac{s}{C} \sum_c w_c \log p_c, \qquad p = \mathrm{softmax}(z)
 
-    A drop-in for ``F.cross_entropy`` with class-index targets, and for ``F.interpolate`` followed by it.
+    A drop-in for ``F.cross_entropy`` with class-index targets, and for ``F.interpolate`` followed by it. There is no
+    second derivative, and no batching (``torch.func``, ``is_grads_batched``). On a CPU the gradient is formed with the
+    loss, and the memory of the last one of 4 MiB or more is kept for the next.
 
     Args:
         input: logits ``(N, C, h, w)``, any size relative to the labels; or, of the labels' size, ``(C,)``, ``(N, C)``,
@@ -112,7 +114,9 @@ def cross_entropy(
     _arguments.check_weight(name, weight, input)
     _arguments.check_choice(name, "reduction", reduction, REDUCTIONS)
     _arguments.check_range(name, "label_smoothing", label_smoothing)
-    with_grad = torch.is_grad_enabled() and input.requires_grad
+    # A compiled graph cannot see by what a gradient in bfloat16 is multiplied later, and forms it when it can.
+    late = input.dtype == torch.bfloat16 and torch.compiler.is_compiling()
+    with_grad = torch.is_grad_enabled() and input.requires_grad and not late
     loss, _, _ = torch.ops.cawa_fast.cross_entropy(
         input, target, weight, ignore_index, reduction, label_smoothing, align_corners, with_grad
     )

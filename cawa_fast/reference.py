@@ -48,7 +48,7 @@ def bilinear_taps(in_size: int, out_size: int, align_corners: bool, dtype: torch
     """Sample positions of ``F.interpolate(mode="bilinear")`` along one axis, computed in ``dtype`` as it does."""
     # PyTorch rounds the step to ``dtype`` and fuses the multiplication with the subtraction. In float64 the product is
     # exact, so that the position is rounded once, as there; kernels use one fused multiply-add.
-    step = (in_size - 1) / max(out_size - 1, 1) if align_corners else in_size / out_size
+    step = (in_size - 1) / max(out_size - 1, 1) if align_corners else in_size / max(out_size, 1)
     step = torch.tensor(step, dtype=dtype, device="cpu").item()
     out = torch.arange(out_size, dtype=torch.float64, device=device)
     position = (out * step if align_corners else (out + 0.5) * step - 0.5).clamp_min_(0).to(dtype)
@@ -218,7 +218,8 @@ def reduction_scale(counts: Tensor, pixels: int, class_weight: Tensor, reduction
         return one / max(pixels, 1)
     count = counts.to(class_weight.dtype)
     if reduction == "mean":
-        return one / (count * class_weight).sum()  # 0 / 0 is NaN where all is ignored: PyTorch's answer, kept
+        total = (count * class_weight).sum()
+        return one / total.where(total > 0, torch.nan)  # nothing to divide by: NaN, as in PyTorch
     if reduction == "valid_mean":
         count = count.sum().expand_as(count)
     return torch.where(count > 0, 1 / count, 0)

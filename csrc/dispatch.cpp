@@ -1,12 +1,12 @@
 // Which instruction set to run: the best that both the processor and the build have, or the one that the user names.
+#include "dispatch.h"
+
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 #include <vector>
-
-#include "dispatch.h"
 
 namespace cawa_fast {
 
@@ -15,8 +15,9 @@ std::vector<const Kernels*> supported_kernels() {
 #if defined(CAWA_FAST_X86)
   // What -march=x86-64-v3 and x86-64-v4 let the compiler use; the operating system's part is included in the checks.
   __builtin_cpu_init();
-  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-                  __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt");
+  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("lzcnt") &&
+                  __builtin_cpu_supports("movbe") && __builtin_cpu_supports("popcnt");
   if (v3) sets.push_back(&avx2::kernels);
   if (v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {

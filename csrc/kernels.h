@@ -35,28 +35,28 @@ struct Maps {
 // The loss of a pixel with label y, factor f = scale[y] * grad:
 //   f * (at_label[y] * nll + smooth * (weight_sum * log sum exp - sum_c weight[c] z_c)),  at_label = (1 - s) weight
 struct Loss {
-  const float* at_label;       // (C), (1 - s) * weight
-  bool few_classes;            // C <= 32, and at_label and scale have room for 32
-  bool uniform_scale;          // scale is the same for all classes
-  const float* weight;         // (C), read only if smooth > 0
-  const float* scale;          // (C), the reduction as a factor per class
-  float smooth;                // s / C
-  float weight_sum;            // sum of weight
-  const float* grad;           // upstream gradient: null for 1, else one value or, per pixel, as many as labels
+  const float* at_label;  // (C), (1 - s) * weight
+  bool few_classes;       // C <= 32, and at_label and scale have room for 32
+  bool uniform_scale;     // scale is the same for all classes
+  const float* weight;    // (C), read only if smooth > 0
+  const float* scale;     // (C), the reduction as a factor per class
+  float smooth;           // s / C
+  float weight_sum;       // sum of weight
+  const float* grad;      // upstream gradient: null for 1, else one value or, per pixel, as many as labels
   bool grad_per_pixel;
-  float* pixel_loss;           // per pixel, without scale and grad; may be null
-  double* partial_loss;        // per tile or group of rows, with scale, without grad; may be null
+  float* pixel_loss;     // per pixel, without scale and grad; may be null
+  double* partial_loss;  // per tile or group of rows, with scale, without grad; may be null
 };
 
-// Logits of the labels' size, seen as rows of pixels: pixel (row, x) of class c lies at row_offset(row) + x * stride_x +
-// c * stride_c, and the label at row * length + x. The rows are the outer dimensions that could not be merged.
+// Logits of the labels' size, seen as rows of pixels: pixel (row, x) of class c lies at row_offset(row) + x * stride_x
+// + c * stride_c, and the label at row * length + x. The rows are the outer dimensions that could not be merged.
 constexpr int kMaxOuter = 6;
 struct PixelRows {
   int64_t rows, length;
-  int outer;                      // number of outer dimensions
-  int64_t size[kMaxOuter];        // of the outer dimensions, slowest first
-  int64_t stride[kMaxOuter];      // of the input along them
-  int64_t grad_stride[kMaxOuter]; // of the gradient
+  int outer;                       // number of outer dimensions
+  int64_t size[kMaxOuter];         // of the outer dimensions, slowest first
+  int64_t stride[kMaxOuter];       // of the input along them
+  int64_t grad_stride[kMaxOuter];  // of the gradient
   int64_t stride_x, stride_c, grad_stride_x, grad_stride_c;
 };
 
@@ -73,8 +73,8 @@ struct CrossEntropy {
 
 struct ResizedCrossEntropy {
   Maps input;
-  void* grad_input;                          // in the input's type, strides below; null for none
-  int64_t grad_n, grad_c, grad_y, grad_x;    // strides of grad_input
+  void* grad_input;                        // in the input's type, strides below; null for none
+  int64_t grad_n, grad_c, grad_y, grad_x;  // strides of grad_input
   const Cells* columns;
   const RowGroups* rows;
   int64_t label_height, label_width;
@@ -133,7 +133,8 @@ struct Kernels {
   const char* name;
   int64_t lanes;  // floats in a vector
 
-  // Tiles [begin, end) of tile_pixels pixels, counted row by row (tiles_per_row each); scratch of scratch_floats floats.
+  // Tiles [begin, end) of tile_pixels pixels, counted row by row (tiles_per_row each); scratch of scratch_floats
+  // floats.
   int64_t (*cross_entropy_tile)();
   int64_t (*cross_entropy_scratch)(int64_t classes);
   void (*cross_entropy)(const CrossEntropy&, int64_t begin, int64_t end, float* scratch);

@@ -1,5 +1,5 @@
-// cawa_fast._C: importing it registers the operators (library.cpp, by static initialisation); its only function says
-// how it was built.
+// cawa_fast._C: importing it registers the operators (library.cpp, by static initialisation); its functions say how it
+// was built and which instruction set runs.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/headeronly/version.h>
@@ -53,8 +53,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Compiled operators of cawa_fast; importing this module registers torch.ops.cawa_fast_cpu.";
   m.def("build_info", &build_info, "How this extension was built; cawa_fast._native.build_info lists the keys.");
   m.def("supported_instruction_sets", &supported_instruction_sets, "Those of build and processor, best last.");
-  m.def("instruction_set", [] { return cawa_fast::kernels().name; },
-        "The one that runs; ValueError if CAWA_FAST_CPU in the environment names none of the supported ones.");
+  m.def(
+      "instruction_set", [] { return cawa_fast::kernels().name; },
+      "The one that runs; ValueError if CAWA_FAST_CPU in the environment names none of the supported ones.");
   m.def("use_instruction_set", &cawa_fast::use_instruction_set, "Choose one, for tests and benchmarks.");
   m.def("release_gradient_memory", &cawa_fast::release_gradient_memory,
         "Free the memory of the last large gradient, which is kept for the next one.");

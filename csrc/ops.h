@@ -27,8 +27,8 @@ using torch::stable::Tensor;
 // Returns
 //   counts        (C, C), int64, each in [0, number of pixels]; rows = target, columns = prediction
 //   bad           (6,), int64: how many targets are bad, the smallest and the largest of them; then the same three
-//                 of the predictions. A target is bad outside [0, C) unless it is ignore_index; a prediction is bad outside
-//                 [0, C) where the target is neither bad nor ignored. Bad pixels are not in counts. Without bad values
+//                 of the predictions. A target is bad outside [0, C) unless it is ignore_index; a prediction is bad
+//                 outside [0, C) where the target is neither bad nor ignored. Bad pixels are not in counts. Without bad values
 //                 the three are 0, INT64_MAX, INT64_MIN
 //
 // A non-contiguous label map is copied: labels are a small part of the traffic of whatever made them.
@@ -91,8 +91,8 @@ Tensor bad_labels(const Tensor& target, int64_t num_classes, int64_t ignore_inde
 // With s = label_smoothing a pixel of label y has the loss
 //   l = (1 - s) w_y (lse - z_y) + s / C sum_c w_c (lse - z_c),    lse = log sum_c exp z_c
 //
-//   input            (N, C, h, w), or (N, C, d1, ...) with the labels' sizes; float32, bfloat16 or float16, computed as
-//                    float32; any values, any strides, never copied
+//   input            (N, C, h, w), or (N, C, d1, ...) with the labels' sizes, at most 8 dimensions; C in [1, 65534];
+//                    float32, bfloat16 or float16, computed as float32; any values, any strides, never copied
 //   target           (N, H, W) or (N, d1, ...); uint8, int16, int32 or int64; labels outside [0, C) count as ignored
 //   weight           (C,) contiguous float32, >= 0; none means 1
 //   scale            (C,) contiguous float32: what each pixel's loss is multiplied with, by its label, in the sum

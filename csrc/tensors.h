@@ -11,6 +11,7 @@
 #include <memory>
 #include <new>
 
+#include "bilinear_tables.h"
 #include "dispatch.h"
 
 namespace cawa_fast {

@@ -188,6 +188,22 @@ def test_float16_gradients_survive_with_a_scaled_loss(size):
     assert (logits.grad == 0).float().mean() < 0.001
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("factor", [1.0, 0.5, 0.4, 1.37])
+def test_bfloat16_gradients_are_rounded_once(factor, compiled):
+    logits, target = noise(19, 2, *SIZES["same"])
+    logits = logits.bfloat16().requires_grad_()
+    exact = factor * by_pytorch(logits, target, torch.float64)[1]
+
+    def loss(x, y):
+        return factor * CF.cross_entropy(x, y, ignore_index=255)
+
+    function = torch.compile(loss, backend="aot_eager", fullgraph=True) if compiled else loss
+    (grad,) = torch.autograd.grad(function(logits, target), logits)
+    half_ulp = 2.0**-8 * exact.abs()
+    assert ((grad - exact).abs() <= 1.01 * half_ulp + 1e-12).all()
+
+
 @needs_each_set
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("classes", [5, 16, 19, 150])

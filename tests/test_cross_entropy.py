@@ -117,6 +117,31 @@ def test_dtypes(dtype, labels, ratio):
     check(case.logits.to(dtype), case.target.to(labels), WEIGHT, smoothing=0.05)
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("size", [(0, 0), (4, 0)])
+def test_labels_without_pixels(size, reduction):
+    logits = torch.randn(2, C, 4, 4, requires_grad=True)
+    loss = CF.cross_entropy(logits, torch.zeros(2, *size, dtype=torch.int64), reduction=reduction)
+    assert loss.isnan() if reduction == "mean" else not loss.any()
+    loss.backward(torch.ones_like(loss))
+    assert not logits.grad.any()
+
+
+def test_weights_that_are_zero_for_all_labels_there_are():
+    """Nothing to divide by: NaN, with label smoothing too, as in PyTorch."""
+    logits, target = torch.randn(2, C, 5, 6), torch.full((2, 5, 6), 3)
+    for smoothing in (0.0, 0.1):
+        expected = F.cross_entropy(logits, target, WEIGHT, label_smoothing=smoothing)
+        assert expected.isnan()
+        assert CF.cross_entropy(logits, target, WEIGHT, label_smoothing=smoothing).isnan()
+
+
+def test_weight_that_float32_cannot_hold():
+    weight = torch.tensor([1e39, *[1.0] * (C - 1)], dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"weight must be finite.*weight\[0\] is inf"):
+        CF.cross_entropy(torch.randn(1, C, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64), weight)
+
+
 @pytest.mark.parametrize("classes", [1, 2, 3, 16, 17, 150, 257])
 def test_number_of_classes(classes):
     case = noise(classes, 2, (5, 7), (20, 21))

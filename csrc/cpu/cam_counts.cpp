@@ -1,8 +1,10 @@
 // Pseudo masks counted against labels, without the masks.
 //
-//   labels:  decoded once for all classes; per patch (a vector of columns of the output rows between two input rows) whether they
+//   labels:  decoded once for all classes; per patch (a vector of columns of the output rows between two input rows)
+//   whether they
 //            are all alike
-//   scales:  per map its threshold: the largest value that is not in the mask. The maximum at label resolution is sought
+//   scales:  per map its threshold: the largest value that is not in the mask. The maximum at label resolution is
+//   sought
 //            where the corners of a patch allow more than what has been found
 //   counts:  per map and patch the corners decide "all in" or "all out"; only patches that the threshold crosses are
 //            interpolated
@@ -224,7 +226,8 @@ MapScale scale_of(const CamCounts& p, const Scratch& s, int64_t map) {
 
 CAWA_FAST_INLINE uint32_t lanes_with(const uint16_t* labels, uint16_t label) {
 #if defined(__AVX512BW__) && defined(__AVX512VL__)  // widening would take two more instructions, of about ten in all
-  return _mm256_cmpeq_epi16_mask(bit_cast<__m256i>(load_as<Shorts>(labels)), _mm256_set1_epi16(static_cast<int16_t>(label)));
+  return _mm256_cmpeq_epi16_mask(bit_cast<__m256i>(load_as<Shorts>(labels)),
+                                 _mm256_set1_epi16(static_cast<int16_t>(label)));
 #else
   return bits(__builtin_convertvector(load_as<Shorts>(labels), Ints) == int32_t{label});
 #endif

@@ -50,7 +50,7 @@ struct Scratch {
   Possible* possible;     // per vector of cells: the classes that may win in it, in their order
   int32_t* possible_count;
   int32_t *candidates, *merged;
-  uint16_t* labels;       // of a group's rows
+  uint16_t* labels;  // of a group's rows
 };
 
 bool read_rows(const Maps& maps, int64_t n, int64_t y, const Scratch& s, float* rows) {

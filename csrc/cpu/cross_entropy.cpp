@@ -43,8 +43,8 @@ Tile locate(const PixelRows& rows, int64_t index) {
   return tile;
 }
 
-// Calls visit(pixel, class) for squares of kLanes pixels and classes that cover whole vectors of pixels and all classes;
-// the last classes twice rather than one by one. Returns the number of pixels covered.
+// Calls visit(pixel, class) for squares of kLanes pixels and classes that cover whole vectors of pixels and all
+// classes; the last classes twice rather than one by one. Returns the number of pixels covered.
 template <class Visit>
 int64_t each_square(int64_t classes, int64_t pixels, const Visit& visit) {
   if (classes < kLanes) return 0;
@@ -164,7 +164,8 @@ void run_tile(const CrossEntropy& p, const Tile& tile, int64_t index, const Tile
     // The next tile's pixels come into the cache while the exponentials keep the processor busy: with a stream per
     // class the hardware does not foresee them.
     if (rows.stride_x == 1) {
-      for (int64_t i = 0; i < kTile; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(ahead + c * rows.stride_c + i);
+      for (int64_t i = 0; i < kTile; i += 64 / static_cast<int64_t>(sizeof(T)))
+        __builtin_prefetch(ahead + c * rows.stride_c + i);
     }
     for (int g = 0; g < kGroup; ++g) {
       float* at = scratch + c * kTile + g * kLanes;
@@ -186,7 +187,8 @@ void run_tile(const CrossEntropy& p, const Tile& tile, int64_t index, const Tile
       }
       upstream = load(grads);
     }
-    const Terms terms = pixel_terms(loss, pixels[g], top[g], sum[g], load(at_label + g * kLanes), weighted[g], upstream);
+    const Terms terms =
+        pixel_terms(loss, pixels[g], top[g], sum[g], load(at_label + g * kLanes), weighted[g], upstream);
     coefficient[g] = terms.coefficient;
     smooth[g] = terms.smooth;
     total += __builtin_convertvector(terms.loss * pixels[g].factor, Doubles);
@@ -208,8 +210,8 @@ void run_tile(const CrossEntropy& p, const Tile& tile, int64_t index, const Tile
 
   // Stage 3. Invalid pixels by selection, since 0 * NaN would not be 0.
   const bool direct = whole && rows.grad_stride_x == 1;
-  const bool aligned = reinterpret_cast<uintptr_t>(grad) % sizeof(Floats) == 0 &&
-                       rows.grad_stride_c * sizeof(T) % sizeof(Floats) == 0;
+  const bool aligned =
+      reinterpret_cast<uintptr_t>(grad) % sizeof(Floats) == 0 && rows.grad_stride_c * sizeof(T) % sizeof(Floats) == 0;
   for (int64_t c = 0; c < classes; ++c) {
     for (int g = 0; g < kGroup; ++g) {
       float* at = scratch + c * kTile + g * kLanes;

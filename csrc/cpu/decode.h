@@ -26,15 +26,15 @@ void decode_as<uint8_t>(const Labels& labels, int64_t start, int64_t n, uint16_t
   const uint8_t* __restrict in = static_cast<const uint8_t*>(labels.data) + start;
   // 16 bits are enough here, and fill vectors twice as well as 32 would
   const auto count = static_cast<uint16_t>(smaller(labels.num_classes, 256));
-  const auto ignore = static_cast<uint16_t>(
-      labels.ignore_index >= 0 && labels.ignore_index < 256 ? labels.ignore_index : kInvalid);
+  const auto ignore =
+      static_cast<uint16_t>(labels.ignore_index >= 0 && labels.ignore_index < 256 ? labels.ignore_index : kInvalid);
   for (int64_t i = 0; i < n; ++i) {
     const uint16_t label = in[i];
     out[i] = (label < count) & (label != ignore) ? label : kInvalid;
   }
 }
 
-// out[i] = label i + start, or kInvalid, for n labels.
+// out[i] = label number start + i, or kInvalid; for n labels.
 CAWA_FAST_INLINE void decode(const Labels& labels, int64_t start, int64_t n, uint16_t* out) {
   switch (labels.type) {
     case Label::kUInt8:

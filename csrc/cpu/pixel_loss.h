@@ -38,8 +38,8 @@ CAWA_FAST_INLINE bool look_up(const Loss& loss, const uint16_t* label, Pixels& p
   pixels.at_label = pixels.factor = Floats{};
   if (!bits(pixels.valid)) return false;
   const Floats at_label = entries(loss.at_label, loss.few_classes, pixels.label, index);
-  const Floats factor = loss.uniform_scale ? broadcast(loss.scale[0])
-                                           : entries(loss.scale, loss.few_classes, pixels.label, index);
+  const Floats factor =
+      loss.uniform_scale ? broadcast(loss.scale[0]) : entries(loss.scale, loss.few_classes, pixels.label, index);
   pixels.at_label = bit_cast<Floats>(bit_cast<Ints>(at_label) & pixels.valid);
   pixels.factor = bit_cast<Floats>(bit_cast<Ints>(factor) & pixels.valid);
   return true;

@@ -1,9 +1,9 @@
 // Values of resized maps with the specification's rounding: every product and every sum on its own, columns first.
 //
-// That makes the resize monotone in its four inputs, rounding included: where one map is larger than another at all four
-// it is larger or equal between them. Only an exact tie can appear between values that differ, and the weights of a
-// pixel may add up to 1 plus or minus an ulp or two; both are covered by a margin (kMargin), beyond which the corners of
-// a patch decide about all its pixels. This file is compiled without fused multiply-adds.
+// That makes the resize monotone in its four inputs, rounding included: where one map is larger than another at all
+// four it is larger or equal between them. Only an exact tie can appear between values that differ, and the weights of
+// a pixel may add up to 1 plus or minus an ulp or two; both are covered by a margin (kMargin), beyond which the corners
+// of a patch decide about all its pixels. This file is compiled without fused multiply-adds.
 #pragma once
 
 #include "rows.h"
@@ -11,8 +11,9 @@
 namespace cawa_fast {
 namespace CAWA_FAST_ISA {
 
-// A resized value lies within kMargin * |v| + kTiny of [least, largest] of its four inputs, v being either of these: two
-// products and a sum, twice, make less than 6 half ulps, the weights another 2; kTiny is for products that underflow.
+// A resized value lies within kMargin * |v| + kTiny of [least, largest] of its four inputs, v being either of these:
+// two products and a sum, twice, make less than 6 half ulps, the weights another 2; kTiny is for products that
+// underflow.
 constexpr float kMargin = 0x1p-20f;
 constexpr float kTiny = 1e-37f;
 
@@ -32,10 +33,10 @@ CAWA_FAST_INLINE void extend_row(float* row, int64_t width) {
 // Output columns x .. x + kLanes - 1.
 struct Patch {
   Floats low_weight, high_weight;
-  Ints index;           // of the low input, relative to `base`
-  int64_t base, last;   // the first and the last low input
-  bool close;           // all within one vector
-  bool copy;            // nothing to interpolate
+  Ints index;          // of the low input, relative to `base`
+  int64_t base, last;  // the first and the last low input
+  bool close;          // all within one vector
+  bool copy;           // nothing to interpolate
 };
 
 // The inputs that output columns x .. x + kLanes - 1 read: first .. last.
@@ -112,9 +113,7 @@ struct BitSet {
   }
 
  private:
-  static uint64_t part(int64_t first, int64_t last) {
-    return ~uint64_t{0} >> (63 - (last - first)) << (first % 64);
-  }
+  static uint64_t part(int64_t first, int64_t last) { return ~uint64_t{0} >> (63 - (last - first)) << (first % 64); }
 
   template <class Visit>
   void each_word(int64_t first, int64_t last, const Visit& visit) const {

@@ -3,14 +3,14 @@
 // Floor: one exponential per full-resolution logit; the bytes (low-resolution logits, labels, low-resolution gradient)
 // are ten times cheaper. Per exponential there are about ten instructions of interpolation, maximum and gradient.
 //
-// A vector holds one output column of each of 16 neighbouring cells (bilinear.h), a group is all output rows between
-// two input rows. For each vector of cells:
+// A vector holds one output column of each of kLanes neighbouring cells (bilinear.h), a group is all output rows
+// between two input rows. For each vector of cells:
 //   1. per output row and phase: interpolate all classes, maximum
 //   2. exponentials and their sum; from the sum the loss, and the coefficients of the gradient
 //   3. per class: gradients of the rows and phases, summed with their four bilinear weights, to four accumulators
-// A low-resolution row gathers its gradient from the groups below and above it, always in that order; whoever computes a
-// range of rows computes the group above the first once more. So no two threads write to one place, and the result does
-// not depend on how rows are shared among threads.
+// A low-resolution row gathers its gradient from the groups below and above it, always in that order; whoever computes
+// a range of rows computes the group above the first once more. So no two threads write to one place, and the result
+// does not depend on how rows are shared among threads.
 #include "../kernels.h"
 #include "decode.h"
 #include "pixel_loss.h"
@@ -20,7 +20,7 @@ namespace cawa_fast {
 namespace CAWA_FAST_ISA {
 namespace {
 
-// Exponentials of so many output rows are kept for stage 3 as fit into this.
+// Exponentials of so many output rows are kept for stage 3 as fit into a quarter of a usual L2 cache.
 constexpr int64_t kKept = 256 * 1024 / sizeof(float);
 
 struct Scratch {
@@ -59,13 +59,13 @@ struct Scratch {
   int64_t row_stride() const { return 2 * width; }
 
   int64_t width, classes, most_phases, most_rows, kept_rows, size;
-  float* row[2];         // of two input rows: inputs low and high of each slot
-  float* sums[2][2];     // of two rows of the gradient: what belongs to inputs low and high of each slot
-  float* line;           // a row of the input
-  float* exponentials;   // [row][class][phase]
-  float* coefficient;    // [row][phase]
+  float* row[2];            // of two input rows: inputs low and high of each slot
+  float* sums[2][2];        // of two rows of the gradient: what belongs to inputs low and high of each slot
+  float* line;              // a row of the input
+  float* exponentials;      // [row][class][phase]
+  float* coefficient;       // [row][phase]
   float* coefficient_high;  // times the weight of the input to the right
-  uint16_t* labels;      // of the group's output rows, one more at the end of each that is invalid
+  uint16_t* labels;         // of the group's output rows, one more at the end of each that is invalid
 };
 
 // Input row y as slots; returns whether all values are of moderate size.
@@ -115,7 +115,8 @@ Doubles softmax(const ResizedCrossEntropy& p, const Place& place, int64_t phase,
   for (int k = 0; k < kPhases; ++k) {
     weight[k] = load(place.high_weight + (phase + k) * place.phase_stride);
     uint16_t label[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane) label[lane] = labels[place.column[(phase + k) * place.phase_stride + lane]];
+    for (int lane = 0; lane < kLanes; ++lane)
+      label[lane] = labels[place.column[(phase + k) * place.phase_stride + lane]];
     any |= look_up(loss, label, pixels[k]);
   }
   if (!any && !loss.pixel_loss) {  // not worth an exponential
@@ -142,8 +143,8 @@ Doubles softmax(const ResizedCrossEntropy& p, const Place& place, int64_t phase,
     const Floats right_value = load(low + right) * above + load(high + right) * row_weight;
     const Floats difference = right_value - left_value;
     for (int k = 0; k < kPhases; ++k) {
-      const Floats z = kFinite ? difference * weight[k] + left_value
-                               : left_value * (1 - weight[k]) + right_value * weight[k];
+      const Floats z =
+          kFinite ? difference * weight[k] + left_value : left_value * (1 - weight[k]) + right_value * weight[k];
       top[k] = maximum(z, top[k]);
       store(e + c * step + k * kLanes, z);
     }
@@ -176,8 +177,8 @@ Doubles softmax(const ResizedCrossEntropy& p, const Place& place, int64_t phase,
       upstream = load(grads);
     }
     float label_term[kLanes];
-    const Terms terms = pixel_terms(loss, pixels[k], top[k], sum[k], load(at_label + k * kLanes), weighted[k],
-                                    upstream);
+    const Terms terms =
+        pixel_terms(loss, pixels[k], top[k], sum[k], load(at_label + k * kLanes), weighted[k], upstream);
     total += __builtin_convertvector(terms.loss * pixels[k].factor, Doubles);
     if (loss.pixel_loss) {
       for (int lane = 0; lane < kLanes; ++lane) {
@@ -214,8 +215,8 @@ struct Rows {
   const float* high_weight;  // by output row
 };
 
-// Stage 3 for kCount classes from c on. With g the gradient of an output pixel, u and v its weights of the inputs to the
-// right and below: sums of g, v g, u g and u v g give those of (1-u)(1-v) g, u (1-v) g, (1-u) v g and u v g.
+// Stage 3 for kCount classes from c on. With g the gradient of an output pixel, u and v its weights of the inputs to
+// the right and below: sums of g, v g, u g and u v g give those of (1-u)(1-v) g, u (1-v) g, (1-u) v g and u v g.
 template <int kCount, bool kSmoothed>
 CAWA_FAST_INLINE void add_gradient(const Loss& loss, const Rows& rows, const Floats* smooth, int64_t c, int64_t width,
                                    int64_t slot, float* const* low, float* const* high) {
@@ -258,10 +259,11 @@ CAWA_FAST_INLINE void add_gradient(const Loss& loss, const Rows& rows, const Flo
   }
 }
 
-// All stages for one vector of cells in one group. The gradient's four sums are added to `low` and `high` (left, right).
+// All stages for one vector of cells in one group. The gradient's four sums are added to `low` and `high` (left,
+// right).
 template <bool kFinite, bool kSmoothed, bool kGrad>
-Doubles run_cells(const ResizedCrossEntropy& p, const Scratch& s, int64_t n, const RowGroup& group,
-                  const Place& place, int64_t slot, float* const* low, float* const* high) {
+Doubles run_cells(const ResizedCrossEntropy& p, const Scratch& s, int64_t n, const RowGroup& group, const Place& place,
+                  int64_t slot, float* const* low, float* const* high) {
   Doubles total = {};
   for (int32_t first = group.begin; first < group.end; first += static_cast<int32_t>(s.kept_rows)) {
     const int32_t last = static_cast<int32_t>(smaller(first + s.kept_rows, group.end));
@@ -277,9 +279,9 @@ Doubles run_cells(const ResizedCrossEntropy& p, const Scratch& s, int64_t n, con
       Floats row_smooth = {}, row_smooth_high = {};
       const auto run = [&]<int kPhases>(int64_t phase) __attribute__((always_inline)) {
         const int64_t at = phase * kLanes;
-        total += softmax<kPhases, kFinite, kSmoothed, kGrad>(
-            p, place, phase, row_weight, label_start, labels, e + at, place.phases * kLanes, coefficient + at,
-            coefficient_high + at, &row_smooth, &row_smooth_high);
+        total += softmax<kPhases, kFinite, kSmoothed, kGrad>(p, place, phase, row_weight, label_start, labels, e + at,
+                                                             place.phases * kLanes, coefficient + at,
+                                                             coefficient_high + at, &row_smooth, &row_smooth_high);
       };
       int64_t phase = 0;
       for (; phase + 4 <= place.phases; phase += 4) run.template operator()<4>(phase);
@@ -298,8 +300,8 @@ Doubles run_cells(const ResizedCrossEntropy& p, const Scratch& s, int64_t n, con
     if (!kGrad) continue;
 
     // Stage 3.
-    const Rows rows{first, last, place.phases, s.classes, s.exponentials, s.coefficient, s.coefficient_high,
-                    p.rows->high_weight};
+    const Rows rows{first,          last,          place.phases,       s.classes,
+                    s.exponentials, s.coefficient, s.coefficient_high, p.rows->high_weight};
     int64_t c = 0;
     for (; c + kClasses <= s.classes; c += kClasses) {
       add_gradient<kClasses, kSmoothed>(p.loss, rows, smooth, c, s.width, slot, low, high);
@@ -322,8 +324,13 @@ double run_group(const ResizedCrossEntropy& p, const Scratch& s, int64_t n, cons
   for (int64_t slot = 0; slot < p.columns->slots; slot += kLanes) {
     const int64_t block = slot / kBlock, first = p.columns->first_phase[block];
     const int64_t at = first * kBlock + slot % kBlock;
-    const Place place{rows[0] + slot, rows[1] + slot, s.row_stride(), p.columns->column + at,
-                      p.columns->high_weight + at, kBlock, p.columns->first_phase[block + 1] - first};
+    const Place place{rows[0] + slot,
+                      rows[1] + slot,
+                      s.row_stride(),
+                      p.columns->column + at,
+                      p.columns->high_weight + at,
+                      kBlock,
+                      p.columns->first_phase[block + 1] - first};
     total += finite ? run_cells<true, kSmoothed, kGrad>(p, s, n, group, place, slot, low, high)
                     : run_cells<false, kSmoothed, kGrad>(p, s, n, group, place, slot, low, high);
   }
@@ -389,14 +396,14 @@ void run_rows(const ResizedCrossEntropy& p, const Scratch& s, int64_t n, int64_t
   }
 
   float* rows[2] = {s.row[0], s.row[1]};
-  float* const* sums = s.sums[0];        // of the group's upper row
-  float* const* next_sums = s.sums[1];   // of its lower row
+  float* const* sums = s.sums[0];       // of the group's upper row
+  float* const* next_sums = s.sums[1];  // of its lower row
   const int64_t bytes = s.classes * s.width * static_cast<int64_t>(sizeof(float));
   const auto clear = [&](float* const* both) {
     std::memset(both[0], 0, bytes);
     std::memset(both[1], 0, bytes);
   };
-  int64_t held = -1;       // the input row in rows[1]
+  int64_t held = -1;  // the input row in rows[1]
   bool held_finite = true;
   int64_t written = begin;  // rows of the gradient before this are done
   int64_t pending = -1;     // the row that next_sums belongs to

@@ -22,9 +22,19 @@ void cam_counts(const CamCounts&, int64_t begin, int64_t end, float* scratch, in
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    CAWA_FAST_TEXT(CAWA_FAST_ISA), kLanes, cross_entropy_tile, cross_entropy_scratch, cross_entropy,
-    resized_cross_entropy_scratch, resized_cross_entropy, confusion_matrix_scratch, confusion_matrix,
-    cam_scratch, cam_labels, cam_scales, cam_counts,
+    CAWA_FAST_TEXT(CAWA_FAST_ISA),
+    kLanes,
+    cross_entropy_tile,
+    cross_entropy_scratch,
+    cross_entropy,
+    resized_cross_entropy_scratch,
+    resized_cross_entropy,
+    confusion_matrix_scratch,
+    confusion_matrix,
+    cam_scratch,
+    cam_labels,
+    cam_scales,
+    cam_counts,
 };
 
 }  // namespace CAWA_FAST_ISA

@@ -1,7 +1,7 @@
-// The kernels of csrc/cpu/ without Python and torch, for the sanitizers: random problems, each computed in one piece and
-// by several threads at once that share it unevenly; the results must be the same bits. Arrays are exactly as long as
-// the operators make them, so that AddressSanitizer sees a step beyond. That the results are right is tests/test_*.py's
-// business; a few sums are checked here, so that a kernel that does nothing fails.
+// The kernels of csrc/cpu/ without Python and torch, for the sanitizers: random problems, each computed in one piece
+// and by several threads at once that share it unevenly; the results must be the same bits. Arrays are exactly as long
+// as the operators make them, so that AddressSanitizer sees a step beyond. That the results are right is
+// tests/test_*.py's business; a few sums are checked here, so that a kernel that does nothing fails.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "bilinear_tables.h"
 #include "dispatch.h"
 
 namespace {
@@ -227,8 +228,14 @@ std::vector<int64_t> cams(const Kernels& kernel, const Problem& p, Normalize nor
   std::vector<uint16_t> decoded(p.images * p.height * padded);
   std::vector<LabelPatch> patches(p.images * groups * (padded / kernel.lanes));
   std::vector<MapScale> scales(maps);
-  CamCounts q{resize_of(p, tables, same_size), p.label_map(), normalize,     0.5f, wanted.data(), decoded.data(),
-              patches.data(),                  scales.data()};
+  CamCounts q{resize_of(p, tables, same_size),
+              p.label_map(),
+              normalize,
+              0.5f,
+              wanted.data(),
+              decoded.data(),
+              patches.data(),
+              scales.data()};
   run(p.images * groups, pieces, [&](int64_t begin, int64_t end) { kernel.cam_labels(q, begin, end); });
   run(maps, pieces, [&](int64_t begin, int64_t end) {
     Floats scratch(kernel.cam_scratch(q));
@@ -260,7 +267,8 @@ void check(const Kernels& kernel, int trial) {
   const Problem p = random_problem(same_size);
   const float smooth = trial % 2 ? 0.0f : 0.1f / static_cast<float>(p.classes);
   const auto loss = same_size ? equal_sizes : resized;
-  if (!(loss(kernel, p, smooth, 1) == loss(kernel, p, smooth, 4))) fail(kernel.name, "cross-entropy differs by threads");
+  if (!(loss(kernel, p, smooth, 1) == loss(kernel, p, smooth, 4)))
+    fail(kernel.name, "cross-entropy differs by threads");
 
   const std::vector<int64_t> counts = confusion(kernel, p, same_size, 1);
   if (counts != confusion(kernel, p, same_size, 4)) fail(kernel.name, "confusion matrix differs by threads");

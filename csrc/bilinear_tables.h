@@ -1,0 +1,53 @@
+// The memory behind the tables of bilinear.h, and what fills it.
+#pragma once
+
+#include <vector>
+
+#include "bilinear.h"
+
+namespace cawa_fast {
+
+// Along one axis output position i reads inputs low[i] and min(low[i] + 1, in_size - 1), with weights 1 -
+// high_weight[i] and high_weight[i].
+struct Taps {
+  int64_t in_size, out_size;
+  std::vector<int32_t> low;
+  std::vector<float> high_weight;
+};
+
+Taps bilinear_taps(int64_t in_size, int64_t out_size, bool align_corners);
+
+class CellTables {
+ public:
+  explicit CellTables(const Taps& taps);
+  CellTables(const CellTables&) = delete;
+  Cells cells;
+
+ private:
+  std::vector<int32_t> low_, high_, first_phase_, column_;
+  std::vector<float> high_weight_;
+};
+
+class ColumnTables {
+ public:
+  explicit ColumnTables(const Taps& taps);
+  ColumnTables(const ColumnTables&) = delete;
+  Columns columns;
+
+ private:
+  std::vector<int32_t> low_;
+  std::vector<float> low_weight_, high_weight_;
+};
+
+class RowGroupTables {
+ public:
+  explicit RowGroupTables(const Taps& taps);
+  RowGroupTables(const RowGroupTables&) = delete;
+  RowGroups groups;
+
+ private:
+  std::vector<RowGroup> groups_;
+  std::vector<float> high_weight_;
+};
+
+}  // namespace cawa_fast
