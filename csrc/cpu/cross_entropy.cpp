@@ -161,11 +161,12 @@ void run_tile(const CrossEntropy& p, const Tile& tile, int64_t index, const Tile
   Floats sum[kGroup] = {}, weighted[kGroup] = {};
   const T* ahead = static_cast<const T*>(p.input) + next.input;
   for (int64_t c = 0; c < classes; ++c) {
-    // The next tile's pixels come into the cache while the exponentials keep the processor busy: with a stream per
-    // class the hardware does not foresee them.
+    // The next tile's pixels come into the L2 cache while the exponentials keep the processor busy: with a stream per
+    // class the hardware does not foresee them. Not into the L1, which this tile needs: at 150 classes, two threads of
+    // a Zen 4, 29 ms for L1, 22.5 for L2 (20.6 to copy the logits).
     if (rows.stride_x == 1) {
       for (int64_t i = 0; i < kTile; i += 64 / static_cast<int64_t>(sizeof(T)))
-        __builtin_prefetch(ahead + c * rows.stride_c + i);
+        __builtin_prefetch(ahead + c * rows.stride_c + i, 0, 2);
     }
     for (int g = 0; g < kGroup; ++g) {
       float* at = scratch + c * kTile + g * kLanes;
