@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from . import memory, table
 from .measure import exponential_rate, interleave, machine, ratio
 from .peers import MEANING
-from .rows import ROWS, Row, Target, contender
+from .rows import MACHINE, ROWS, Row, Target, contender
 
 WHOLE = table.ROOT / "bench" / "results" / "cpu"
 """Where the result of all rows goes, which README.md shows."""
@@ -169,7 +169,8 @@ def _row(
     samples = interleave(contenders, rounds, threads, lambda steps: advance(row, steps * share))
     names = list(samples)
     del contenders
-    peaks = memory.peaks(row.key, [name for name in names if name != "copy"], quick, threads) if with_memory else {}
+    remembered = [name for name in names if name not in ("copy", *MACHINE)]
+    peaks = memory.peaks(row.key, remembered, quick, threads) if with_memory else {}
     median = {name: statistics.median(values) for name, values in samples.items()}
     return {
         "key": row.key,
@@ -178,7 +179,9 @@ def _row(
         "contenders": {
             name: {"median": median[name], "seconds": samples[name], "peak_bytes": peaks.get(name)} for name in names
         },
-        "faster": {name: ratio(samples[name], samples[row.ours]) for name in names if name != row.ours},
+        "faster": {name: ratio(samples[name], samples[row.ours]) for name in names if name not in (row.ours, *MACHINE)},
+        # what the second thread is worth to code that needs nothing but the processor
+        "machine_scaling": ratio(samples[MACHINE[1]], samples[MACHINE[0]]) if MACHINE[0] in samples else None,
         "targets": [
             _reached(target, samples[row.ours], samples[target.rival])
             for target in row.targets

@@ -57,6 +57,16 @@ def build(name: str, operator: str, problem: Problem) -> Contender:
     if name == "copy":
         out = torch.empty_like(problem.logits)
         return Contender(name, lambda: (out.copy_(problem.logits),))
+    if name in ("exponentials", "exponentials, one thread"):
+        x = torch.linspace(-20, 0, 1 << 17)
+        out = torch.empty_like(x)
+
+        def exponentials() -> tuple[Tensor, ...]:
+            for _ in range(20):
+                torch.exp2(x, out=out)
+            return (out,)
+
+        return Contender(name, exponentials, threads=1 if name != "exponentials" else None)
     logits, threads, function = problem.logits, None, name
     if name in ("one thread", "float32", "bfloat16", "ratio 4"):
         threads = 1 if name == "one thread" else None
@@ -77,6 +87,8 @@ MEANING = {
     "torchmetrics": "interpolation, then torchmetrics' multiclass_confusion_matrix without argument checks",
     "copy": "out.copy_(logits)",
     "one thread": "cawa_fast on one thread",
+    "exponentials": "torch.exp2 within the cache, for what a second thread is worth on this machine at that time",
+    "exponentials, one thread": "the same on one thread",
     "float32": "cawa_fast on float32 logits",
     "bfloat16": "cawa_fast on bfloat16 logits",
     "ratio 4": "cawa_fast, to the same labels from a quarter of their height and width",

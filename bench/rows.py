@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from . import peers
 from .cases import Problem, make
 
+MACHINE = ("exponentials", "exponentials, one thread")
+"""Contenders that say something of the machine and nothing of an operator."""
+
 QUICK = 8  # the factor by which --quick shrinks heights and widths
 
 
@@ -173,7 +176,7 @@ def _rows() -> tuple[Row, ...]:
             dataclasses.replace(
                 row,
                 key=f"threads-{key}",
-                rivals=("one thread",),
+                rivals=("one thread", *MACHINE),
                 targets=(threads,),
                 note=f"{note}two threads against one",
             )

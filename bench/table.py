@@ -65,6 +65,8 @@ def _others(row: Result) -> str:
             continue
         time = f"{name} {_milliseconds(_median(row, name))}"
         texts.append(f"{time}: {within[name]:.2f} of it" if name in within else f"{time}: {_times(faster)}")
+    if row.get("machine_scaling"):
+        texts.append(f"exponentials alone: {_times(row['machine_scaling'])}")
     return "; ".join(texts)
 
 
