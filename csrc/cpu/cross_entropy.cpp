@@ -97,8 +97,14 @@ void write_strided(T* grad, int64_t classes, int64_t stride_c, int64_t stride_x,
 }
 
 template <class T>
-CAWA_FAST_INLINE void put(T* to, Floats v, bool) {
-  store(to, v);
+CAWA_FAST_INLINE void put(T* to, Floats v, bool streaming) {
+  if (streaming) {
+    T narrow[kLanes];
+    store(narrow, v);
+    stream(&to->bits, load_as<Shorts>(&narrow[0].bits));
+  } else {
+    store(to, v);
+  }
 }
 
 CAWA_FAST_INLINE void put(float* to, Floats v, bool streaming) {
@@ -211,8 +217,8 @@ void run_tile(const CrossEntropy& p, const Tile& tile, int64_t index, const Tile
 
   // Stage 3. Invalid pixels by selection, since 0 * NaN would not be 0.
   const bool direct = whole && rows.grad_stride_x == 1;
-  const bool aligned =
-      reinterpret_cast<uintptr_t>(grad) % sizeof(Floats) == 0 && rows.grad_stride_c * sizeof(T) % sizeof(Floats) == 0;
+  constexpr size_t kBytes = kLanes * sizeof(T);
+  const bool aligned = reinterpret_cast<uintptr_t>(grad) % kBytes == 0 && rows.grad_stride_c * sizeof(T) % kBytes == 0;
   for (int64_t c = 0; c < classes; ++c) {
     for (int g = 0; g < kGroup; ++g) {
       float* at = scratch + c * kTile + g * kLanes;

@@ -1,4 +1,4 @@
-// Bilinear resize and cross-entropy in one: the full-resolution logits exist only in registers and the L1 cache.
+// Bilinear resize and cross-entropy in one: the full-resolution logits exist only in registers and the nearest caches.
 //
 // Floor: one exponential per full-resolution logit; the bytes (low-resolution logits, labels, low-resolution gradient)
 // are ten times cheaper. Per exponential there are about ten instructions of interpolation, maximum and gradient.
