@@ -1,7 +1,7 @@
 # make setup   a virtual environment in .venv with torch pinned and everything built
 # make demo    train with uniform and with adaptive weights, side by side, and show the difference
 # make test    style, types, tests, coverage
-# make bench   every operator against its rivals on this CPU, and the table in README.md; a quarter of an hour
+# make bench   every operator against its rivals on this CPU, and the table in README.md; ten minutes
 # make sanitize   the compiled code under AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer; five minutes
 # make help    this list
 

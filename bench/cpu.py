@@ -46,7 +46,7 @@ def cpu(
     with_memory: bool,
     show_list: bool,
 ) -> None:
-    """Time every operator against its rivals on the CPU; takes about 15 minutes on two cores.
+    """Time every operator against its rivals on the CPU; takes about 10 minutes on two cores.
 
     \b
     python -m bench cpu --quick --no-compile         does it run? (a minute)
