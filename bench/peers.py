@@ -6,6 +6,7 @@ their labels as int64, which PyTorch wants, converted beforehand.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
 from collections.abc import Callable
@@ -173,17 +174,19 @@ def _confusion_matrix(function: str, logits: Tensor, problem: Problem) -> Pair:
 _libraries: list[torch.library.Library] = []  # a library's definitions live as long as the object
 
 
-def _torchmetrics() -> Callable[..., Tensor]:
-    """The function, imported also where torchvision's compiled part does not fit this torch and cannot load.
+def import_torchvision() -> None:
+    """Make torchvision importable also where its compiled part does not fit this torch, for what imports it in turn.
 
-    torchmetrics imports torchvision where it is installed; with its operators declared it does, and none is called.
+    Its Python code needs the schemas of its operators, and a CUDA build beside a CPU build of torch cannot load those.
+    With the schemas declared it imports; nobody calls them.
+
+    Raises:
+        ImportError: there is no torchvision.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # other people's deprecations, while they are imported
         try:
             import torchvision  # noqa: F401
-        except ImportError:
-            pass
         except RuntimeError as error:
             if "torchvision::nms" not in str(error):
                 raise
@@ -193,6 +196,14 @@ def _torchmetrics() -> Callable[..., Tensor]:
             _libraries.append(library)
             for operator in ("nms", "qnms"):
                 library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def _torchmetrics() -> Callable[..., Tensor]:
+    """The function; torchmetrics imports torchvision where it is installed."""
+    with contextlib.suppress(ImportError):
+        import_torchvision()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         from torchmetrics.functional.classification import multiclass_confusion_matrix
 
     return multiclass_confusion_matrix

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import warnings
 from collections.abc import Iterator
 
@@ -11,9 +10,8 @@ import pytest
 import torch
 
 import cawa_fast as cf
+from bench.peers import import_torchvision
 from cawa_fast import _native
-
-_libraries: list[torch.library.Library] = []  # a library's definitions live as long as the object
 
 
 @pytest.fixture(autouse=True)
@@ -44,22 +42,11 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def peers() -> None:
     """Makes the libraries importable that results are compared with: pytorch-grad-cam, torch-cam, torchmetrics.
 
-    All of them import torchvision, whose Python code needs the schemas of its compiled operators. A CUDA build of it
-    beside a CPU build of torch cannot load those; with the schemas declared it imports, and no test calls them.
+    All of them import torchvision.
     """
+    import_torchvision()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # other people's deprecations, while they are imported
-        try:
-            import torchvision  # noqa: F401
-        except RuntimeError as error:
-            if "torchvision::nms" not in str(error):
-                raise
-            for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-                del sys.modules[name]
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            _libraries.append(library)
-            for operator in ("nms", "qnms"):
-                library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import pytorch_grad_cam  # noqa: F401
         import torchcam.methods  # noqa: F401
         import torchmetrics  # noqa: F401

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -309,7 +310,8 @@ torch.set_num_threads(2)
 dtype = getattr(torch, sys.argv[1])
 warm = torch.randn(1, 3, 8, 8, dtype=dtype, requires_grad=True)
 step(warm, torch.zeros(1, 16, 16, dtype=torch.uint8))
-logits = torch.randn(2, 150, 128, 128).to(dtype).requires_grad_()
+format = getattr(torch, sys.argv[2])
+logits = torch.randn(2, 150, 128, 128).to(dtype).contiguous(memory_format=format).requires_grad_()
 target = torch.randint(0, 150, (2, 512, 512), dtype=torch.uint8)
 Path("/proc/self/clear_refs").write_text("5")
 before = kilobytes("VmRSS")
@@ -319,11 +321,20 @@ print(json.dumps(1024 * (kilobytes("VmHWM") - before)))
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system keeps no resettable peak")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_peak_memory_of_resize_and_cross_entropy(dtype):
-    """At most the low-resolution gradient, 8 bytes per label pixel, and scratch per thread."""
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [
+        ("float32", "contiguous_format"),
+        ("float32", "channels_last"),
+        ("bfloat16", "contiguous_format"),
+        ("float16", "channels_last"),
+    ],
+)
+def test_peak_memory_of_resize_and_cross_entropy(dtype, layout):
+    """At most the low-resolution gradient, 8 bytes per label pixel, and scratch per thread: no copy of the logits."""
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    done = subprocess.run([sys.executable, "-c", MEMORY, dtype], capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-c", MEMORY, dtype, layout]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     peak = json.loads(done.stdout)
     gradient = 2 * 150 * 128 * 128 * getattr(torch, dtype).itemsize
@@ -358,6 +369,11 @@ def test_unknown_instruction_set():
 def test_the_best_is_the_default():
     assert _native.build_info()["cpu"] == _native.instruction_sets()[-1]
     assert set(_native.instruction_sets()) <= set(_native.build_info()["instruction_sets"])
+
+
+def test_no_second_openmp():
+    """Threads are torch's: the extension links no OpenMP runtime of its own."""
+    assert b"gomp" not in Path(_native._extension.__file__).read_bytes()
 
 
 def test_bad_labels_are_reported_with_any_reduction():
