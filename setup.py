@@ -2,9 +2,11 @@
 
 CAWA_FAST_NATIVE=0 in the environment installs the package without compiled code. Any other build either gives the
 compiled extension or fails with the compiler's message: an optional extension would fail silently under `pip -q`.
+CMAKE_ARGS in the environment adds options for CMake.
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,10 +28,11 @@ class CMakeBuild(build_ext):
         cmake = shutil.which("cmake", path=path)
         if cmake is None:
             raise SystemExit("cawa_fast: the native build needs CMake: `pip install cmake ninja pybind11`.")
+        options = shlex.split(os.environ.get("CMAKE_ARGS", ""))
         jobs = ["--parallel", str(self.parallel)] if self.parallel else []
         steps = [
             # --fresh: a kept cache would name the tools of an earlier, meanwhile deleted, build environment.
-            ["--fresh", "-S", source, "-B", build, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"],
+            ["--fresh", "-S", source, "-B", build, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}", *options],
             ["--build", build, *jobs],
             ["--install", build, "--prefix", library.parent, "--strip"],
         ]

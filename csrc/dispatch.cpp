@@ -11,7 +11,11 @@
 namespace cawa_fast {
 
 std::vector<const Kernels*> supported_kernels() {
-  std::vector<const Kernels*> sets = {&baseline::kernels};
+  std::vector<const Kernels*> sets;
+#if defined(CAWA_FAST_PORTABLE)
+  sets.push_back(&portable::kernels);
+#endif
+  sets.push_back(&baseline::kernels);
 #if defined(CAWA_FAST_X86)
   // What -march=x86-64-v3 and x86-64-v4 let the compiler use; the operating system's part is included in the checks.
   __builtin_cpu_init();

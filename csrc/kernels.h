@@ -155,6 +155,9 @@ struct Kernels {
   void (*cam_counts)(const CamCounts&, int64_t begin, int64_t end, float* scratch, int64_t* tp, int64_t* predicted);
 };
 
+namespace portable {
+extern const Kernels kernels;
+}
 namespace baseline {
 extern const Kernels kernels;
 }

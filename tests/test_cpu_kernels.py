@@ -363,7 +363,7 @@ def test_unknown_instruction_set():
         text=True,
     )
     assert done.returncode != 0
-    assert "ValueError: CAWA_FAST_CPU=sse9: this processor and this build have baseline" in done.stderr
+    assert "ValueError: CAWA_FAST_CPU=sse9: this processor and this build have " in done.stderr
 
 
 def test_the_best_is_the_default():

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 import cawa_fast as cf
 import cawa_fast.functional as CF
 from cases import FINITE, FLOATS, LABELS, LAYOUTS, RATIOS, noise
-from cawa_fast import reference
 from closeness import assert_no_worse
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -380,39 +379,6 @@ def test_module_uses_the_live_weight():
 def test_module_errors(options, message):
     with pytest.raises(ValueError, match=message):
         cf.CrossEntropyLoss(**options)
-
-
-# ------------------------------------------------------------------------------------------------ sample positions
-
-
-@pytest.mark.parametrize("corners", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("ratio", [*RATIOS, "large"])
-def test_resize_is_interpolate(ratio, dtype, corners):
-    low, high = RATIOS.get(ratio, ((37, 129), (515, 1030)))
-    x = torch.randn(1, 2, *low, dtype=dtype)
-    expected = F.interpolate(x, high, mode="bilinear", align_corners=corners)
-    few_ulps = 8 * torch.finfo(dtype).eps * (1 if dtype == torch.float32 else max(low))  # a few of the position's
-    torch.testing.assert_close(reference.resize(x, high, corners), expected, rtol=few_ulps, atol=few_ulps * 4)
-
-
-@pytest.mark.parametrize("corners", [False, True])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("ratio", RATIOS)
-def test_resize_has_the_same_bits_for_any_layout(ratio, layout, corners):
-    low, high = RATIOS[ratio]
-    x = torch.randn(2, 3, *low)
-    assert reference.resize(LAYOUTS[layout](x), high, corners).equal(reference.resize(x, high, corners))
-
-
-@pytest.mark.parametrize("corners", [False, True])
-@pytest.mark.parametrize("ratio", RATIOS)
-def test_resize_adjoint_is_the_gradient_of_resize(ratio, corners):
-    low, high = RATIOS[ratio]
-    x = torch.randn(2, 3, *low, dtype=torch.float64, requires_grad=True)
-    grad = torch.randn(2, 3, *high, dtype=torch.float64)
-    reference.resize(x, high, corners).backward(grad)
-    torch.testing.assert_close(reference.resize_adjoint(grad, low, corners), x.grad)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)

@@ -12,7 +12,7 @@ for sanitizer in ASAN UBSAN TSAN; do
   build=build/$sanitizer
   echo "== $sanitizer"
   cmake --fresh -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPython_EXECUTABLE="$(realpath -s "$python")" \
-    -DCAWA_FAST_$sanitizer=ON -DCAWA_FAST_KERNEL_TEST=ON > /dev/null
+    -DCAWA_FAST_$sanitizer=ON -DCAWA_FAST_KERNEL_TEST=ON -DCAWA_FAST_PORTABLE=ON > /dev/null
   cmake --build "$build" > /dev/null
   "$build/kernel_test" 60
   if [ $sanitizer = TSAN ]; then continue; fi

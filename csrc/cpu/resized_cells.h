@@ -1,0 +1,279 @@
+// Resize and cross-entropy of one vector of cells in one group of rows: stages 1 to 3 of resized_cross_entropy.cpp.
+#pragma once
+
+#include "../kernels.h"
+#include "pixel_loss.h"
+#include "rows.h"
+
+namespace cawa_fast {
+namespace CAWA_FAST_ISA {
+
+// Exponentials of so many output rows are kept for stage 3 as fit into a quarter of a usual L2 cache.
+constexpr int64_t kKept = 256 * 1024 / sizeof(float);
+
+struct CellScratch {
+  CellScratch(const ResizedCrossEntropy& p, float* memory)
+      : width(p.columns->blocks * kBlock), classes(p.input.classes) {
+    most_phases = 1;
+    for (int64_t block = 0; block < p.columns->blocks; ++block) {
+      most_phases = larger(most_phases, p.columns->first_phase[block + 1] - p.columns->first_phase[block]);
+    }
+    most_rows = 1;
+    for (int64_t i = 0; i < p.rows->count; ++i) {
+      most_rows = larger(most_rows, p.rows->groups[i].end - p.rows->groups[i].begin);
+    }
+    const int64_t row_of_exponentials = classes * most_phases * kLanes;
+    kept_rows = larger(1, smaller(most_rows, kKept / row_of_exponentials));
+
+    float* next = memory;
+    const auto take = [&next](int64_t n) {
+      float* start = next;
+      next += (n + kBlock - 1) / kBlock * kBlock;
+      return start;
+    };
+    for (int i = 0; i < 2; ++i) {
+      row[i] = take(classes * row_stride());
+      for (int side = 0; side < 2; ++side) sums[i][side] = take(classes * width);
+    }
+    line = take(larger(row_stride(), p.input.width) + kBlock);
+    exponentials = take(kept_rows * row_of_exponentials);
+    coefficient = take(kept_rows * most_phases * kLanes);
+    coefficient_high = take(kept_rows * most_phases * kLanes);
+    labels = reinterpret_cast<uint16_t*>(take((most_rows * (p.label_width + 1) + 1) / 2));
+    size = next - memory;
+  }
+
+  // Per class: the inputs of the slots, and behind them those to their right.
+  int64_t row_stride() const { return 2 * width; }
+
+  int64_t width, classes, most_phases, most_rows, kept_rows, size;
+  float* row[2];            // of two input rows: inputs low and high of each slot
+  float* sums[2][2];        // of two rows of the gradient: what belongs to inputs low and high of each slot
+  float* line;              // a row of the input
+  float* exponentials;      // [row][class][phase]
+  float* coefficient;       // [row][phase]
+  float* coefficient_high;  // times the weight of the input to the right
+  uint16_t* labels;         // of the group's output rows, one more at the end of each that is invalid
+};
+
+// Where one vector of cells lies in one group.
+struct Place {
+  const float *low, *high;  // inputs above and below, of class 0
+  int64_t class_stride;     // of those
+  const int32_t* column;    // of phase 0
+  const float* high_weight;
+  int64_t phase_stride, phases;
+};
+
+// Stages 1 and 2 for kPhases phases of one output row. kFinite: all inputs are of moderate size. `e`: exponentials of
+// class 0, `step` floats per class. Returns the loss of the pixels.
+template <int kPhases, bool kFinite, bool kSmoothed, bool kGrad>
+Doubles softmax(const ResizedCrossEntropy& p, const Place& place, int64_t phase, float row_weight, int64_t label_start,
+                const uint16_t* labels, float* e, int64_t step, float* coefficient, float* coefficient_high,
+                Floats* smooth, Floats* smooth_high) {
+  const Loss& loss = p.loss;
+  const int64_t classes = p.input.classes;
+  Pixels pixels[kPhases];
+  Floats weight[kPhases];
+  bool any = false;
+  for (int k = 0; k < kPhases; ++k) {
+    weight[k] = load(place.high_weight + (phase + k) * place.phase_stride);
+    uint16_t label[kLanes];
+    for (int lane = 0; lane < kLanes; ++lane)
+      label[lane] = labels[place.column[(phase + k) * place.phase_stride + lane]];
+    any |= look_up(loss, label, pixels[k]);
+  }
+  if (!any && !loss.pixel_loss) {  // not worth an exponential
+    if (kGrad) {
+      for (int k = 0; k < kPhases; ++k) {
+        store(coefficient + k * kLanes, Floats{});
+        store(coefficient_high + k * kLanes, Floats{});
+        for (int64_t c = 0; c < classes; ++c) store(e + c * step + k * kLanes, Floats{});
+      }
+    }
+    return Doubles{};
+  }
+
+  // Stage 1. Where all inputs are numbers the difference of neighbours saves a multiplication; with infinite logits
+  // (classes that a user masks out) it would make NaN of -inf - -inf.
+  Floats top[kPhases];
+  for (int k = 0; k < kPhases; ++k) top[k] = broadcast(-kInfinity);
+  const float above = 1 - row_weight;
+  for (int64_t c = 0; c < classes; ++c) {
+    const float* low = place.low + c * place.class_stride;
+    const float* high = place.high + c * place.class_stride;
+    const int64_t right = place.class_stride / 2;
+    const Floats left_value = load(low) * above + load(high) * row_weight;
+    const Floats right_value = load(low + right) * above + load(high + right) * row_weight;
+    const Floats difference = right_value - left_value;
+    for (int k = 0; k < kPhases; ++k) {
+      const Floats z =
+          kFinite ? difference * weight[k] + left_value : left_value * (1 - weight[k]) + right_value * weight[k];
+      top[k] = maximum(z, top[k]);
+      store(e + c * step + k * kLanes, z);
+    }
+  }
+
+  // Stage 2.
+  float at_label[kPhases * kLanes];
+  for (int i = 0; i < kPhases * kLanes; ++i) at_label[i] = e[pixels[i / kLanes].label[i % kLanes] * step + i];
+  Floats sum[kPhases] = {}, weighted[kPhases] = {};
+  for (int64_t c = 0; c < classes; ++c) {
+    for (int k = 0; k < kPhases; ++k) {
+      float* at = e + c * step + k * kLanes;
+      const Floats shifted = load(at) - top[k];
+      Floats value = exp2_of_nonpositive<!kFinite>(shifted * kLog2E);
+      sum[k] += value;
+      if (kSmoothed) weighted[k] += loss.weight[c] * shifted;
+      if (!kFinite) value = bit_cast<Floats>(bit_cast<Ints>(value) & pixels[k].valid);  // else 0 * NaN in stage 3
+      if (kGrad) store(at, value);
+    }
+  }
+  Doubles total = {};
+  for (int k = 0; k < kPhases; ++k) {
+    const int32_t* column = place.column + (phase + k) * place.phase_stride;
+    Floats upstream = common_grad(loss);
+    if (loss.grad_per_pixel) {
+      float grads[kLanes];
+      for (int lane = 0; lane < kLanes; ++lane) {
+        grads[lane] = loss.grad[label_start + smaller(column[lane], p.label_width - 1)];
+      }
+      upstream = load(grads);
+    }
+    float label_term[kLanes];
+    const Terms terms =
+        pixel_terms(loss, pixels[k], top[k], sum[k], load(at_label + k * kLanes), weighted[k], upstream);
+    total += __builtin_convertvector(terms.loss * pixels[k].factor, Doubles);
+    if (loss.pixel_loss) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        if (column[lane] < p.label_width) loss.pixel_loss[label_start + column[lane]] = terms.loss[lane];
+      }
+    }
+    if (kGrad) {
+      store(coefficient + k * kLanes, terms.coefficient);
+      store(coefficient_high + k * kLanes, terms.coefficient * weight[k]);
+      if (kSmoothed) {
+        *smooth += terms.smooth;
+        *smooth_high += terms.smooth * weight[k];
+      }
+      store(label_term, bit_cast<Floats>(bit_cast<Ints>(terms.label_term) & pixels[k].valid));
+      for (int lane = 0; lane < kLanes; ++lane) e[pixels[k].label[lane] * step + k * kLanes + lane] -= label_term[lane];
+    }
+  }
+  return total;
+}
+
+// Classes whose gradients stage 3 sums at once, so that they share the loads of the coefficients; as many as there are
+// registers for their sums.
+#if defined(__AVX512F__)
+constexpr int kClasses = 4;
+#else
+constexpr int kClasses = 2;
+#endif
+
+// Exponentials and coefficients of output rows [first, last), as stage 2 leaves them.
+struct Rows {
+  int32_t first, last;
+  int64_t phases, classes;
+  const float *exponentials, *coefficient, *coefficient_high;
+  const float* high_weight;  // by output row
+};
+
+// Stage 3 for kCount classes from c on. With g the gradient of an output pixel, u and v its weights of the inputs to
+// the right and below: sums of g, v g, u g and u v g give those of (1-u)(1-v) g, u (1-v) g, (1-u) v g and u v g.
+template <int kCount, bool kSmoothed>
+CAWA_FAST_INLINE void add_gradient(const Loss& loss, const Rows& rows, const Floats* smooth, int64_t c, int64_t width,
+                                   int64_t slot, float* const* low, float* const* high) {
+  const int64_t step = rows.phases * kLanes;
+  Floats g[kCount] = {}, vg[kCount] = {}, ug[kCount] = {}, uvg[kCount] = {};
+  for (int32_t y = rows.first; y < rows.last; ++y) {
+    const int64_t row = y - rows.first;
+    const float* e = rows.exponentials + (row * rows.classes + c) * step;
+    const float* coefficient = rows.coefficient + row * step;
+    const float* coefficient_high = rows.coefficient_high + row * step;
+    Floats row_g[kCount] = {}, row_ug[kCount] = {};
+    for (int64_t at = 0; at < step; at += kLanes) {
+      const Floats k = load(coefficient + at), k_high = load(coefficient_high + at);
+      for (int i = 0; i < kCount; ++i) {
+        const Floats value = load(e + i * step + at);
+        row_g[i] += value * k;
+        row_ug[i] += value * k_high;
+      }
+    }
+    const float v = rows.high_weight[y];
+    for (int i = 0; i < kCount; ++i) {
+      g[i] += row_g[i];
+      vg[i] += v * row_g[i];
+      ug[i] += row_ug[i];
+      uvg[i] += v * row_ug[i];
+    }
+  }
+  for (int i = 0; i < kCount; ++i) {
+    if (kSmoothed) {
+      g[i] -= loss.weight[c + i] * smooth[0];
+      vg[i] -= loss.weight[c + i] * smooth[1];
+      ug[i] -= loss.weight[c + i] * smooth[2];
+      uvg[i] -= loss.weight[c + i] * smooth[3];
+    }
+    const int64_t at = (c + i) * width + slot;
+    store(low[0] + at, load(low[0] + at) + ((g[i] - vg[i]) - (ug[i] - uvg[i])));
+    store(low[1] + at, load(low[1] + at) + (ug[i] - uvg[i]));
+    store(high[0] + at, load(high[0] + at) + (vg[i] - uvg[i]));
+    store(high[1] + at, load(high[1] + at) + uvg[i]);
+  }
+}
+
+// All stages for one vector of cells in one group. The gradient's four sums are added to `low` and `high` (left,
+// right).
+template <bool kFinite, bool kSmoothed, bool kGrad>
+Doubles run_cells(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, const RowGroup& group,
+                  const Place& place, int64_t slot, float* const* low, float* const* high) {
+  Doubles total = {};
+  for (int32_t first = group.begin; first < group.end; first += static_cast<int32_t>(s.kept_rows)) {
+    const int32_t last = static_cast<int32_t>(smaller(first + s.kept_rows, group.end));
+    const int64_t row_size = s.classes * place.phases * kLanes;
+    Floats smooth[4] = {};  // as the four sums below
+    for (int32_t y = first; y < last; ++y) {
+      const float row_weight = p.rows->high_weight[y];
+      const int64_t label_start = (n * p.label_height + y) * p.label_width;
+      const uint16_t* labels = s.labels + (y - group.begin) * (p.label_width + 1);
+      float* e = s.exponentials + (y - first) * row_size;
+      float* coefficient = s.coefficient + (y - first) * place.phases * kLanes;
+      float* coefficient_high = s.coefficient_high + (y - first) * place.phases * kLanes;
+      Floats row_smooth = {}, row_smooth_high = {};
+      const auto run = [&]<int kPhases>(int64_t phase) __attribute__((always_inline)) {
+        const int64_t at = phase * kLanes;
+        total += softmax<kPhases, kFinite, kSmoothed, kGrad>(p, place, phase, row_weight, label_start, labels, e + at,
+                                                             place.phases * kLanes, coefficient + at,
+                                                             coefficient_high + at, &row_smooth, &row_smooth_high);
+      };
+      int64_t phase = 0;
+      for (; phase + 4 <= place.phases; phase += 4) run.template operator()<4>(phase);
+      if (phase + 2 <= place.phases) {
+        run.template operator()<2>(phase);
+        phase += 2;
+      }
+      if (phase < place.phases) run.template operator()<1>(phase);
+      if (kSmoothed) {
+        smooth[0] += row_smooth;
+        smooth[1] += row_weight * row_smooth;
+        smooth[2] += row_smooth_high;
+        smooth[3] += row_weight * row_smooth_high;
+      }
+    }
+    if (!kGrad) continue;
+
+    // Stage 3.
+    const Rows rows{first,          last,          place.phases,       s.classes,
+                    s.exponentials, s.coefficient, s.coefficient_high, p.rows->high_weight};
+    int64_t c = 0;
+    for (; c + kClasses <= s.classes; c += kClasses) {
+      add_gradient<kClasses, kSmoothed>(p.loss, rows, smooth, c, s.width, slot, low, high);
+    }
+    for (; c < s.classes; ++c) add_gradient<1, kSmoothed>(p.loss, rows, smooth, c, s.width, slot, low, high);
+  }
+  return total;
+}
+
+}  // namespace CAWA_FAST_ISA
+}  // namespace cawa_fast
