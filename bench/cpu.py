@@ -169,7 +169,7 @@ def _row(
     samples = interleave(contenders, rounds, threads, lambda steps: advance(row, steps * share))
     names = list(samples)
     del contenders
-    remembered = [name for name in names if name not in ("copy", *MACHINE)]
+    remembered = [name for name in names if name not in MACHINE]
     peaks = memory.peaks(row.key, remembered, quick, threads) if with_memory else {}
     median = {name: statistics.median(values) for name, values in samples.items()}
     return {
@@ -179,9 +179,17 @@ def _row(
         "contenders": {
             name: {"median": median[name], "seconds": samples[name], "peak_bytes": peaks.get(name)} for name in names
         },
-        "faster": {name: ratio(samples[name], samples[row.ours]) for name in names if name not in (row.ours, *MACHINE)},
-        # what the second thread is worth to code that needs nothing but the processor
-        "machine_scaling": ratio(samples[MACHINE[1]], samples[MACHINE[0]]) if MACHINE[0] in samples else None,
+        "faster": {
+            name: ratio(samples[name], samples[row.ours])
+            for name in names
+            if name == "copy" or name not in (row.ours, *MACHINE)
+        },
+        # what the other threads are worth to code that needs nothing but the processor, or nothing but the memory
+        "machine_scaling": {
+            name: ratio(samples[f"{name}, one thread"], samples[name])
+            for name in names
+            if f"{name}, one thread" in samples
+        },
         "targets": [
             _reached(target, samples[row.ours], samples[target.rival])
             for target in row.targets

@@ -55,10 +55,11 @@ def build(name: str, operator: str, problem: Problem) -> Contender:
     Raises:
         ImportError: torchmetrics is wanted and not installed.
     """
-    if name == "copy":
+    threads = 1 if name.endswith("one thread") else None
+    if name.startswith("copy"):
         out = torch.empty_like(problem.logits)
-        return Contender(name, lambda: (out.copy_(problem.logits),))
-    if name in ("exponentials", "exponentials, one thread"):
+        return Contender(name, lambda: (out.copy_(problem.logits),), threads=threads)
+    if name.startswith("exponentials"):
         x = torch.linspace(-20, 0, 1 << 17)
         out = torch.empty_like(x)
 
@@ -67,10 +68,9 @@ def build(name: str, operator: str, problem: Problem) -> Contender:
                 torch.exp2(x, out=out)
             return (out,)
 
-        return Contender(name, exponentials, threads=1 if name != "exponentials" else None)
-    logits, threads, function = problem.logits, None, name
+        return Contender(name, exponentials, threads=threads)
+    logits, function = problem.logits, name
     if name in ("one thread", "float32", "bfloat16", "ratio 4"):
-        threads = 1 if name == "one thread" else None
         function = "ours"
         logits = logits.bfloat16() if name == "bfloat16" else logits
     elif name == "eager, channels_last":
@@ -87,6 +87,7 @@ MEANING = {
     "compile": "torch.compile of the eager function, static shapes, warmed up",
     "torchmetrics": "interpolation, then torchmetrics' multiclass_confusion_matrix without argument checks",
     "copy": "out.copy_(logits)",
+    "copy, one thread": "the same on one thread",
     "one thread": "cawa_fast on one thread",
     "exponentials": "torch.exp2 within the cache, for what a second thread is worth on this machine at that time",
     "exponentials, one thread": "the same on one thread",

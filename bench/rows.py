@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from . import peers
 from .cases import Problem, make
 
-MACHINE = ("exponentials", "exponentials, one thread")
+EXPONENTIALS = ("exponentials", "exponentials, one thread")
+MACHINE = (*EXPONENTIALS, "copy", "copy, one thread")
 """Contenders that say something of the machine and nothing of an operator."""
 
 QUICK = 8  # the factor by which --quick shrinks heights and widths
@@ -176,7 +177,8 @@ def _rows() -> tuple[Row, ...]:
             dataclasses.replace(
                 row,
                 key=f"threads-{key}",
-                rivals=("one thread", *MACHINE),
+                # what a second thread is worth to exponentials, and where memory is the limit to the copy
+                rivals=("one thread", *(MACHINE if row.low == row.high else EXPONENTIALS)),
                 targets=(threads,),
                 note=f"{note}two threads against one",
             )

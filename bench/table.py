@@ -65,8 +65,7 @@ def _others(row: Result) -> str:
             continue
         time = f"{name} {_milliseconds(_median(row, name))}"
         texts.append(f"{time}: {within[name]:.2f} of it" if name in within else f"{time}: {_times(faster)}")
-    if row.get("machine_scaling"):
-        texts.append(f"exponentials alone: {_times(row['machine_scaling'])}")
+    texts += [f"{name} alone: {_times(value)}" for name, value in row["machine_scaling"].items()]
     return "; ".join(texts)
 
 

@@ -36,6 +36,7 @@ def fake_result() -> dict[str, Any]:
             "ours": "ours",
             "contenders": contenders,
             "faster": {name: value / 0.002 for name, value in rivals.items()},
+            "machine_scaling": {},
             "targets": targets,
             "floor": {"seconds": 0.001, "share": 0.5},
         }
