@@ -63,20 +63,42 @@ def check_labels() -> None:
 
 def report(kind: str, bad: Tensor, num_classes: int, ignore_index: int) -> None:
     """Hand over what an operator found: ``bad`` is ``(3,)`` int64 (count, least, largest) on the operator's device."""
-    mode = _mode if _mode != "auto" else ("sync" if bad.device.type == "cpu" else "deferred")
-    if mode == "sync":
-        count, low, high = bad.tolist()
-        if count:
-            raise ValueError(_message(kind, count, low, high, num_classes, ignore_index))
+    if label_check_is_off():
         return
-    key = (bad.device, kind, num_classes, ignore_index)
-    total = _deferred.get(key)
-    if total is None:
+    if _is_deferred(bad.device):
+        total = open_report(kind, bad.device, num_classes, ignore_index)
+        assert total is not None
+        total[0].add_(bad[0])
+        total[1].clamp_(max=bad[1])
+        total[2].clamp_(min=bad[2])
+    else:
+        close_report(kind, bad, num_classes, ignore_index)
+
+
+def open_report(kind: str, device: torch.device, num_classes: int, ignore_index: int) -> Tensor | None:
+    """``(3,)`` int64 for a kernel to add bad labels to, before :func:`close_report`; None if nobody looks."""
+    if label_check_is_off():
+        return None
+    if not _is_deferred(device):
+        return _clear(torch.empty(3, dtype=torch.int64, device=device))
+    key = (device, kind, num_classes, ignore_index)
+    if key not in _deferred:
         with torch.inference_mode(False):  # an inference tensor could not be written to outside inference mode
-            total = _deferred[key] = _clear(torch.empty(3, dtype=torch.int64, device=bad.device))
-    total[0].add_(bad[0])
-    total[1].clamp_(max=bad[1])
-    total[2].clamp_(min=bad[2])
+            _deferred[key] = _clear(torch.empty(3, dtype=torch.int64, device=device))
+    return _deferred[key]
+
+
+def close_report(kind: str, report: Tensor | None, num_classes: int, ignore_index: int) -> None:
+    """Raise for what a kernel has added, unless that waits for :func:`check_labels`."""
+    if report is None or _is_deferred(report.device):
+        return
+    count, low, high = report.tolist()
+    if count:
+        raise ValueError(_message(kind, count, low, high, num_classes, ignore_index))
+
+
+def _is_deferred(device: torch.device) -> bool:
+    return _mode == "deferred" or (_mode == "auto" and device.type != "cpu")
 
 
 def label_check_is_off() -> bool:

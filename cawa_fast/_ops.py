@@ -6,7 +6,12 @@ public and documented is :mod:`cawa_fast.functional`; arguments are valid when t
 
 from __future__ import annotations
 
-import math
+import contextlib
+import enum
+import functools
+import importlib
+import importlib.util
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,14 +20,13 @@ from torch import Tensor
 from . import _checks, _native, reference
 
 _LIBRARY = torch.library.Library("cawa_fast", "DEF")
-# ``grad``: the gradient where it is formed with the loss, else empty. The first backward pass scales it in place and
-# hands it out; only that may use it.
+# ``saved``: what the forward pass leaves for the backward pass, by :func:`_saves`.
 _LIBRARY.define(
     "cross_entropy(Tensor input, Tensor target, Tensor? weight, int ignore_index, str reduction, "
-    "float label_smoothing, bool align_corners, bool with_grad) -> (Tensor loss, Tensor scale, Tensor grad)"
+    "float label_smoothing, bool align_corners, bool with_grad) -> (Tensor loss, Tensor scale, Tensor saved)"
 )
 _LIBRARY.define(
-    "cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor scale, "
+    "cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor scale, Tensor saved, "
     "int ignore_index, float label_smoothing, bool align_corners) -> Tensor"
 )
 _LIBRARY.define(
@@ -33,46 +37,89 @@ _LIBRARY.define(
     "bool align_corners) -> (Tensor tp, Tensor fp, Tensor fn)"
 )
 
-
-def _is_native(input: Tensor) -> bool:
-    """Whether the compiled CPU kernels serve logits or maps like ``input``."""
-    return (
-        input.device.type == "cpu"
-        and input.dtype in _NATIVE_DTYPES
-        and input.shape[1] <= _NATIVE_CLASSES
-        and input.dim() <= _NATIVE_DIMENSIONS
-        and _native.available()
-    )
-
-
-_NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_NATIVE_CLASSES = 32767  # the confusion matrix has a 32-bit index; more are too rare for a limit per operator
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_KERNEL_CLASSES = 32767  # the confusion matrix has a 32-bit index; more are too rare for a limit per operator
 _NATIVE_DIMENSIONS = 8
 
 
-def _forms_grad(input: Tensor, reduction: str, with_grad: bool) -> bool:
-    """Whether ``cross_entropy`` computes the gradient along with the loss, from the same exponentials.
+def _is_native(input: Tensor) -> bool:
+    """Whether the compiled CPU kernels serve logits or maps like ``input``."""
+    return _fits(input) and input.device.type == "cpu" and input.dim() <= _NATIVE_DIMENSIONS and _native.available()
 
-    It has to be multiplied with the upstream gradient later. In float16 small gradients would have vanished by then,
-    which is what scaling the loss is to prevent.
-    """
-    return with_grad and reduction != "none" and input.dtype != torch.float16 and _is_native(input)
+
+def _is_triton(input: Tensor) -> bool:
+    """Whether the kernels for GPUs serve logits or maps like ``input``."""
+    return _fits(input) and _runs_triton(input.device)
+
+
+def _fits(input: Tensor) -> bool:
+    return input.dtype in _KERNEL_DTYPES and input.shape[1] <= _KERNEL_CLASSES
+
+
+def _runs_triton(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.version.cuda is not None and _has_triton()
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+class Saved(enum.Enum):
+    """What the forward pass of a cross-entropy leaves for the backward pass."""
+
+    NOTHING = enum.auto()
+    GRADIENT = enum.auto()  # only the first backward pass may have it, scaled in place
+    STATISTICS = enum.auto()  # maximum and inverse sum of exponentials of each pixel
+
+
+def saves(input: Tensor, reduction: str, with_grad: bool) -> Saved:
+    if not with_grad:
+        return Saved.NOTHING
+    if _is_triton(input):
+        return Saved.STATISTICS
+    # The gradient costs next to nothing beside the loss, from the same exponentials. It has to be multiplied with the
+    # upstream gradient later. In float16 small gradients would have vanished by then, which is what scaling the loss
+    # is to prevent.
+    if _is_native(input) and reduction != "none" and input.dtype != torch.float16:
+        return Saved.GRADIENT
+    return Saved.NOTHING
 
 
 def _count_labels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """``(N, C)`` valid pixels of each class in each image, by the compiled kernel; reports bad labels."""
-    counts, bad = torch.ops.cawa_fast_cpu.label_histogram(target, num_classes, ignore_index)
-    if not _checks.label_check_is_off():
+    """``(N, C)`` valid pixels of each class in each image, by a kernel; reports bad labels."""
+    if not _runs_triton(target.device):
+        counts, bad = torch.ops.cawa_fast_cpu.label_histogram(target, num_classes, ignore_index)
         _checks.report("target", bad, num_classes, ignore_index)
+        return counts
+    report = _checks.open_report("target", target.device, num_classes, ignore_index)
+    counts = torch.zeros(target.shape[0], num_classes, dtype=torch.int64, device=target.device)
+    _kernels("labels").label_histogram(target, counts, report, num_classes, ignore_index)
+    _checks.close_report("target", report, num_classes, ignore_index)
     return counts
 
 
 def _report_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
     if _checks.label_check_is_off():
         return
+    if _runs_triton(target.device):
+        report = _checks.open_report("target", target.device, num_classes, ignore_index)
+        _kernels("labels").label_histogram(target.reshape(1, -1), None, report, num_classes, ignore_index)
+        _checks.close_report("target", report, num_classes, ignore_index)
+        return
     native = target.device.type == "cpu" and _native.available()
     find = torch.ops.cawa_fast_cpu.bad_labels if native else reference.bad_labels
     _checks.report("target", find(target, num_classes, ignore_index), num_classes, ignore_index)
+
+
+def _kernels(name: str) -> Any:
+    """A module of :mod:`cawa_fast.kernels`, imported when the first tensor wants it: Triton takes half a second."""
+    return importlib.import_module(f".kernels.{name}", __package__)
+
+
+def _on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device: make it the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 @torch.library.impl(_LIBRARY, "cross_entropy", "CompositeExplicitAutograd")
@@ -88,6 +135,21 @@ def _cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor]:
     weight = None if weight is None else weight.to(reference.compute_dtype(input.dtype)).contiguous()
     _checks.check_weight(weight)
+    saved_kind = saves(input, reduction, with_grad)
+    if _is_triton(input):
+        kernels = _kernels("cross_entropy")
+        with _on_device_of(input):
+            counts = None
+            if reduction in kernels.COUNTED:
+                counts = _count_labels(target.reshape(1, -1), input.shape[1], ignore_index)
+            else:
+                _report_labels(target, input.shape[1], ignore_index)
+            scale = kernels.reduction_scale(counts, target.numel(), weight, input, reduction)
+            save, none = saved_kind is Saved.STATISTICS, reduction == "none"
+            loss, saved = kernels.cross_entropy(
+                input, target, weight, scale, ignore_index, none, label_smoothing, align_corners, save
+            )
+        return loss, scale, saved
     if not _is_native(input):
         _report_labels(target, input.shape[1], ignore_index)
         loss, scale = reference.cross_entropy(
@@ -106,7 +168,7 @@ def _cross_entropy(
         reduction == "none",
         label_smoothing,
         align_corners,
-        _forms_grad(input, reduction, with_grad),
+        saved_kind is Saved.GRADIENT,
     )
     return loss, scale, grad
 
@@ -118,16 +180,23 @@ def _cross_entropy_backward(
     target: Tensor,
     weight: Tensor | None,
     scale: Tensor,
+    saved: Tensor,
     ignore_index: int,
     label_smoothing: float,
     align_corners: bool,
 ) -> Tensor:
+    weight = None if weight is None else weight.to(reference.compute_dtype(input.dtype)).contiguous()
+    if _is_triton(input):
+        with _on_device_of(input):
+            return _kernels("cross_entropy").cross_entropy_backward(
+                grad, input, target, weight, scale, saved, ignore_index, label_smoothing, align_corners
+            )
     if _is_native(input):
         return torch.ops.cawa_fast_cpu.cross_entropy_backward(
             grad.to(torch.float32),
             input,
             target,
-            None if weight is None else weight.to(torch.float32).contiguous(),
+            weight,
             scale,
             ignore_index,
             label_smoothing,
@@ -143,21 +212,36 @@ def _confusion_matrix(
     input: Tensor, target: Tensor, num_classes: int, ignore_index: int, align_corners: bool
 ) -> Tensor:
     if input.is_floating_point():
+        if _is_triton(input):
+            with _on_device_of(input):
+                report = _checks.open_report("target", target.device, num_classes, ignore_index)
+                counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=input.device)
+                _kernels("confusion_matrix").confusion_matrix(
+                    input, target, counts, report, ignore_index, align_corners
+                )
+                _checks.close_report("target", report, num_classes, ignore_index)
+                return counts
         _report_labels(target, num_classes, ignore_index)
         if _is_native(input):
             return torch.ops.cawa_fast_cpu.confusion_matrix(input, target, ignore_index, align_corners)
         return reference.confusion_matrix(input, target, num_classes, ignore_index, align_corners)
+    if _runs_triton(input.device) and num_classes <= _KERNEL_CLASSES:
+        with _on_device_of(input):
+            _report_labels(target, num_classes, ignore_index)
+            report = _checks.open_report("input", input.device, num_classes, ignore_index)
+            counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=input.device)
+            _kernels("labels").confusion_matrix_labels(input, target, counts, report, num_classes, ignore_index)
+            _checks.close_report("input", report, num_classes, ignore_index)
+            return counts
     if input.device.type == "cpu" and _native.available():
         counts, bad = torch.ops.cawa_fast_cpu.confusion_matrix_labels(input, target, num_classes, ignore_index)
-        if not _checks.label_check_is_off():
-            _checks.report("target", bad[:3], num_classes, ignore_index)
-            _checks.report("input", bad[3:], num_classes, ignore_index)
+        _checks.report("target", bad[:3], num_classes, ignore_index)
+        _checks.report("input", bad[3:], num_classes, ignore_index)
         return counts
     _report_labels(target, num_classes, ignore_index)
-    if not _checks.label_check_is_off():
-        _, valid = reference.valid_labels(target, num_classes, ignore_index)
-        bad = reference.bad_labels(input.to(torch.int64).where(valid, 0), num_classes, 0)
-        _checks.report("input", bad, num_classes, ignore_index)
+    _, valid = reference.valid_labels(target, num_classes, ignore_index)
+    bad = reference.bad_labels(input.to(torch.int64).where(valid, 0), num_classes, 0)
+    _checks.report("input", bad, num_classes, ignore_index)
     return reference.confusion_matrix(input, target, num_classes, ignore_index, align_corners)
 
 
@@ -165,6 +249,12 @@ def _confusion_matrix(
 def _cam_counts(
     cam: Tensor, target: Tensor, tau: float, normalize: str, classes: str, ignore_index: int, align_corners: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if _is_triton(cam) and cam.numel():
+        with _on_device_of(cam):
+            truth = _count_labels(target, cam.shape[1], ignore_index)
+            return _kernels("cam_counts").cam_counts(
+                cam, target, truth, tau, normalize, classes, ignore_index, align_corners
+            )
     if _is_native(cam):
         truth = _count_labels(target, cam.shape[1], ignore_index)
         how = reference.NORMALIZATIONS.index(normalize)
@@ -175,103 +265,4 @@ def _cam_counts(
     return reference.cam_counts(cam, target, tau, normalize, classes, ignore_index, align_corners)
 
 
-# ---------------------------------------------------------------------------------- shapes without computing (fakes)
-
-
-@torch.library.register_fake("cawa_fast::cross_entropy", lib=_LIBRARY)
-def _(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-    align_corners: bool,
-    with_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = reference.compute_dtype(input.dtype)
-    loss = input.new_empty(target.shape if reduction == "none" else (), dtype=dtype)
-    grad = torch.empty_like(input) if _forms_grad(input, reduction, with_grad) else input.new_empty(0)
-    return loss, input.new_empty(input.shape[1], dtype=dtype), grad
-
-
-@torch.library.register_fake("cawa_fast::cross_entropy_backward", lib=_LIBRARY)
-def _(
-    grad: Tensor,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    scale: Tensor,
-    ignore_index: int,
-    label_smoothing: float,
-    align_corners: bool,
-) -> Tensor:
-    return torch.empty_like(input)
-
-
-@torch.library.register_fake("cawa_fast::confusion_matrix", lib=_LIBRARY)
-def _(input: Tensor, target: Tensor, num_classes: int, ignore_index: int, align_corners: bool) -> Tensor:
-    return input.new_empty((num_classes, num_classes), dtype=torch.int64)
-
-
-@torch.library.register_fake("cawa_fast::cam_counts", lib=_LIBRARY)
-def _(
-    cam: Tensor, target: Tensor, tau: float, normalize: str, classes: str, ignore_index: int, align_corners: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    tp, fp, fn = (cam.new_empty(cam.shape[1], dtype=torch.int64) for _ in range(3))
-    return tp, fp, fn
-
-
-# ------------------------------------------------------------------------------------------------------- autograd
-
-
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    input, target, weight, ctx.ignore_index, reduction, ctx.label_smoothing, ctx.align_corners, with_grad = inputs
-    _, scale, grad = output
-    ctx.mark_non_differentiable(scale, grad)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, target, weight, scale, grad)
-    ctx.has_grad = _forms_grad(input, reduction, with_grad)
-
-
-def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 8
-    input, target, weight, scale, grad_input = ctx.saved_tensors
-    # The gradient goes to the caller, who may change it; another backward pass computes its own. (Taken in one step:
-    # several threads may go backward at once.)
-    if not torch.is_grad_enabled() and vars(ctx).pop("has_grad", False):
-        scaled = _scaled(grad_input, grad)
-        if scaled is not None:
-            return scaled, *(None,) * 7
-    grad_input = torch.ops.cawa_fast.cross_entropy_backward(
-        grad, input, target, weight, scale, ctx.ignore_index, ctx.label_smoothing, ctx.align_corners
-    )
-    return grad_input, *(None,) * 7
-
-
-def _scaled(grad_input: Tensor, grad: Tensor) -> Tensor | None:
-    """``grad_input`` times the upstream gradient, in place where nobody else can see it; None if that is inexact."""
-    if type(grad_input) is not Tensor:  # a tracer's: in its graph nothing changes in place
-        return None if grad_input.dtype == torch.bfloat16 else grad_input * grad
-    grad_input = grad_input.data  # changes to it are not changes of what autograd has saved, which nobody reads again
-    if grad.device.type != "cpu":  # to look at the value would mean to wait
-        return grad_input.mul_(grad)
-    factor = grad.item()
-    if factor == 1:  # of loss.backward(), the usual one
-        return grad_input
-    # A bfloat16 gradient must not be rounded twice; a power of two does not round.
-    if grad_input.dtype == torch.bfloat16 and abs(math.frexp(factor)[0]) != 0.5:
-        return None
-    return grad_input.mul_(grad)
-
-
-def _no_double_backward(ctx: Any, *_: Tensor) -> None:
-    raise RuntimeError(
-        "cawa_fast.cross_entropy has no second derivative; for double backward use "
-        "torch.nn.functional.interpolate and torch.nn.functional.cross_entropy"
-    )
-
-
-torch.library.register_autograd("cawa_fast::cross_entropy", _backward, setup_context=_save_for_backward, lib=_LIBRARY)
-torch.library.register_autograd("cawa_fast::cross_entropy_backward", _no_double_backward, lib=_LIBRARY)
+from . import _autograd as _autograd  # noqa: E402  (registers shapes and derivatives of what is defined above)

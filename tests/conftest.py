@@ -1,17 +1,28 @@
-"""Fixtures of the whole suite."""
+"""Fixtures of the whole suite.
+
+CAWA_FAST_TEST_DEVICE=cuda in the environment runs the tests of the operators on a GPU: its kernels, and plain PyTorch
+there. Otherwise the Triton kernels run in Triton's interpreter.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
+import zlib
 from collections.abc import Iterator
+
+DEVICE = os.environ.get("CAWA_FAST_TEST_DEVICE", "cpu")
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before any import
 
 import pytest
 import torch
 
 import cawa_fast as cf
+import interpreter
 from bench.peers import import_torchvision
-from cawa_fast import _native
+from cawa_fast import _native, _ops
 
 
 @pytest.fixture(autouse=True)
@@ -25,17 +36,28 @@ def _fresh_state() -> Iterator[None]:
         cf.check_labels()
 
 
-@pytest.fixture(params=["reference", *_native.instruction_sets()])
+INTERPRETED = int(os.environ.get("CAWA_FAST_TEST_INTERPRETED", "3"))  # one test in so many
+BACKENDS = ["reference", *_native.instruction_sets(), "triton"] if DEVICE == "cpu" else ["reference", "triton"]
+
+
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Runs a test with plain PyTorch, and with the compiled operators of each instruction set that is here."""
-    if request.param == "reference":
-        monkeypatch.setattr(_native, "available", lambda: False)
+    """Runs a test with plain PyTorch, with the compiled operators of each instruction set, and with Triton's kernels."""
+    with contextlib.ExitStack() as stack:
+        if DEVICE != "cpu":
+            stack.enter_context(torch.device(DEVICE))
+        if request.param == "reference":
+            monkeypatch.setattr(_native, "available", lambda: False)
+            monkeypatch.setattr(_ops, "_runs_triton", lambda device: False)
+        elif request.param == "triton":
+            if DEVICE == "cpu":
+                if zlib.crc32(request.node.nodeid.encode()) % INTERPRETED != 0:
+                    pytest.skip("the interpreter is slow: it runs one of several combinations")
+                stack.enter_context(interpreter.kernels_on_the_cpu(monkeypatch))
+        else:
+            _native.use_instruction_set(request.param)
+            stack.callback(_native.use_instruction_set, _native.instruction_sets()[-1])
         yield request.param
-        return
-    best = _native.instruction_sets()[-1]
-    _native.use_instruction_set(request.param)
-    yield request.param
-    _native.use_instruction_set(best)
 
 
 @pytest.fixture(scope="session")

@@ -53,8 +53,8 @@ def test_shapes_dtypes_and_strides_without_computing(size, layout, reduction, dt
     for labels in (target, transposed(target)):
         arguments = (logits, labels, WEIGHT, 255, reduction, 0.1, False, True)
         torch.library.opcheck(OPS.cross_entropy, arguments, test_utils=CHEAP)
-        loss, scale, _ = OPS.cross_entropy(*arguments)
-        backward = (torch.ones_like(loss), logits, labels, WEIGHT, scale, 255, 0.1, False)
+        loss, scale, saved = OPS.cross_entropy(*arguments)
+        backward = (torch.ones_like(loss), logits, labels, WEIGHT, scale, saved, 255, 0.1, False)
         torch.library.opcheck(OPS.cross_entropy_backward, backward, test_utils=CHEAP)
 
 

@@ -1,0 +1,121 @@
+"""``torch.ops.cawa_fast``: shapes without computing, and derivatives."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _ops, reference
+from .kernels._tiling import stats_size
+
+# ---------------------------------------------------------------------------------- shapes without computing (fakes)
+
+
+@torch.library.register_fake("cawa_fast::cross_entropy", lib=_ops._LIBRARY)
+def _(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    align_corners: bool,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = reference.compute_dtype(input.dtype)
+    loss = input.new_empty(target.shape if reduction == "none" else (), dtype=dtype)
+    saved = input.new_empty(0)
+    kind = _ops.saves(input, reduction, with_grad)
+    if kind is _ops.Saved.GRADIENT:
+        saved = torch.empty_like(input)
+    elif kind is _ops.Saved.STATISTICS:
+        saved = input.new_empty(stats_size(input, target, align_corners), dtype=torch.float32)
+    return loss, input.new_empty(input.shape[1], dtype=dtype), saved
+
+
+@torch.library.register_fake("cawa_fast::cross_entropy_backward", lib=_ops._LIBRARY)
+def _(
+    grad: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    scale: Tensor,
+    saved: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    align_corners: bool,
+) -> Tensor:
+    return torch.empty_like(input)
+
+
+@torch.library.register_fake("cawa_fast::confusion_matrix", lib=_ops._LIBRARY)
+def _(input: Tensor, target: Tensor, num_classes: int, ignore_index: int, align_corners: bool) -> Tensor:
+    return input.new_empty((num_classes, num_classes), dtype=torch.int64)
+
+
+@torch.library.register_fake("cawa_fast::cam_counts", lib=_ops._LIBRARY)
+def _(
+    cam: Tensor, target: Tensor, tau: float, normalize: str, classes: str, ignore_index: int, align_corners: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    tp, fp, fn = (cam.new_empty(cam.shape[1], dtype=torch.int64) for _ in range(3))
+    return tp, fp, fn
+
+
+# ------------------------------------------------------------------------------------------------------- autograd
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    input, target, weight, ctx.ignore_index, reduction, ctx.label_smoothing, ctx.align_corners, with_grad = inputs
+    _, scale, saved = output
+    ctx.mark_non_differentiable(scale, saved)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(input, target, weight, scale, saved)
+    ctx.has_grad = _ops.saves(input, reduction, with_grad) is _ops.Saved.GRADIENT
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 8
+    input, target, weight, scale, saved = ctx.saved_tensors
+    # The gradient goes to the caller, who may change it; another backward pass computes its own. (Taken in one step:
+    # several threads may go backward at once.)
+    if not torch.is_grad_enabled() and vars(ctx).pop("has_grad", False):
+        scaled = _scaled(saved, grad)
+        if scaled is not None:
+            return scaled, *(None,) * 7
+    grad_input = torch.ops.cawa_fast.cross_entropy_backward(
+        grad, input, target, weight, scale, saved, ctx.ignore_index, ctx.label_smoothing, ctx.align_corners
+    )
+    return grad_input, *(None,) * 7
+
+
+def _scaled(grad_input: Tensor, grad: Tensor) -> Tensor | None:
+    """``grad_input`` times the upstream gradient, in place where nobody else can see it; None if that is inexact."""
+    if type(grad_input) is not Tensor:  # a tracer's: in its graph nothing changes in place
+        return None if grad_input.dtype == torch.bfloat16 else grad_input * grad
+    grad_input = grad_input.data  # changes to it are not changes of what autograd has saved, which nobody reads again
+    if grad.device.type != "cpu":  # to look at the value would mean to wait
+        return grad_input.mul_(grad)
+    factor = grad.item()
+    if factor == 1:  # of loss.backward(), the usual one
+        return grad_input
+    # A bfloat16 gradient must not be rounded twice; a power of two does not round.
+    if grad_input.dtype == torch.bfloat16 and abs(math.frexp(factor)[0]) != 0.5:
+        return None
+    return grad_input.mul_(grad)
+
+
+def _no_double_backward(ctx: Any, *_: Tensor) -> None:
+    raise RuntimeError(
+        "cawa_fast.cross_entropy has no second derivative; for double backward use "
+        "torch.nn.functional.interpolate and torch.nn.functional.cross_entropy"
+    )
+
+
+torch.library.register_autograd(
+    "cawa_fast::cross_entropy", _backward, setup_context=_save_for_backward, lib=_ops._LIBRARY
+)
+torch.library.register_autograd("cawa_fast::cross_entropy_backward", _no_double_backward, lib=_ops._LIBRARY)

@@ -1,0 +1,194 @@
+"""Weighted cross-entropy of bilinearly resized logits: the loss. Full-resolution logits never exist.
+
+A lane owns a cell (_cells.py) in one row of pixels. Its samples are read once for PHASES of its pixels, which are
+computed at a time, with CLASSES classes.
+
+Counted per class and pixel of an upsampling by 4: one exponential here and one in the backward pass, and 1 / CLASSES for
+the running maximum; about 8 instructions forward and 10 backward; one load each. An H200 starts 16 exponentials and 128
+other instructions per clock and multiprocessor, so exponentials are the floor: at 8x150x512x512 2 * 315 million take
+0.17 ms. To keep them for the backward pass would cost 4 bytes each, twice through memory: 0.6 ms. What is kept is 8 bytes
+per pixel: maximum and inverse sum, two numbers, since one log-sum-exp loses float32's precision where logits are 1e4.
+
+Equal sizes are the same kernel with one pixel per cell and no interpolation: its fallback where the CUDA C++ kernel is
+not built. Floor there: logits read twice and the gradient written once.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ._cells import blend, cell_of, first_output, line_of, weight_of
+from ._math import class_of, offset_of
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+LOWEST = tl.constexpr(-1e38)  # where the running maximum begins: its differences are numbers
+NO_CLASS = tl.constexpr(-3e38)  # the logit of classes beyond the last: below LOWEST
+NEVER = tl.constexpr(3e38)  # as the maximum of an ignored pixel it makes every exponential 0
+
+
+@triton.jit
+def fused(a, b, c):
+    """``a * b + c`` rounded once, in the shape of ``a``."""
+    return tl.fma(a, tl.full(a.shape, b, tl.float32), tl.broadcast_to(c, a.shape))
+
+
+@triton.jit
+def _logits(at, right, below, mask, row_weight, column_weight, SAME: tl.constexpr):
+    """Logits at pixels, NO_CLASS where the mask is false."""
+    if SAME:
+        return tl.where(mask, tl.load(at, mask=mask, other=0.0).to(tl.float32), NO_CLASS)
+    else:
+        a = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        b = tl.load(at + right, mask=mask, other=0.0).to(tl.float32)
+        a_below = tl.load(at + below, mask=mask, other=0.0).to(tl.float32)
+        b_below = tl.load(at + below + right, mask=mask, other=0.0).to(tl.float32)
+        # not when loading (float16 does not hold it), nor at the end (there are fewer columns than pixels)
+        a = tl.where(mask, blend(a, a_below, row_weight), NO_CLASS)
+        b = tl.where(mask, blend(b, b_below, row_weight), NO_CLASS)
+        return blend(a, b, column_weight)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "items", "height", "width", "out_height", "out_width", "num_classes", "ignore_index", "max_phases"
+    ]
+)  # fmt: skip
+def _forward(
+    logits, target, weight, scale, loss, stats, stride_n, stride_c, stride_y, stride_x, below, right,
+    items, height, width, out_height, out_width, num_classes, ignore_index, max_phases, stats_plane,
+    keep, smooth,
+    ITEMS: tl.constexpr, CLASSES: tl.constexpr, PHASES: tl.constexpr, SAME: tl.constexpr, ALIGN_CORNERS: tl.constexpr,
+    WEIGHTED: tl.constexpr, SMOOTHED: tl.constexpr, PER_PIXEL: tl.constexpr, SAVE: tl.constexpr,
+    LONG: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    # (blocks of ITEMS,); an item is a cell of a row of pixels, or with SAME a pixel
+    item = tl.arange(0, ITEMS)
+    if LONG:
+        item += tl.program_id(0).to(tl.int64) * ITEMS
+    else:
+        item += tl.program_id(0) * ITEMS
+    exists = (item < items)[None, None, :]
+    item = tl.where(item < items, item, 0)
+    cells = out_width if SAME else width + 1
+    row = item // cells  # over all images
+    y = (row % out_height).to(tl.int32)
+    image = (row // out_height).to(tl.int64)
+    cell = (item % cells).to(tl.int32)
+    pixel = (row.to(tl.int64) * out_width)[None, None, :]
+    if SAME:
+        base = logits + image * stride_n + offset_of(y, cell, stride_y, stride_x, WIDE)
+        begin = cell
+        end = cell + 1
+        row_weight = 0.0
+        column_weight = 0.0
+    else:
+        columns = line_of(width, out_width, ALIGN_CORNERS, WIDE)
+        rows = line_of(height, out_height, ALIGN_CORNERS, WIDE)
+        cell -= 1
+        begin = first_output(cell, out_width, columns)
+        end = first_output(cell + 1, out_width, columns)
+        # Pixels mix columns left and left + 1, also in the half cells at the borders, there with weights 0 or 1.
+        left = tl.minimum(tl.maximum(cell, 0), tl.maximum(width - 2, 0))
+        top = tl.minimum(cell_of(y, height, rows), tl.maximum(height - 2, 0))
+        row_weight = weight_of(y, top, height, rows)[None, None, :]
+        base = logits + image * stride_n + offset_of(top, left, stride_y, stride_x, WIDE)
+
+    class_stride = tl.cast(stride_c, tl.int64)
+    base = base[None, None, :]
+    k = tl.arange(0, CLASSES)[None, :, None]
+    total = tl.zeros([PHASES, 1, ITEMS], tl.float32)
+    for phase in range(0, max_phases, PHASES):
+        phase_at = phase + tl.arange(0, PHASES)[:, None, None]
+        x = begin[None, None, :] + phase_at
+        inside = (x < end[None, None, :]) & exists
+        label = tl.load(target + pixel + x, mask=inside, other=0)
+        label = tl.where(inside, class_of(label, num_classes, ignore_index), -1)
+        valid = label >= 0
+        if not SAME:
+            column_weight = weight_of(x, left[None, None, :], width, columns)
+
+        # 1. maximum and sum of exponentials, CLASSES at a time
+        largest = tl.full([PHASES, 1, ITEMS], LOWEST, tl.float32)
+        sum_ = tl.zeros([PHASES, 1, ITEMS], tl.float32)
+        weighted = tl.zeros([PHASES, 1, ITEMS], tl.float32)  # sum of weight * (logit - maximum)
+        weight_sum = 0.0
+        for start in range(0, num_classes, CLASSES):
+            c = start + k
+            is_class = c < num_classes
+            at = base + c * class_stride
+            z = _logits(at, right, below, is_class, row_weight, column_weight, SAME)
+            before = largest
+            largest = tl.maximum(largest, tl.max(z, 1, keep_dims=True))
+            rescale = tl.exp2((before - largest) * LOG2E)
+            sum_ = sum_ * rescale + tl.sum(tl.exp2(fused(z, LOG2E, largest * -LOG2E)), 1, keep_dims=True)
+            if SMOOTHED:
+                w = tl.where(is_class, 1.0, 0.0)
+                if WEIGHTED:
+                    w = tl.load(weight + c, mask=is_class, other=0.0)
+                weighted += weight_sum * (before - largest)
+                weighted += tl.sum(tl.where(is_class, w * (z - largest), 0.0), 1, keep_dims=True)
+                weight_sum += tl.sum(tl.sum(tl.sum(w, 0), 0), 0)
+
+        # 2. the label's logit, in the same order of rounding, and the loss
+        class_at = tl.where(valid, label, 0)
+        at = base + class_at * class_stride
+        z = _logits(at, right, below, valid, row_weight, column_weight, SAME)
+        log_sum = tl.log2(sum_)
+        value = (log_sum - fused(z, LOG2E, largest * -LOG2E)) * LN2
+        if WEIGHTED:
+            value *= tl.load(weight + class_at)
+        if SMOOTHED:
+            value = value * keep + smooth * (weight_sum * (log_sum * LN2) - weighted)
+        value = tl.where(valid, value, 0.0)
+        if PER_PIXEL:
+            tl.store(loss + pixel + x, value, mask=inside)
+        else:
+            total += value * tl.load(scale + class_at)  # NaN where there is no valid pixel to take the mean of
+
+        # 3. what the backward pass needs, by phase, so that lanes lie beside each other in memory
+        if SAVE:
+            at = (row * max_phases * cells + item % cells)[None, None, :] + phase_at * cells
+            kept = exists & (phase_at < max_phases)
+            tl.store(stats + at, tl.where(valid, largest * LOG2E, NEVER), mask=kept)
+            tl.store(stats + stats_plane + at, tl.where(valid, 1 / sum_, 0.0), mask=kept)
+    if not PER_PIXEL:
+        tl.store(loss + tl.program_id(0), tl.sum(tl.sum(tl.sum(total, 0), 0), 0))
+
+
+@triton.jit(do_not_specialize=["parts"])
+def _total(partial, scale, loss, parts, BLOCK: tl.constexpr):
+    """The sum of the blocks' losses, in a fixed order."""
+    sum_ = tl.zeros([BLOCK], tl.float64)
+    for start in range(0, parts, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        sum_ += tl.load(partial + at, mask=at < parts, other=0.0).to(tl.float64)
+    # the mean of no pixel at all is NaN too
+    tl.store(loss, (tl.sum(sum_)).to(tl.float32) + 0.0 * tl.load(scale))
+
+
+COUNTED = ("mean", "valid_mean", "class_mean")  # reductions that need the pixels of each class
+MEAN, VALID_MEAN = tl.constexpr(0), tl.constexpr(1)
+
+
+@triton.jit(do_not_specialize=["images", "num_classes"])
+def _scale(counts, weight, scale, images, num_classes, BLOCK: tl.constexpr, HOW: tl.constexpr, WEIGHTED: tl.constexpr):
+    """``reference.reduction_scale`` of the reductions that need counts."""
+    c = tl.arange(0, BLOCK)
+    inside = c < num_classes
+    pixels = tl.zeros([BLOCK], tl.int64)
+    for image in range(images):
+        pixels += tl.load(counts + image * tl.cast(num_classes, tl.int64) + c, mask=inside, other=0)
+    if HOW == MEAN:
+        sum_ = pixels.to(tl.float32)
+        if WEIGHTED:
+            sum_ *= tl.load(weight + c, mask=inside, other=0.0)
+        divisor = tl.zeros([BLOCK], tl.float32) + tl.sum(sum_)
+        value = tl.where(divisor > 0, tl.div_rn(tl.full([BLOCK], 1.0, tl.float32), divisor), float("nan"))
+    else:
+        if HOW == VALID_MEAN:
+            pixels = tl.zeros([BLOCK], tl.int64) + tl.sum(pixels)
+        divisor = tl.maximum(pixels, 1).to(tl.float32)
+        value = tl.where(pixels > 0, tl.div_rn(tl.full([BLOCK], 1.0, tl.float32), divisor), 0.0)
+    tl.store(scale + c, value, mask=inside)

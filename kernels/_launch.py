@@ -1,0 +1,36 @@
+"""How kernels are launched: in one place, where tests can see each launch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], num_warps: int, *, fuse: bool = False
+) -> None:
+    """Run ``kernel`` with ``arguments`` by name.
+
+    Without ``fuse`` products and sums are rounded one by one, as the specification does where pixels are counted; with
+    it they are fused, which is faster and rounds less.
+    """
+    if all(grid):
+        kernel[grid](**arguments, num_warps=num_warps, enable_fp_fusion=fuse)
+
+
+def needs_64_bits(tensor: Tensor) -> bool:
+    """Whether offsets within the last two dimensions of ``tensor`` exceed 32 bits."""
+    return (
+        sum((size - 1) * stride for size, stride in zip(tensor.shape[-2:], tensor.stride()[-2:], strict=True)) >= 2**31
+    )
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def power_of_2(n: int) -> int:
+    """The least power of two that is at least ``n``."""
+    return 1 << max(n - 1, 0).bit_length()

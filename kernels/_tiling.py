@@ -1,0 +1,109 @@
+"""How much each program does: plain tables, one entry per configuration that may be chosen.
+
+``python -m bench gpu`` times every entry and says which should come first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from ._launch import cdiv, power_of_2
+
+TABLES: dict[str, list[dict[str, int]]] = {
+    "label_histogram": [
+        {"BLOCK": 1024, "DISTINCT": 6, "num_warps": 4},
+        {"BLOCK": 2048, "DISTINCT": 6, "num_warps": 4},
+        {"BLOCK": 4096, "DISTINCT": 8, "num_warps": 4},
+    ],
+    "confusion_matrix": [
+        {"ROWS": 8, "COLUMNS": 32, "DISTINCT": 4, "num_warps": 1},
+        {"ROWS": 16, "COLUMNS": 32, "DISTINCT": 6, "num_warps": 2},
+        {"ROWS": 16, "COLUMNS": 64, "DISTINCT": 6, "num_warps": 4},
+    ],
+    "cam_counts": [
+        {"ROWS": 8, "COLUMNS": 32, "num_warps": 1},
+        {"ROWS": 16, "COLUMNS": 32, "num_warps": 2},
+        {"ROWS": 16, "COLUMNS": 64, "num_warps": 4},
+    ],
+    "cam_extremes": [
+        {"ROWS": 8, "COLUMNS": 32, "TILES": 64, "num_warps": 1},
+        {"ROWS": 16, "COLUMNS": 32, "TILES": 32, "num_warps": 2},
+    ],
+    # ITEMS is 32 * num_warps: one cell per lane
+    "cross_entropy": [
+        {"ITEMS": 128, "CLASSES": 4, "PHASES": 4, "num_warps": 4},
+        {"ITEMS": 64, "CLASSES": 4, "PHASES": 4, "num_warps": 2},
+        {"ITEMS": 128, "CLASSES": 8, "PHASES": 4, "num_warps": 4},
+        {"ITEMS": 128, "CLASSES": 8, "PHASES": 2, "num_warps": 4},
+    ],
+    # one warp: then all of a lane's pixels and classes are in its own registers
+    "cross_entropy_backward": [
+        {"CLASSES": 8, "PHASES": 4, "ROWS": 8, "num_warps": 1},
+        {"CLASSES": 8, "PHASES": 2, "ROWS": 8, "num_warps": 1},
+        {"CLASSES": 4, "PHASES": 4, "ROWS": 8, "num_warps": 1},
+        {"CLASSES": 8, "PHASES": 4, "ROWS": 16, "num_warps": 1},
+    ],
+    "cross_entropy_same": [
+        {"ITEMS": 256, "CLASSES": 4, "num_warps": 4},
+        {"ITEMS": 128, "CLASSES": 8, "num_warps": 4},
+    ],
+}
+"""By kernel, the preferred configuration first."""
+
+_MAX_PATCH = 256  # samples; beyond it a patch costs more than the pixels that it could settle
+
+_forced: dict[str, Mapping[str, int]] = {}
+
+
+def choose(kernel: str) -> Mapping[str, int]:
+    """The configuration of a kernel of :data:`TABLES`."""
+    return _forced.get(kernel) or TABLES[kernel][0]
+
+
+@contextlib.contextmanager
+def forced(kernel: str, configuration: Mapping[str, int]) -> Iterator[None]:
+    """Within it, ``kernel`` runs in this configuration, for tests and for tuning."""
+    previous = _forced.get(kernel)
+    _forced[kernel] = configuration
+    try:
+        yield
+    finally:
+        if previous is None:
+            del _forced[kernel]
+        else:
+            _forced[kernel] = previous
+
+
+def step(in_size: int, out_size: int, align_corners: bool) -> float:
+    """Input samples from one output position to the next."""
+    return (in_size - 1) / max(out_size - 1, 1) if align_corners else in_size / max(out_size, 1)
+
+
+def most_outputs(in_size: int, out_size: int, align_corners: bool) -> int:
+    """No cell (_cells.py) has more output positions."""
+    if align_corners:
+        return cdiv(out_size - 1, in_size - 1) if in_size > 1 and out_size > 1 else out_size
+    return cdiv(out_size, in_size)
+
+
+def stats_size(input: Tensor, target: Tensor, align_corners: bool) -> int:
+    """Numbers that ``cross_entropy`` keeps for the backward pass: two per pixel, and a little for ragged cells."""
+    if input.shape[2:] == target.shape[1:]:
+        return 2 * target.numel()
+    (_, width), (out_height, out_width) = input.shape[2:], target.shape[1:]
+    return 2 * target.shape[0] * out_height * (width + 1) * most_outputs(width, out_width, align_corners)
+
+
+def patch(tile: Mapping[str, int], low: tuple[int, int], high: tuple[int, int], align_corners: bool) -> tuple[int, int]:
+    """Powers of two that hold all samples which a tile of pixels mixes; (0, 0) where that is too many to pay."""
+
+    def samples(in_size: int, out_size: int, pixels: int) -> int:
+        distance = (min(pixels, out_size) - 1) * step(in_size, out_size, align_corners)
+        return power_of_2(min(int(distance + 1e-3) + 3, in_size))
+
+    rows = samples(low[0], high[0], tile["ROWS"])
+    columns = samples(low[1], high[1], tile["COLUMNS"])
+    return (rows, columns) if rows * columns <= _MAX_PATCH else (0, 0)

@@ -1,0 +1,220 @@
+"""Weighted cross-entropy on a GPU: what is launched, with which scratch. The kernels are in _cross_entropy_*.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _tiling
+from ._cross_entropy_backward import _backward, _backward_same
+from ._cross_entropy_forward import COUNTED, _forward, _scale, _total
+from ._launch import cdiv, launch, needs_64_bits, power_of_2
+
+
+def reduction_scale(counts: Tensor | None, pixels: int, weight: Tensor | None, like: Tensor, reduction: str) -> Tensor:
+    """``(C,)`` float32, as ``reference.reduction_scale``, without waiting for the counts.
+
+    Args:
+        counts: ``(N, C)`` int64, the valid pixels of each class; None for reductions that do not need them.
+        pixels: number of all pixels.
+        weight: ``(C,)`` float32, contiguous, or None.
+        like: ``(N, C, ...)``, for device and number of classes.
+        reduction: as in ``cawa_fast.functional.cross_entropy``.
+    """
+    num_classes = like.shape[1]
+    if counts is None:
+        value = 1 / max(pixels, 1) if reduction == "pixel_mean" else 1.0
+        return torch.full((num_classes,), value, dtype=torch.float32, device=like.device)
+    scale = torch.empty(num_classes, dtype=torch.float32, device=like.device)
+    arguments = {
+        "counts": counts,
+        "weight": weight,
+        "scale": scale,
+        "images": counts.shape[0],
+        "num_classes": num_classes,
+        "BLOCK": power_of_2(num_classes),
+        "HOW": COUNTED.index(reduction),
+        "WEIGHTED": weight is not None,
+    }
+    launch(_scale, (1,), arguments, 4, fuse=True)
+    return scale
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    scale: Tensor,
+    ignore_index: int,
+    per_pixel: bool,
+    label_smoothing: float,
+    align_corners: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    """``(loss, stats)``: the sum of ``scale[label]`` times a pixel's loss; with ``per_pixel`` the losses.
+
+    Args:
+        input: ``(N, C, h, w)`` logits, or with labels of the same size ``(N, C, ...)``; float32, bfloat16 or float16,
+            any strides.
+        target: ``(N, H, W)`` or ``(N, ...)`` labels.
+        weight: ``(C,)`` float32, contiguous, or None.
+        scale: ``(C,)`` float32.
+        ignore_index: label that does not count, any 64-bit integer; other labels outside the classes do not either.
+        per_pixel: float32 losses of the shape of ``target`` instead of ``()``.
+        label_smoothing: in [0, 1].
+        align_corners: as in ``F.interpolate``.
+        save: whether ``stats`` is filled, for :func:`cross_entropy_backward`: 8 bytes per pixel, float32.
+    """
+    shape = target.shape
+    if target.numel() == 0:
+        nothing = torch.zeros(shape if per_pixel else (), dtype=torch.float32, device=input.device)
+        return nothing if per_pixel else nothing * scale[0], torch.empty(0, dtype=torch.float32, device=input.device)
+    input, target = _as_images(input, target)
+    problem = _problem(input, target, ignore_index, label_smoothing, align_corners, weight)
+    size = _tiling.stats_size(input, target, align_corners) if save else 0
+    stats = torch.empty(size, dtype=torch.float32, device=input.device)
+    same = (input.shape[2], input.shape[3]) == (target.shape[1], target.shape[2])
+    tile = _tiling.choose("cross_entropy_same" if same else "cross_entropy")
+    parts = cdiv(problem["items"], tile["ITEMS"])
+    loss = torch.empty(shape if per_pixel else (), dtype=torch.float32, device=input.device)
+    partial = loss if per_pixel else torch.empty(parts, dtype=torch.float32, device=input.device)
+    arguments = problem | {
+        "target": target,
+        "weight": weight,
+        "scale": scale,
+        "loss": partial,
+        "stats": stats,
+        "ITEMS": tile["ITEMS"],
+        "CLASSES": tile["CLASSES"],
+        "PHASES": 1 if same else min(tile["PHASES"], power_of_2(problem["max_phases"])),
+        "SAME": same,
+        "PER_PIXEL": per_pixel,
+        "SAVE": save,
+    }
+    launch(_forward, (parts,), arguments, tile["num_warps"], fuse=True)
+    if not per_pixel:
+        arguments = {"partial": partial, "scale": scale, "loss": loss, "parts": parts, "BLOCK": 1024}
+        launch(_total, (1,), arguments, 4, fuse=True)
+    return loss, stats
+
+
+def cross_entropy_backward(
+    grad: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    scale: Tensor,
+    stats: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    align_corners: bool,
+) -> Tensor:
+    """The gradient with respect to ``input``, in its dtype and dense strides.
+
+    Args:
+        grad: upstream gradient: ``()`` or, of losses by pixel, of the shape of ``target``.
+        stats: what :func:`cross_entropy` returned; computed once more if that is empty.
+        input, target, weight, scale, ignore_index, label_smoothing, align_corners: as there.
+    """
+    if target.numel() == 0:
+        return torch.zeros_like(input)
+    if stats.numel() == 0:
+        _, stats = cross_entropy(
+            input, target, weight, scale, ignore_index, False, label_smoothing, align_corners, save=True
+        )
+    result = torch.empty_like(input)
+    grad_input, _ = _as_images(result, target)
+    if grad_input.data_ptr() != result.data_ptr():
+        result = grad_input = torch.empty(input.shape, dtype=input.dtype, device=input.device)
+        grad_input, _ = _as_images(result, target)
+    input, target = _as_images(input, target)
+    problem = _problem(input, target, ignore_index, label_smoothing, align_corners, weight)
+    same = (input.shape[2], input.shape[3]) == (target.shape[1], target.shape[2])
+    arguments: dict[str, Any] = {
+        "target": target,
+        "weight": weight,
+        "scale": scale,
+        "grad": grad.to(torch.float32).contiguous(),
+        "stats": stats,
+        "grad_input": grad_input,
+        "PER_PIXEL": grad.dim() > 0,
+    }
+    arguments |= dict(zip(("grad_n", "grad_c", "grad_y", "grad_x"), grad_input.stride(), strict=True))
+    problem["WIDE"] = problem["WIDE"] or needs_64_bits(grad_input)
+    if same:
+        tile = _tiling.choose("cross_entropy_same")
+        for name in ("below", "right", "height", "width", "max_phases", "stats_plane", "ALIGN_CORNERS"):
+            del problem[name]
+        arguments |= problem | {"ITEMS": tile["ITEMS"], "CLASSES": tile["CLASSES"]}
+        launch(_backward_same, (cdiv(problem["items"], tile["ITEMS"]),), arguments, tile["num_warps"], fuse=True)
+        return result
+    tile = _tiling.choose("cross_entropy_backward")
+    height, width = input.shape[2:]
+    strips = cdiv(height, tile["ROWS"])
+    arguments |= problem | {
+        "items": input.shape[0] * strips * (width + 1),
+        "strips": strips,
+        "max_rows": _tiling.most_outputs(height, target.shape[1], align_corners),
+        "CLASSES": tile["CLASSES"],
+        "PHASES": min(tile["PHASES"], power_of_2(problem["max_phases"])),
+        "ROWS": tile["ROWS"],
+    }
+    blocks = cdiv(arguments["items"] - 1, 31) * cdiv(input.shape[1], tile["CLASSES"])
+    launch(_backward, (blocks,), arguments, tile["num_warps"], fuse=True)
+    return result
+
+
+def _as_images(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """``(N, C, h, w)`` and ``(N, H, W)``, contiguous; logits are copied where no two strides reach all pixels."""
+    if input.dim() != 4:
+        images, classes = input.shape[:2]
+        columns = input.shape[-1] if input.dim() > 2 else 1
+        input = input.reshape(images, classes, target[:1].numel() // columns, columns)
+        target = target.reshape(images, -1, columns)
+    return input, target.contiguous()
+
+
+def _problem(
+    input: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    align_corners: bool,
+    weight: Tensor | None,
+) -> dict[str, Any]:
+    """The arguments that forward and backward share."""
+    num_classes, height, width = input.shape[1:]
+    out_height, out_width = target.shape[1:]
+    same = (height, width) == (out_height, out_width)
+    max_phases = 1 if same else _tiling.most_outputs(width, out_width, align_corners)
+    items = target.shape[0] * out_height * (out_width if same else width + 1)
+    stride_n, stride_c, stride_y, stride_x = input.stride()
+    return {
+        "logits": input,
+        "stride_n": stride_n,
+        "stride_c": stride_c,
+        "stride_y": stride_y,
+        "stride_x": stride_x,
+        # from a sample to the next ones; a single one is its own neighbour
+        "below": stride_y if height > 1 else 0,
+        "right": stride_x if width > 1 else 0,
+        "items": items,
+        "height": height,
+        "width": width,
+        "out_height": out_height,
+        "out_width": out_width,
+        "num_classes": num_classes,
+        "ignore_index": ignore_index,
+        "max_phases": max_phases,
+        "stats_plane": items * max_phases,
+        "keep": 1 - label_smoothing,
+        "smooth": label_smoothing / num_classes,
+        "ALIGN_CORNERS": align_corners,
+        "WEIGHTED": weight is not None,
+        "SMOOTHED": label_smoothing > 0,
+        "LONG": items * max_phases >= 2**31,
+        # also where the integers of _cells.py would overflow
+        "WIDE": needs_64_bits(input) or max((height + 1) * out_height, (width + 1) * out_width) >= 2**29,
+    }

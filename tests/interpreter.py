@@ -1,0 +1,77 @@
+"""Triton's kernels on a CPU: the interpreter, with arithmetic as a GPU's, and tiles so small that there are several."""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import triton.language as tl
+import triton.runtime.interpreter as interpreter
+from cawa_fast.kernels import _tiling
+
+from cawa_fast import _ops
+
+SMALL = {
+    "label_histogram": {"BLOCK": 1024, "DISTINCT": 3, "num_warps": 1},
+    "confusion_matrix": {"ROWS": 16, "COLUMNS": 64, "DISTINCT": 2, "num_warps": 1},
+    "cam_counts": {"ROWS": 16, "COLUMNS": 64, "num_warps": 1},
+    "cam_extremes": {"ROWS": 16, "COLUMNS": 64, "TILES": 4, "num_warps": 1},
+    "cross_entropy": {"ITEMS": 256, "CLASSES": 8, "PHASES": 4, "num_warps": 4},
+    "cross_entropy_backward": {"CLASSES": 8, "PHASES": 4, "ROWS": 8, "num_warps": 1},
+    "cross_entropy_same": {"ITEMS": 256, "CLASSES": 4, "num_warps": 4},
+}
+
+
+def _fused_multiply_add(self: Any, x: Any, y: Any, z: Any) -> Any:
+    """Rounded once, as on a GPU; the interpreter's own rounds twice."""
+    with np.errstate(all="ignore"):
+        value = x.data.astype(np.float64) * y.data.astype(np.float64) + z.data.astype(np.float64)
+        return interpreter.TensorHandle(value.astype(x.data.dtype), x.dtype.scalar)
+
+
+_cast = interpreter.InterpreterBuilder.cast_impl
+
+
+def _cast_to_nearest(self: Any, source: Any, to: Any) -> Any:
+    """bfloat16 to nearest even, as on a GPU; the interpreter cuts off."""
+    types_ = source.dtype.scalar, to.scalar
+    if types_ == (tl.float32, tl.bfloat16):
+        bits = source.data.view(np.uint32)
+        nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+        nearest = np.where(np.isnan(source.data), np.uint16(0x7FC0), nearest)
+        return interpreter.TensorHandle(nearest, tl.bfloat16)
+    if types_ == (tl.bfloat16, tl.float32):
+        return interpreter.TensorHandle((source.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+    return _cast(self, source, to)
+
+
+class _NothingToRestore:
+    def restore(self) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def _patched_language(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The interpreter exchanges Triton's language at each call of a @triton.jit function: nine tenths of its time."""
+    scope = interpreter._patch_lang(types.SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+    monkeypatch.setattr(interpreter, "_patch_lang", lambda function: _NothingToRestore())
+    yield
+    if scope is not None:
+        scope.restore()
+
+
+@contextlib.contextmanager
+def kernels_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Within it, operators on CPU tensors run the kernels for GPUs."""
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", _fused_multiply_add)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "cast_impl", _cast_to_nearest)
+    monkeypatch.setattr(_ops, "_runs_triton", lambda device: True)
+    with contextlib.ExitStack() as stack, np.errstate(all="ignore"):
+        stack.enter_context(_patched_language(monkeypatch))
+        for kernel, configuration in SMALL.items():
+            stack.enter_context(_tiling.forced(kernel, configuration))
+        yield
