@@ -36,7 +36,7 @@ def weight_of(out, left, in_size, line):
     """Of the sample behind ``left`` at output positions; positions outside the samples count as on the border."""
     scale, shift, unit = line
     position = tl.minimum(tl.maximum(out * scale + shift, 0), (in_size - 1) * unit)
-    return (position - left * unit).to(tl.float32) / unit.to(tl.float32)
+    return (position - left * unit).to(tl.float32) * (1 / unit.to(tl.float32))
 
 
 @triton.jit
@@ -47,6 +47,15 @@ def cell_of(out, in_size, line):
 
 
 @triton.jit
+def fused(a, b, c):
+    """``a * b + c`` rounded once, of shapes that broadcast to each other."""
+    a, b = tl.broadcast(a, b)
+    a, c = tl.broadcast(a, c)
+    a, b = tl.broadcast(a, b)
+    return tl.fma(a, b, c)
+
+
+@triton.jit
 def blend(a, b, weight):
     """``a * (1 - weight) + b * weight``, without a difference: of two equal infinities that would be no number."""
-    return a * (1 - weight) + b * weight
+    return fused(b, weight, a * (1 - weight))

@@ -3,11 +3,12 @@
 A lane owns a cell (_cells.py) in one row of pixels. Its samples are read once for PHASES of its pixels, which are
 computed at a time, with CLASSES classes.
 
-Counted per class and pixel of an upsampling by 4: one exponential here and one in the backward pass, and 1 / CLASSES for
-the running maximum; about 8 instructions forward and 10 backward; one load each. An H200 starts 16 exponentials and 128
-other instructions per clock and multiprocessor, so exponentials are the floor: at 8x150x512x512 2 * 315 million take
-0.17 ms. To keep them for the backward pass would cost 4 bytes each, twice through memory: 0.6 ms. What is kept is 8 bytes
-per pixel: maximum and inverse sum, two numbers, since one log-sum-exp loses float32's precision where logits are 1e4.
+Counted per class and pixel of an upsampling by 4: one exponential here and one in the backward pass, and 1 / CLASSES
+for the running maximum; 12 instructions forward and 14 to 18 backward as compiled for sm_90, one load each. An H200
+starts 16 exponentials and 128 other instructions per clock and multiprocessor: exponentials are the floor (at
+8x150x512x512 twice 315 million take 0.17 ms), and to reach half of it 32 instructions are allowed in all. To keep the
+exponentials for the backward pass would cost 4 bytes each, twice through memory: 0.6 ms. What is kept is 8 bytes per
+pixel: maximum and inverse sum, two numbers, since one log-sum-exp loses float32's precision where logits are 1e4.
 
 Equal sizes are the same kernel with one pixel per cell and no interpolation: its fallback where the CUDA C++ kernel is
 not built. Floor there: logits read twice and the gradient written once.
@@ -18,20 +19,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._cells import blend, cell_of, first_output, line_of, weight_of
-from ._math import class_of, offset_of
+from ._cells import blend, cell_of, first_output, fused, line_of, weight_of
+from ._math import class_of, exp2, offset_of
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 LOWEST = tl.constexpr(-1e38)  # where the running maximum begins: its differences are numbers
 NO_CLASS = tl.constexpr(-3e38)  # the logit of classes beyond the last: below LOWEST
 NEVER = tl.constexpr(3e38)  # as the maximum of an ignored pixel it makes every exponential 0
-
-
-@triton.jit
-def fused(a, b, c):
-    """``a * b + c`` rounded once, in the shape of ``a``."""
-    return tl.fma(a, tl.full(a.shape, b, tl.float32), tl.broadcast_to(c, a.shape))
 
 
 @triton.jit
@@ -52,14 +47,15 @@ def _logits(at, right, below, mask, row_weight, column_weight, SAME: tl.constexp
 
 @triton.jit(
     do_not_specialize=[
-        "items", "height", "width", "out_height", "out_width", "num_classes", "ignore_index", "max_phases"
+        "items", "height", "width", "out_height", "out_width", "num_classes", "ignore_index"
     ]
 )  # fmt: skip
 def _forward(
     logits, target, weight, scale, loss, stats, stride_n, stride_c, stride_y, stride_x, below, right,
-    items, height, width, out_height, out_width, num_classes, ignore_index, max_phases, stats_plane,
+    items, height, width, out_height, out_width, num_classes, ignore_index, stats_plane,
     keep, smooth,
-    ITEMS: tl.constexpr, CLASSES: tl.constexpr, PHASES: tl.constexpr, SAME: tl.constexpr, ALIGN_CORNERS: tl.constexpr,
+    ITEMS: tl.constexpr, CLASSES: tl.constexpr, PHASES: tl.constexpr, MAX_PHASES: tl.constexpr,
+    SAME: tl.constexpr, ALIGN_CORNERS: tl.constexpr,
     WEIGHTED: tl.constexpr, SMOOTHED: tl.constexpr, PER_PIXEL: tl.constexpr, SAVE: tl.constexpr,
     LONG: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -99,7 +95,7 @@ def _forward(
     base = base[None, None, :]
     k = tl.arange(0, CLASSES)[None, :, None]
     total = tl.zeros([PHASES, 1, ITEMS], tl.float32)
-    for phase in range(0, max_phases, PHASES):
+    for phase in range(0, MAX_PHASES, PHASES):
         phase_at = phase + tl.arange(0, PHASES)[:, None, None]
         x = begin[None, None, :] + phase_at
         inside = (x < end[None, None, :]) & exists
@@ -109,38 +105,38 @@ def _forward(
         if not SAME:
             column_weight = weight_of(x, left[None, None, :], width, columns)
 
-        # 1. maximum and sum of exponentials, CLASSES at a time
+        # 1. maximum (times log2(e), rounded once for all) and sum of exponentials, CLASSES at a time
         largest = tl.full([PHASES, 1, ITEMS], LOWEST, tl.float32)
         sum_ = tl.zeros([PHASES, 1, ITEMS], tl.float32)
-        weighted = tl.zeros([PHASES, 1, ITEMS], tl.float32)  # sum of weight * (logit - maximum)
+        weighted = tl.zeros([PHASES, 1, ITEMS], tl.float32)  # sum of weight * (logit - maximum), in units of log 2
         weight_sum = 0.0
+        at = base + k * class_stride
         for start in range(0, num_classes, CLASSES):
             c = start + k
             is_class = c < num_classes
-            at = base + c * class_stride
             z = _logits(at, right, below, is_class, row_weight, column_weight, SAME)
             before = largest
-            largest = tl.maximum(largest, tl.max(z, 1, keep_dims=True))
-            rescale = tl.exp2((before - largest) * LOG2E)
-            sum_ = sum_ * rescale + tl.sum(tl.exp2(fused(z, LOG2E, largest * -LOG2E)), 1, keep_dims=True)
+            largest = tl.maximum(largest, tl.max(z, 1, keep_dims=True) * LOG2E)
+            z = fused(z, tl.full(z.shape, LOG2E, tl.float32), -largest)
+            sum_ = sum_ * exp2(before - largest) + tl.sum(exp2(z), 1, keep_dims=True)
             if SMOOTHED:
                 w = tl.where(is_class, 1.0, 0.0)
                 if WEIGHTED:
                     w = tl.load(weight + c, mask=is_class, other=0.0)
                 weighted += weight_sum * (before - largest)
-                weighted += tl.sum(tl.where(is_class, w * (z - largest), 0.0), 1, keep_dims=True)
+                weighted += tl.sum(tl.where(is_class, w * z, 0.0), 1, keep_dims=True)
                 weight_sum += tl.sum(tl.sum(tl.sum(w, 0), 0), 0)
+            at += CLASSES * class_stride  # two additions per class, where a product would take five instructions
 
         # 2. the label's logit, in the same order of rounding, and the loss
         class_at = tl.where(valid, label, 0)
-        at = base + class_at * class_stride
-        z = _logits(at, right, below, valid, row_weight, column_weight, SAME)
+        z = _logits(base + class_at * class_stride, right, below, valid, row_weight, column_weight, SAME)
         log_sum = tl.log2(sum_)
-        value = (log_sum - fused(z, LOG2E, largest * -LOG2E)) * LN2
+        value = (log_sum - fused(z, tl.full(z.shape, LOG2E, tl.float32), -largest)) * LN2
         if WEIGHTED:
             value *= tl.load(weight + class_at)
         if SMOOTHED:
-            value = value * keep + smooth * (weight_sum * (log_sum * LN2) - weighted)
+            value = value * keep + smooth * LN2 * (weight_sum * log_sum - weighted)
         value = tl.where(valid, value, 0.0)
         if PER_PIXEL:
             tl.store(loss + pixel + x, value, mask=inside)
@@ -149,10 +145,14 @@ def _forward(
 
         # 3. what the backward pass needs, by phase, so that lanes lie beside each other in memory
         if SAVE:
-            at = (row * max_phases * cells + item % cells)[None, None, :] + phase_at * cells
-            kept = exists & (phase_at < max_phases)
-            tl.store(stats + at, tl.where(valid, largest * LOG2E, NEVER), mask=kept)
-            tl.store(stats + stats_plane + at, tl.where(valid, 1 / sum_, 0.0), mask=kept)
+            to = (row * MAX_PHASES * cells + item % cells)[None, None, :] + phase_at * cells
+            kept = exists & (phase_at < MAX_PHASES)
+            tl.store(stats + to, tl.where(valid, largest, NEVER), mask=kept)
+            tl.store(
+                stats + stats_plane + to,
+                tl.where(valid, tl.div_rn(tl.full(sum_.shape, 1.0, tl.float32), sum_), 0.0),
+                mask=kept,
+            )
     if not PER_PIXEL:
         tl.store(loss + tl.program_id(0), tl.sum(tl.sum(tl.sum(total, 0), 0), 0))
 

@@ -4,8 +4,12 @@ Pixels and low-resolution samples are one-dimensional blocks everywhere (``index
 that no reduction needs a change of layout.
 """
 
+import os
+
 import triton
 import triton.language as tl
+
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 # A resized value lies within MARGIN * |v| + TINY of [least, largest] of the four samples that it mixes, v being either
 # of these: two products and a sum, twice, make less than 6 half ulps, the weights another 2; TINY is for products that
@@ -15,6 +19,17 @@ TINY = tl.constexpr(1e-37)
 INFINITY = tl.constexpr(float("inf"))
 LEAST_INT64 = tl.constexpr(-(2**63))
 LARGEST_INT64 = tl.constexpr(2**63 - 1)
+
+
+@triton.jit
+def exp2(x):
+    """2 ** x, zero instead of a subnormal number: to get those right takes three instructions more."""
+    if INTERPRETED:
+        return tl.exp2(x)
+    else:
+        return tl.inline_asm_elementwise(
+            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
 
 
 @triton.jit
@@ -30,7 +45,9 @@ def somewhat_more(v):
 @triton.jit
 def class_of(label, num_classes, ignore_index):
     """Labels as int32 classes, -1 where ignored or outside the classes."""
-    label = label.to(tl.int64)  # before any comparison: a narrow type would wrap ignore_index
+    if label.dtype.primitive_bitwidth < 64:
+        label = label.to(tl.int32)  # before any comparison: a narrow type would wrap ignore_index
+        ignore_index = tl.where((ignore_index >= 0) & (ignore_index < num_classes), ignore_index, -1).to(tl.int32)
     valid = (label >= 0) & (label < num_classes) & (label != ignore_index)
     return tl.where(valid, label, -1).to(tl.int32)
 

@@ -6,8 +6,8 @@ Launches, in this order (the label histogram in labels.py goes before):
   counts      labels of a tile are read once for all classes; the samples of a class's patch decide whether the tile is
               all out, all in, or has to be interpolated
 
-"Wanted" are the classes of an image's ground truth, or all. Floor: labels twice (from the cache the second time) and the
-wanted maps twice; at 8x19x128x256 to 512x1024 the maps are 11 MB, the labels 4 MB.
+"Wanted" are the classes of an image's ground truth, or all. Floor: labels twice (from the cache the second time) and
+the wanted maps twice; at 8x19x128x256 to 512x1024 the maps are 11 MB, the labels 4 MB.
 """
 
 from __future__ import annotations

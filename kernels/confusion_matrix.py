@@ -72,8 +72,8 @@ def _confusion_matrix(
         bound = -INFINITY
         if PATCH_ROWS > 0:
             patch = patch_offsets(
-                first_y, first_x, ROWS, COLUMNS, stride_y, stride_x, height, width, out_height, out_width, step_y, step_x,
-                PATCH_ROWS, PATCH_COLUMNS, ALIGN_CORNERS, WIDE,
+                first_y, first_x, ROWS, COLUMNS, stride_y, stride_x, height, width, out_height, out_width,
+                step_y, step_x, PATCH_ROWS, PATCH_COLUMNS, ALIGN_CORNERS, WIDE,
             )  # fmt: skip
             first = -INFINITY
             second = -INFINITY

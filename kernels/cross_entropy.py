@@ -88,7 +88,7 @@ def cross_entropy(
         "stats": stats,
         "ITEMS": tile["ITEMS"],
         "CLASSES": tile["CLASSES"],
-        "PHASES": 1 if same else min(tile["PHASES"], power_of_2(problem["max_phases"])),
+        "PHASES": 1 if same else min(tile["PHASES"], power_of_2(problem["MAX_PHASES"])),
         "SAME": same,
         "PER_PIXEL": per_pixel,
         "SAVE": save,
@@ -145,7 +145,7 @@ def cross_entropy_backward(
     problem["WIDE"] = problem["WIDE"] or needs_64_bits(grad_input)
     if same:
         tile = _tiling.choose("cross_entropy_same")
-        for name in ("below", "right", "height", "width", "max_phases", "stats_plane", "ALIGN_CORNERS"):
+        for name in ("below", "right", "height", "width", "MAX_PHASES", "stats_plane", "ALIGN_CORNERS"):
             del problem[name]
         arguments |= problem | {"ITEMS": tile["ITEMS"], "CLASSES": tile["CLASSES"]}
         launch(_backward_same, (cdiv(problem["items"], tile["ITEMS"]),), arguments, tile["num_warps"], fuse=True)
@@ -158,7 +158,7 @@ def cross_entropy_backward(
         "strips": strips,
         "max_rows": _tiling.most_outputs(height, target.shape[1], align_corners),
         "CLASSES": tile["CLASSES"],
-        "PHASES": min(tile["PHASES"], power_of_2(problem["max_phases"])),
+        "PHASES": min(tile["PHASES"], power_of_2(problem["MAX_PHASES"])),
         "ROWS": tile["ROWS"],
     }
     blocks = cdiv(arguments["items"] - 1, 31) * cdiv(input.shape[1], tile["CLASSES"])
@@ -207,7 +207,7 @@ def _problem(
         "out_width": out_width,
         "num_classes": num_classes,
         "ignore_index": ignore_index,
-        "max_phases": max_phases,
+        "MAX_PHASES": max_phases,
         "stats_plane": items * max_phases,
         "keep": 1 - label_smoothing,
         "smooth": label_smoothing / num_classes,

@@ -42,7 +42,7 @@ BACKENDS = ["reference", *_native.instruction_sets(), "triton"] if DEVICE == "cp
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Runs a test with plain PyTorch, with the compiled operators of each instruction set, and with Triton's kernels."""
+    """Runs a test with plain PyTorch, with the compiled operators of each instruction set, and with Triton kernels."""
     with contextlib.ExitStack() as stack:
         if DEVICE != "cpu":
             stack.enter_context(torch.device(DEVICE))
