@@ -1,5 +1,3 @@
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <bit>
 #include <cstdlib>
@@ -12,27 +10,10 @@
 #include "many_classes.h"
 #include "planar.h"
 
-#ifndef CAWA_FAST_CUDA_LIBRARY
-#define CAWA_FAST_CUDA_LIBRARY cawa_fast_cuda
-#define CAWA_FAST_CUDA_KEY CUDA
-#endif
-
 namespace cawa_fast::cuda {
 namespace {
 
 constexpr int64_t kMaxClassesCuda = 32767;
-constexpr int kSumThreads = 1024;
-
-// The sum of all blocks' losses, in one order. 0 * NaN: the mean over no pixel is NaN, as in PyTorch.
-__global__ void __launch_bounds__(kSumThreads)
-    sum_partial_losses(const double* partial, int count, const float* scale, float* loss) {
-  extern __shared__ __align__(16) unsigned char shared_memory[];
-  double sum = 0;
-#pragma unroll 8
-  for (int i = threadIdx.x; i < count; i += kSumThreads) sum += partial[i];
-  sum = sum_of_block(sum, reinterpret_cast<double*>(shared_memory));
-  if (threadIdx.x == 0) *loss = static_cast<float>(sum + static_cast<double>(0.0f * scale[0]));
-}
 
 // A kernel with its shape: threads, dynamic shared memory, and pixels per tile; 0 threads if it does not fit.
 struct Shape {
@@ -236,17 +217,3 @@ Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Ten
 }
 
 }  // namespace cawa_fast::cuda
-
-STABLE_TORCH_LIBRARY(CAWA_FAST_CUDA_LIBRARY, m) {
-  m.def(
-      "cross_entropy(Tensor input, Tensor target, Tensor? weight, Tensor scale, int ignore_index, bool per_pixel,"
-      " float label_smoothing, bool with_grad) -> (Tensor loss, Tensor grad)");
-  m.def(
-      "cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor scale,"
-      " int ignore_index, float label_smoothing) -> Tensor");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(CAWA_FAST_CUDA_LIBRARY, CAWA_FAST_CUDA_KEY, m) {
-  m.impl("cross_entropy", TORCH_BOX(&cawa_fast::cuda::cross_entropy));
-  m.impl("cross_entropy_backward", TORCH_BOX(&cawa_fast::cuda::cross_entropy_backward));
-}

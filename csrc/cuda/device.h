@@ -25,6 +25,10 @@ __device__ inline float exp2_fast(float x) {
   return result;
 }
 
+// x / y with an error of two units in the last place, for |y| < 2^126. The exact division has a slow path that takes
+// registers even where it is not taken.
+__device__ inline float divide_fast(float x, float y) { return __fdividef(x, y); }
+
 // Starts copying 16 bytes to shared memory; both addresses are multiples of 16. Needs no register meanwhile.
 __device__ inline void start_copy(void* shared, const void* global) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));

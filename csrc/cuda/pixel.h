@@ -165,7 +165,7 @@ struct Terms {
 // `sum`: of e_c. `smoothed`: label smoothing is not 0.
 __device__ inline Terms terms_of(const Problem& p, const Pixel& pixel, float sum, bool smoothed) {
   const float of_label = pixel.at_label * pixel.factor;
-  if (!smoothed) return {of_label / sum, sum, 0};
+  if (!smoothed) return {divide_fast(of_label, sum), sum, 0};
   const float weight_sum = p.weight_sum ? *p.weight_sum : static_cast<float>(p.classes);
   const float of_all = of_label + pixel.factor * (p.smooth * weight_sum);
   return {of_all / sum, of_all != 0 ? sum * (of_label / of_all) : 0, pixel.factor * p.smooth};
@@ -214,6 +214,20 @@ __device__ inline double sum_of_block(double value, double* shared) {
   __syncthreads();
   if (thread >= kWarp) return 0;
   return sum_of_lanes(thread < warps ? shared[thread] : 0.0, kWarp);
+}
+
+constexpr int kSumThreads = 1024;
+
+// Launched as one block of kSumThreads: the sum of all blocks' losses, in one order. 0 * NaN: the mean over no pixel is
+// NaN, as in PyTorch.
+__global__ inline void __launch_bounds__(kSumThreads)
+    sum_partial_losses(const double* partial, int count, const float* scale, float* loss) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  double sum = 0;
+#pragma unroll 8
+  for (int i = threadIdx.x; i < count; i += kSumThreads) sum += partial[i];
+  sum = sum_of_block(sum, reinterpret_cast<double*>(shared_memory));
+  if (threadIdx.x == 0) *loss = static_cast<float>(sum + static_cast<double>(0.0f * scale[0]));
 }
 
 }  // namespace cawa_fast::cuda

@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kMost)
 #pragma unroll
       for (int k = 1; k < kClasses; ++k) maximum[v] = fmaxf(maximum[v], z[k][h + v]);
       const int own = label[v] - first_class;
-      if (own >= 0 && own < classes) {
+      if (static_cast<unsigned>(own) < static_cast<unsigned>(classes)) {
         float logit = 0;
 #pragma unroll
         for (int k = 0; k < kClasses; ++k) logit = k == own ? z[k][h + v] : logit;
@@ -200,9 +200,10 @@ __global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kMost)
   double total = 0;
   for (int i = thread; i < pixels; i += columns * groups) {
     float maximum = shared.maximum[i], sum = 0, weighted = 0;
+#pragma unroll 2  // more would take the logits' registers
     for (int g = 1; g < groups; ++g) maximum = fmaxf(maximum, shared.maximum[g * pixels + i]);
     const float shift = shift_of(maximum);
-#pragma unroll 2  // more would take the logits' registers
+#pragma unroll 2
     for (int g = 0; g < groups; ++g) {
       sum += shared.sum[g * pixels + i] * exp_fast(shared.maximum[g * pixels + i] - shift);
     }
@@ -250,7 +251,7 @@ __global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kMost)
 #pragma unroll
     for (int v = 0; v < 4; ++v) {
       const int own = label[v] - first_class;
-      if (own >= 0 && own < classes) {
+      if (static_cast<unsigned>(own) < static_cast<unsigned>(classes)) {
 #pragma unroll
         for (int k = 0; k < kClasses; ++k) z[k][h + v] = k == own ? z[k][h + v] - values[v] : z[k][h + v];
       }
