@@ -25,8 +25,8 @@ __device__ inline float exp2_fast(float x) {
   return result;
 }
 
-// x / y with an error of two units in the last place, for |y| < 2^126. The exact division has a slow path that takes
-// registers even where it is not taken.
+// x / y with an error of two units in the last place, for |y| < 2^126. The slow path of the exact division takes
+// registers even where nobody takes it.
 __device__ inline float divide_fast(float x, float y) { return __fdividef(x, y); }
 
 // Starts copying 16 bytes to shared memory; both addresses are multiples of 16. Needs no register meanwhile.

@@ -27,40 +27,43 @@ template <class T, bool kVector, bool kSmoothed>
 struct PlanarThread {
   static constexpr int kPixels = kVector ? Vector<T>::kSize : 4;
   static constexpr int kClasses = 32 / kPixels;
-  // In a block, at most: 64 registers for each. With any strides, or label smoothing, 64 would not do without spills.
-  static constexpr int kMost = kVector && !kSmoothed ? 1024 : kVector || !kSmoothed ? 768 : 640;
+  // In a block, at most: 64 registers for each of 1024. Label smoothing, or any strides, would spill with so few.
+  static constexpr int kMost = kSmoothed ? 640 : kVector ? 1024 : 768;
 };
 
 // Shared memory of a block. The tile is there too, since in registers it would displace logits.
 struct PlanarShared {
   double* partial;  // per warp
   Tile* tile;
-  float *logit, *at_label, *factor;                  // per pixel: of its label
-  float *shift, *coefficient, *label_term, *smooth;  // per pixel
-  int* label;
-  float *maximum, *sum, *weighted;  // per group and pixel; weighted only with smoothing
-  float* group_weight;              // per group: sum of its weights, only with smoothing
+  int* label;                                      // per pixel
+  float *logit, *at_label, *factor;                // per pixel: of its label
+  float *pixel_maximum, *pixel_sum, *coefficient;  // per pixel
+  float *pixel_weighted, *label_term, *smooth;     // per pixel, only with smoothing
+  float *maximum, *sum, *weighted;                 // per group and pixel; weighted only with smoothing
+  float* group_weight;                             // per group: sum of its weights, only with smoothing
 
   static int64_t bytes(int pixels, int groups, bool smoothed) {
-    return kWarp * sizeof(double) + sizeof(Tile) +
-           sizeof(float) * (pixels * ((smoothed ? 3 : 2) * groups + 8) + groups);
+    const int64_t floats = smoothed ? pixels * (10 + 3 * groups) + groups : pixels * (7 + 2 * groups);
+    return kWarp * sizeof(double) + sizeof(Tile) + floats * sizeof(float);
   }
 
-  __device__ PlanarShared(unsigned char* memory, int pixels, int groups, bool smoothed) {
+  __device__ PlanarShared(unsigned char* memory, int pixels, int groups) {
     partial = reinterpret_cast<double*>(memory);
     tile = reinterpret_cast<Tile*>(partial + kWarp);
-    logit = reinterpret_cast<float*>(tile + 1);
+    label = reinterpret_cast<int*>(tile + 1);
+    logit = reinterpret_cast<float*>(label + pixels);
     at_label = logit + pixels;
     factor = at_label + pixels;
-    shift = factor + pixels;
-    coefficient = shift + pixels;
-    label_term = coefficient + pixels;
-    smooth = label_term + pixels;
-    label = reinterpret_cast<int*>(smooth + pixels);
-    maximum = smooth + 2 * pixels;
+    pixel_maximum = factor + pixels;
+    pixel_sum = pixel_maximum + pixels;
+    coefficient = pixel_sum + pixels;
+    maximum = coefficient + pixels;
     sum = maximum + groups * pixels;
     weighted = sum + groups * pixels;
-    group_weight = weighted + (smoothed ? groups * pixels : 0);
+    pixel_weighted = weighted + groups * pixels;
+    label_term = pixel_weighted + pixels;
+    smooth = label_term + pixels;
+    group_weight = smooth + pixels;
   }
 };
 
@@ -100,7 +103,7 @@ __global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kMost)
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const int columns = blockDim.x, groups = blockDim.y, pixels = columns * kPixels;
   const int column = threadIdx.x, group = threadIdx.y, thread = group * columns + column;
-  const PlanarShared shared(shared_memory, pixels, groups, kSmoothed);
+  const PlanarShared shared(shared_memory, pixels, groups);
 
   const int per_group = (p.classes + groups - 1) / groups, first_class = group * per_group;
   const int classes = min(max(p.classes - first_class, 0), per_group);  // of this thread, from first_class on
@@ -195,102 +198,111 @@ __global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kMost)
   }
   __syncthreads();
 
-  // 4. Per pixel, over the groups: maximum, sum, loss, what the gradient needs.
-  const int count = shared.tile->count;
-  double total = 0;
+  // 4. Per pixel, over the groups: maximum, sum, what the gradient needs.
   for (int i = thread; i < pixels; i += columns * groups) {
-    float maximum = shared.maximum[i], sum = 0, weighted = 0;
-#pragma unroll 2  // more would take the logits' registers
+    float maximum = shared.maximum[i], sum = 0;
     for (int g = 1; g < groups; ++g) maximum = fmaxf(maximum, shared.maximum[g * pixels + i]);
     const float shift = shift_of(maximum);
-#pragma unroll 2
     for (int g = 0; g < groups; ++g) {
       sum += shared.sum[g * pixels + i] * exp_fast(shared.maximum[g * pixels + i] - shift);
     }
+    const Pixel pixel{shared.label[i], shared.at_label[i], shared.factor[i]};
+    const Terms terms = terms_of(p, pixel, sum, kSmoothed);
+    shared.pixel_maximum[i] = maximum;
+    shared.pixel_sum[i] = sum;
+    shared.coefficient[i] = terms.coefficient;
     if constexpr (kSmoothed) {
+      float weighted = 0;
       for (int g = 0; g < groups; ++g) {
         const float own = shift_of(shared.maximum[g * pixels + i]);
         weighted += shared.weighted[g * pixels + i] + shared.group_weight[g] * (own - shift);
       }
+      shared.pixel_weighted[i] = weighted;
+      shared.label_term[i] = terms.label_term;
+      shared.smooth[i] = terms.smooth;
     }
-    const Pixel pixel{shared.label[i], shared.at_label[i], shared.factor[i]};
-    if (i < count && (p.pixel_loss || p.partial_loss)) {
-      total += loss_of(p, pixel, shared.tile->labels + shared.tile->x + i, maximum - shared.logit[i], sum, weighted,
-                       kSmoothed);
-    }
-    const Terms terms = terms_of(p, pixel, sum, kSmoothed);
-    shared.shift[i] = shift;
-    shared.coefficient[i] = terms.coefficient;
-    shared.label_term[i] = terms.label_term;
-    shared.smooth[i] = terms.smooth;
   }
-  if (p.partial_loss) {
-    total = sum_of_block(total, shared.partial);
-    if (thread == 0) p.partial_loss[blockIdx.x] = total;
-  }
-  if (!p.grad_input) return;
   __syncthreads();
 
   // 5. The gradient, in place of the exponentials.
+  if (p.grad_input) {
+    const int count = shared.tile->count;
 #pragma unroll
-  for (int h = 0; h < kPixels; h += 4) {
-    const int at = first + h;
-    int label[4];
-    float values[4], coefficient[4];
-    read4<kVector>(shared.maximum + group * pixels, at, columns, values);
-    read4<kVector>(shared.shift, at, columns, coefficient);
+    for (int h = 0; h < kPixels; h += 4) {
+      const int at = first + h;
+      int label[4];
+      float values[4], coefficient[4];
+      read4<kVector>(shared.maximum + group * pixels, at, columns, values);
+      read4<kVector>(shared.pixel_maximum, at, columns, coefficient);
 #pragma unroll
-    for (int v = 0; v < 4; ++v) {
-      const float scale = exp_fast(values[v] - coefficient[v]);
+      for (int v = 0; v < 4; ++v) {
+        const float scale = exp_fast(values[v] - shift_of(coefficient[v]));
 #pragma unroll
-      for (int k = 0; k < kClasses; ++k) z[k][h + v] *= scale;
-    }
-    read4<kVector>(shared.label, at, columns, label);
-    read4<kVector>(shared.label_term, at, columns, values);
-    read4<kVector>(shared.coefficient, at, columns, coefficient);
-#pragma unroll
-    for (int v = 0; v < 4; ++v) {
-      const int own = label[v] - first_class;
-      if (static_cast<unsigned>(own) < static_cast<unsigned>(classes)) {
-#pragma unroll
-        for (int k = 0; k < kClasses; ++k) z[k][h + v] = k == own ? z[k][h + v] - values[v] : z[k][h + v];
+        for (int k = 0; k < kClasses; ++k) z[k][h + v] *= scale;
       }
+      read4<kVector>(shared.label, at, columns, label);
+      read4<kVector>(kSmoothed ? shared.label_term : shared.pixel_sum, at, columns, values);
+      read4<kVector>(shared.coefficient, at, columns, coefficient);
 #pragma unroll
-      for (int k = 0; k < kClasses; ++k) z[k][h + v] *= coefficient[v];
-    }
-    if constexpr (kSmoothed) {
-      read4<kVector>(shared.smooth, at, columns, values);
+      for (int v = 0; v < 4; ++v) {
+        const int own = label[v] - first_class;
+        if (static_cast<unsigned>(own) < static_cast<unsigned>(classes)) {
 #pragma unroll
-      for (int k = 0; k < kClasses; ++k) {
-        if (k >= classes) break;
-        const float weight = weight_at(p, first_class + k);
+          for (int k = 0; k < kClasses; ++k) z[k][h + v] = k == own ? z[k][h + v] - values[v] : z[k][h + v];
+        }
 #pragma unroll
-        for (int v = 0; v < 4; ++v) z[k][h + v] -= values[v] * weight;
+        for (int k = 0; k < kClasses; ++k) z[k][h + v] *= coefficient[v];
+      }
+      if constexpr (kSmoothed) {
+        read4<kVector>(shared.smooth, at, columns, values);
+#pragma unroll
+        for (int k = 0; k < kClasses; ++k) {
+          if (k >= classes) break;
+          const float weight = weight_at(p, first_class + k);
+#pragma unroll
+          for (int v = 0; v < 4; ++v) z[k][h + v] -= values[v] * weight;
+        }
+      }
+      // by selection: 0 * NaN would not be 0
+#pragma unroll
+      for (int v = 0; v < 4; ++v) {
+        if (label[v] == kIgnored) {
+#pragma unroll
+          for (int k = 0; k < kClasses; ++k) z[k][h + v] = 0;
+        }
       }
     }
-    // by selection: 0 * NaN would not be 0
+    T* grad = static_cast<T*>(p.grad_input) + shared.tile->grad + (shared.tile->x + first) * p.pixels.grad_stride_x +
+              first_class * p.pixels.grad_stride_c;
 #pragma unroll
-    for (int v = 0; v < 4; ++v) {
-      if (label[v] == kIgnored) {
+    for (int k = 0; k < kClasses; ++k) {
+      if constexpr (kVector) {
+        if (first < count && k < classes) *reinterpret_cast<uint4*>(grad) = Vector<T>::pack(z[k]);
+      } else {
+        const int64_t step = columns * p.pixels.grad_stride_x;
 #pragma unroll
-        for (int k = 0; k < kClasses; ++k) z[k][h + v] = 0;
+        for (int v = 0; v < kPixels; ++v) {
+          if (first + v * columns < count && k < classes) grad[v * step] = static_cast<T>(z[k][v]);
+        }
       }
+      grad += p.pixels.grad_stride_c;
     }
   }
-  T* grad = static_cast<T*>(p.grad_input) + shared.tile->grad + (shared.tile->x + first) * p.pixels.grad_stride_x +
-            first_class * p.pixels.grad_stride_c;
-#pragma unroll
-  for (int k = 0; k < kClasses; ++k) {
-    if constexpr (kVector) {
-      if (first < count && k < classes) *reinterpret_cast<uint4*>(grad) = Vector<T>::pack(z[k]);
-    } else {
-      const int64_t step = columns * p.pixels.grad_stride_x;
-#pragma unroll
-      for (int v = 0; v < kPixels; ++v) {
-        if (first + v * columns < count && k < classes) grad[v * step] = static_cast<T>(z[k][v]);
-      }
+
+  // 6. The loss, which the same threads know that did step 4. It comes last, where registers are free.
+  if (p.pixel_loss || p.partial_loss) {
+    const Tile& tile = *shared.tile;
+    double total = 0;
+    for (int i = thread; i < tile.count; i += columns * groups) {
+      const Pixel pixel{shared.label[i], shared.at_label[i], shared.factor[i]};
+      const float gap = shared.pixel_maximum[i] - shared.logit[i];
+      const float weighted = kSmoothed ? shared.pixel_weighted[i] : 0;
+      total += loss_of(p, pixel, tile.labels + tile.x + i, gap, shared.pixel_sum[i], weighted, kSmoothed);
     }
-    grad += p.pixels.grad_stride_c;
+    if (p.partial_loss) {
+      total = sum_of_block(total, shared.partial);
+      if (thread == 0) p.partial_loss[blockIdx.x] = total;
+    }
   }
 }
 
