@@ -144,13 +144,15 @@ struct Pixel {
   float factor;    // scale of the label times the upstream gradient
 };
 
-__device__ inline Pixel pixel_at(const Problem& p, int64_t i) {
-  const int label = label_at(p, i);
+// `label` as label_at gives it.
+__device__ inline Pixel pixel_of(const Problem& p, int label, int64_t i) {
   if (label == kIgnored) return {kIgnored, 0, 0};
   float factor = p.scale[label];
   if (p.grad) factor *= p.grad[p.grad_per_pixel ? i : 0];
   return {label, p.weight ? p.keep * p.weight[label] : p.keep, factor};
 }
+
+__device__ inline Pixel pixel_at(const Problem& p, int64_t i) { return pixel_of(p, label_at(p, i), i); }
 
 __device__ inline float weight_at(const Problem& p, int label) { return p.weight ? p.weight[label] : 1.0f; }
 

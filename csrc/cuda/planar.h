@@ -27,8 +27,13 @@ template <class T, bool kVector, bool kSmoothed>
 struct PlanarThread {
   static constexpr int kPixels = kVector ? Vector<T>::kSize : 4;
   static constexpr int kClasses = 32 / kPixels;
-  // In a block, at most: 64 registers for each of 1024. Label smoothing, or any strides, would spill with so few.
-  static constexpr int kMost = kSmoothed ? 640 : kVector ? 1024 : 768;
+  static constexpr int kMost = kSmoothed ? 640 : 768;  // in a block, at most
+  // What the compiler shall leave registers for: 1024 threads with 64 each, where that does not make it spill.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  static constexpr int kResident = kMost;
+#else
+  static constexpr int kResident = kVector && !kSmoothed ? 1024 : kMost;
+#endif
 };
 
 // Shared memory of a block. The tile is there too, since in registers it would displace logits.
@@ -96,7 +101,7 @@ __device__ inline void write4(float* to, int first, int columns, const float* va
 // Launched with (columns, groups) threads, columns a power of two, and tiles of columns * kPixels pixels; with kVector
 // rows are whole vectors. kSmoothed: label smoothing is not 0.
 template <class T, bool kVector, bool kSmoothed>
-__global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kMost)
+__global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kResident)
     planar(const __grid_constant__ Problem p) {
   using Thread = PlanarThread<T, kVector, kSmoothed>;
   constexpr int kPixels = Thread::kPixels, kClasses = Thread::kClasses;
@@ -147,10 +152,7 @@ __global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kMost)
 
   // 2. The labels, meanwhile, each once for all groups.
   for (int i = thread; i < pixels; i += columns * groups) {
-    const Pixel pixel = i < tile.count ? pixel_at(p, tile.labels + tile.x + i) : Pixel{kIgnored, 0, 0};
-    shared.label[i] = pixel.label;
-    shared.at_label[i] = pixel.at_label;
-    shared.factor[i] = pixel.factor;
+    shared.label[i] = i < tile.count ? label_at(p, tile.labels + tile.x + i) : kIgnored;
   }
   if (thread == 0) *shared.tile = tile;
   __syncthreads();
@@ -201,12 +203,16 @@ __global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kMost)
   // 4. Per pixel, over the groups: maximum, sum, what the gradient needs.
   for (int i = thread; i < pixels; i += columns * groups) {
     float maximum = shared.maximum[i], sum = 0;
+#pragma unroll 2  // more would take the logits' registers
     for (int g = 1; g < groups; ++g) maximum = fmaxf(maximum, shared.maximum[g * pixels + i]);
     const float shift = shift_of(maximum);
+#pragma unroll 2
     for (int g = 0; g < groups; ++g) {
       sum += shared.sum[g * pixels + i] * exp_fast(shared.maximum[g * pixels + i] - shift);
     }
-    const Pixel pixel{shared.label[i], shared.at_label[i], shared.factor[i]};
+    const Pixel pixel = pixel_of(p, shared.label[i], shared.tile->labels + shared.tile->x + i);
+    shared.at_label[i] = pixel.at_label;
+    shared.factor[i] = pixel.factor;
     const Terms terms = terms_of(p, pixel, sum, kSmoothed);
     shared.pixel_maximum[i] = maximum;
     shared.pixel_sum[i] = sum;
