@@ -8,6 +8,8 @@
 PYTHON ?= python3
 # On a machine without an NVIDIA GPU a CPU build saves gigabytes: make setup TORCH=<its wheel>
 TORCH  ?= torch==2.13.0
+# Whether to build the CUDA operators (0, 1, auto): where there is a GPU. The tests compile them wherever nvcc is.
+CAWA_FAST_CUDA ?= $(if $(shell command -v nvidia-smi),auto,0)
 VENV   := .venv
 BIN    := $(VENV)/bin
 EPOCHS ?= 24
@@ -23,13 +25,13 @@ setup: $(VENV)/.done
 
 # torch first: csrc/ compiles against it, and build isolation would fetch another. torchvision without its
 # dependencies: only the tests' peers import it. CAWA_FAST_PORTABLE: so that the tests run what other processors run.
-$(VENV)/.done: pyproject.toml setup.py CMakeLists.txt $(wildcard csrc/* csrc/*/*)
+$(VENV)/.done: pyproject.toml setup.py CMakeLists.txt $(wildcard cmake/* csrc/* csrc/*/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
 	$(BIN)/python -m pip install --quiet "$(TORCH)" numpy
 	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0
 	$(BIN)/python -m pip install --quiet "cmake>=3.25" ninja "pybind11>=2.13"
-	CMAKE_ARGS="-DCAWA_FAST_PORTABLE=ON $(CMAKE_ARGS)" $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[train,test,dev]"
+	CAWA_FAST_CUDA=$(CAWA_FAST_CUDA) CMAKE_ARGS="-DCAWA_FAST_PORTABLE=ON $(CMAKE_ARGS)" $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[train,test,dev]"
 	@$(BIN)/cawa-fast doctor
 	@touch $@
 

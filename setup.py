@@ -2,7 +2,9 @@
 
 CAWA_FAST_NATIVE=0 in the environment installs the package without compiled code. Any other build either gives the
 compiled extension or fails with the compiler's message: an optional extension would fail silently under `pip -q`.
-CMAKE_ARGS in the environment adds options for CMake.
+CAWA_FAST_CUDA=0 leaves out the CUDA operators, 1 fails where there is no nvcc, auto (the default) builds them where
+there is one; CAWA_FAST_CUDA_ARCHITECTURES names the compute capabilities, as in "80;90". CMAKE_ARGS adds options for
+CMake.
 """
 
 import os
@@ -16,6 +18,20 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+CUDA = {"0": "OFF", "1": "ON", "auto": "AUTO"}
+CUDA_LIBRARY = "_cuda.so"  # beside the extension; cawa_fast/_native.py loads it
+
+
+def cuda_options() -> list[str]:
+    """What the environment says about the CUDA operators, for CMake."""
+    wish = os.environ.get("CAWA_FAST_CUDA", "auto").lower()
+    if wish not in CUDA:
+        raise SystemExit(f"cawa_fast: CAWA_FAST_CUDA must be 0, 1 or auto, not {wish!r}.")
+    architectures = os.environ.get("CAWA_FAST_CUDA_ARCHITECTURES")
+    return [f"-DCAWA_FAST_CUDA={CUDA[wish]}"] + (
+        [f"-DCAWA_FAST_CUDA_ARCHITECTURES={architectures}"] if architectures else []
+    )
+
 
 class CMakeBuild(build_ext):
     """Runs CMake and ninja, and installs the result where setuptools expects the extension."""
@@ -28,7 +44,7 @@ class CMakeBuild(build_ext):
         cmake = shutil.which("cmake", path=path)
         if cmake is None:
             raise SystemExit("cawa_fast: the native build needs CMake: `pip install cmake ninja pybind11`.")
-        options = shlex.split(os.environ.get("CMAKE_ARGS", ""))
+        options = cuda_options() + shlex.split(os.environ.get("CMAKE_ARGS", ""))
         jobs = ["--parallel", str(self.parallel)] if self.parallel else []
         steps = [
             # --fresh: a kept cache would name the tools of an earlier, meanwhile deleted, build environment.
@@ -46,6 +62,14 @@ class CMakeBuild(build_ext):
             ) from None
         if not library.is_file():
             raise SystemExit(f"cawa_fast: the native build did not make {library.name}.")
+
+    def copy_extensions_to_source(self) -> None:
+        """For an editable install. setuptools knows of the extension module only."""
+        super().copy_extensions_to_source()
+        built, installed = Path(self.build_lib) / "cawa_fast" / CUDA_LIBRARY, Path(__file__).parent / "cawa_fast"
+        (installed / CUDA_LIBRARY).unlink(missing_ok=True)  # an earlier build's, if this one has none
+        if built.is_file():
+            shutil.copy2(built, installed)
 
 
 native = os.environ.get("CAWA_FAST_NATIVE", "1") != "0"

@@ -8,6 +8,7 @@ try:
     from .cpu import cpu
     from .ratio import main as ratio
     from .realism import realism
+    from .resources import resources
     from .table import readme
 except ImportError as error:
     raise SystemExit(f"python -m bench needs {error.name}: pip install -e '.[train,test]'") from None
@@ -20,12 +21,13 @@ def main() -> None:
     \b
     python -m bench cpu         every operator on the CPU: time, memory, floor
     python -m bench readme      the measured table into README.md
+    python -m bench resources   registers, spills, shared memory of the GPU kernels; needs nvcc, no GPU
     python -m bench realism     are the made-up logits like a network's?
     python -m bench ratio       the experiment behind the default of AdaptiveClassWeights(ratio=...)
     """
 
 
-for name, command in {"cpu": cpu, "readme": readme, "realism": realism, "ratio": ratio}.items():
+for name, command in {"cpu": cpu, "readme": readme, "resources": resources, "realism": realism, "ratio": ratio}.items():
     main.add_command(command, name)
 
 if __name__ == "__main__":

@@ -2,12 +2,16 @@
 
 Loading it registers ``torch.ops.cawa_fast_cpu``. Without it the package works through its other backends;
 ``CAWA_FAST_NATIVE=0`` in the environment asks for that, at run time as at build time.
+
+The CUDA operators ``torch.ops.cawa_fast_cuda`` are a library of their own, beside the extension; a torch without CUDA
+never loads it.
 """
 
 import importlib
 import importlib.util
 import os
 import warnings
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -41,17 +45,56 @@ if _extension is not None:
     _extension.instruction_set()  # a CAWA_FAST_CPU that this processor does not have is an error here, not in the loss
 
 
+_CUDA_LIBRARY = Path(__file__).with_name("_cuda.so")
+
+
+def _load_cuda() -> str | None:
+    """Registers the CUDA operators; None, or the reason why not."""
+    if _extension is None:
+        return _reason
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} has no CUDA"
+    if not _CUDA_LIBRARY.is_file():
+        return (
+            "cawa_fast was built without CUDA; with nvcc on PATH, rebuild it with CAWA_FAST_CUDA=1 in the environment"
+        )
+    try:
+        torch.ops.load_library(str(_CUDA_LIBRARY))
+    except OSError as error:
+        reason = (
+            f"{_CUDA_LIBRARY.name} is installed but does not load with torch {torch.__version__}: {error}; rebuild it "
+            "with `pip install --no-build-isolation --force-reinstall --no-deps` from the source tree"
+        )
+        warnings.warn(f"{reason}. Falling back to slower code.", RuntimeWarning, stacklevel=2)
+        return reason
+    return None
+
+
+_cuda_reason = _load_cuda()
+
+
 def available() -> bool:
     """Whether the compiled operators of ``torch.ops.cawa_fast_cpu`` are registered."""
     return _extension is not None
+
+
+def cuda_available() -> bool:
+    """Whether the compiled CUDA operators of ``torch.ops.cawa_fast_cuda`` are registered."""
+    return _cuda_reason is None
+
+
+def why_no_cuda() -> str | None:
+    """Why there are no compiled CUDA operators and what to do about it; None if there are."""
+    return _cuda_reason
 
 
 def build_info() -> dict[str, Any] | None:
     """How the extension was built, or None without one.
 
     Keys: ``compiler``, ``cxx_standard``, ``build_type``, ``torch_target`` (the oldest torch that it runs on),
-    ``torch_headers``, ``pybind11``, the lists ``instruction_sets`` and ``cuda_architectures``; and ``cpu``, the
-    instruction set that runs here: the best that this processor has, or ``CAWA_FAST_CPU`` of the environment.
+    ``torch_headers``, ``pybind11``, the lists ``instruction_sets`` and ``cuda_architectures`` (compute capabilities
+    without the point, empty without CUDA); and ``cpu``, the instruction set that runs here: the best that this
+    processor has, or ``CAWA_FAST_CPU`` of the environment.
     """
     return None if _extension is None else {**_extension.build_info(), "cpu": _extension.instruction_set()}
 

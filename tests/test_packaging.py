@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ["pyproject.toml", "setup.py", "MANIFEST.in", "CMakeLists.txt", "README.md", "LICENSE"]
-SOURCES += ["cawa_fast", "kernels", "csrc"]
+SOURCES += ["cawa_fast", "kernels", "csrc", "cmake"]
 
 
 def run(*command, check=True, cwd=None, **environment):
@@ -45,6 +45,7 @@ def tree(tmp_path):
 
 
 def build_wheel(source, out, **environment):
+    environment = {"CAWA_FAST_CUDA": "0"} | environment
     run(sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", out, source, **environment)
     (wheel,) = out.glob("*.whl")
     assert wheel.stat().st_size < 2 * 10**6, "without CUDA it is small"
@@ -66,7 +67,7 @@ def test_sdist_and_the_native_wheel_built_from_it(tree, tmp_path):
     (sdist,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         packed = {name.partition("/")[2] for name in archive.getnames()}
-    for folder in ("csrc", "kernels", "cawa_fast"):
+    for folder in ("csrc", "cmake", "kernels", "cawa_fast"):
         assert {str(path.relative_to(tree)) for path in (tree / folder).rglob("*.*")} <= packed
     assert {"CMakeLists.txt", "setup.py", "pyproject.toml"} <= packed
 
@@ -105,7 +106,7 @@ def test_failed_build_shows_the_compiler_message(tree, tmp_path):
     source.write_text("#error planted\n" + source.read_text())
     # -q, since that is where a build that fails silently would stay unseen
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", tmp_path, tree]
-    output = run(*command, check=False)
+    output = run(*command, check=False, CAWA_FAST_CUDA="0")
     assert "#error planted" in output
     assert "library.cpp" in output
     assert "CAWA_FAST_NATIVE=0" in output  # the way out

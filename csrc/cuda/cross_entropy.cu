@@ -1,0 +1,234 @@
+#include <algorithm>
+#include <bit>
+#include <cstdlib>
+#include <numeric>
+
+#include "../pixel_rows.h"
+#include "../tensors.h"
+#include "cross_entropy.h"
+#include "interleaved.h"
+#include "many_classes.h"
+#include "planar.h"
+
+namespace cawa_fast::cuda {
+
+constexpr int kSumThreads = 1024;
+
+// Launched as one block of kSumThreads: the sum of all blocks' losses, in one order. 0 * NaN: the mean over no pixel is
+// NaN, as in PyTorch.
+__global__ void __launch_bounds__(kSumThreads)
+    sum_partial_losses(const double* partial, int count, const float* scale, float* loss) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  double sum = 0;
+#pragma unroll 8
+  for (int i = threadIdx.x; i < count; i += kSumThreads) sum += partial[i];
+  sum = sum_of_block(sum, reinterpret_cast<double*>(shared_memory));
+  if (threadIdx.x == 0) *loss = static_cast<float>(sum + static_cast<double>(0.0f * scale[0]));
+}
+
+namespace {
+
+constexpr int64_t kMaxClassesCuda = 32767;
+
+// A kernel with its shape: threads, dynamic shared memory, and pixels per tile; 0 threads if it does not fit.
+struct Shape {
+  dim3 threads{0};
+  int64_t shared = 0;
+  int tile_pixels = 0;
+};
+
+// Whether rows of logits and of gradients can be read and written as 16 bytes: every offset but that of the classes
+// within a pixel is a multiple of 16 bytes.
+bool aligned(const Problem& p, int64_t element_size) {
+  const int64_t vector = 16 / element_size;
+  bool all = reinterpret_cast<uintptr_t>(p.input) % 16 == 0 && reinterpret_cast<uintptr_t>(p.grad_input) % 16 == 0;
+  for (int d = 0; d < p.pixels.outer; ++d) {
+    all &= p.pixels.stride[d] % vector == 0 && p.pixels.grad_stride[d] % vector == 0;
+  }
+  return all;
+}
+
+// See planar.h. Blocks of about 300 threads: three of them share a multiprocessor, so that one loads while another
+// computes. Columns from 8 on: 128 bytes of each class together.
+template <class Thread>
+Shape planar_shape(const Problem& p, int64_t shared_limit) {
+  constexpr int kThreads = 320;
+  const int groups = (p.classes + Thread::kClasses - 1) / Thread::kClasses;
+  int columns = 64;
+  while (columns > 8 && columns * groups > kThreads) columns /= 2;
+  while (columns > 2 && columns * groups > Thread::kMost) columns /= 2;
+  const int per_warp = std::max(1, kWarp / columns);
+  const int rounded = (groups + per_warp - 1) / per_warp * per_warp;  // whole warps
+  const int64_t shared = PlanarShared::bytes(columns * Thread::kPixels, rounded, p.smooth > 0);
+  if (columns * rounded > Thread::kMost || shared > shared_limit) return {};
+  return {dim3(columns, rounded), shared, columns * Thread::kPixels};
+}
+
+// See interleaved.h. So many lanes that their registers hold a pixel, and that at most two pixels of a warp begin in
+// one bank of shared memory. Tiles of about 24 KiB: four or more share a multiprocessor's shared memory.
+template <class T>
+Shape interleaved_shape(const Problem& p, int* lanes_log2) {
+  constexpr int64_t kTileBytes = 24 * 1024, kMaxTilePixels = 512;
+  const unsigned needed = (p.classes + kInterleavedClasses - 1) / kInterleavedClasses;
+  const unsigned lanes = std::max(std::bit_ceil(needed), std::gcd(static_cast<unsigned>(p.classes), 32u) / 2);
+  *lanes_log2 = std::bit_width(lanes) - 1;
+  const int64_t step = std::max<int64_t>(8, kInterleavedThreads / lanes);
+  const int64_t bytes = p.classes * static_cast<int64_t>(sizeof(T));
+  const int64_t fitting = std::min(kTileBytes / bytes, kMaxTilePixels);
+  const int pixels = static_cast<int>(std::max<int64_t>(fitting / step, 1) * step);
+  return {dim3(kInterleavedThreads), InterleavedShared<T>::bytes(pixels, p.classes), pixels};
+}
+
+// Splits the pixels into tiles; returns the number of blocks.
+uint32_t split(Problem& p, int tile_pixels) {
+  p.tile_pixels = tile_pixels;
+  const int64_t per_row = (p.pixels.length + tile_pixels - 1) / tile_pixels, tiles = per_row * p.pixels.rows;
+  STD_TORCH_CHECK(tiles < (int64_t{1} << 31), "input has too many pixels for one call; split it");
+  p.tiles_per_row = static_cast<uint32_t>(per_row);
+  return static_cast<uint32_t>(tiles);
+}
+
+// Runs the kernel that suits the layout. `allocate_partial` is told the number of blocks and returns where they leave
+// their losses, or null.
+template <class T, class Allocate>
+void run(Problem& p, int32_t device, const Allocate& allocate_partial) {
+  const cudaStream_t stream = current_stream(device);
+  const PixelRows& rows = p.pixels;
+  const int64_t vector = Vector<T>::kSize, limit = shared_memory_limit(device);
+  const bool is_aligned = aligned(p, sizeof(T));
+  const bool planes = rows.stride_x == 1 && rows.grad_stride_x == 1 && rows.length % vector == 0 &&
+                      (p.classes == 1 || (rows.stride_c % vector == 0 && rows.grad_stride_c % vector == 0));
+  const bool interleaves = rows.stride_c == 1 && rows.grad_stride_c == 1 && rows.stride_x == p.classes &&
+                           rows.grad_stride_x == p.classes && p.classes <= kInterleavedMaxClasses;
+  const auto start = [&](const char* name, auto kernel, const Shape& shape, auto... arguments) {
+    const uint32_t blocks = split(p, shape.tile_pixels);
+    p.partial_loss = allocate_partial(blocks);
+    launch(name, kernel, dim3(blocks), shape.threads, shape.shared, stream, p, arguments...);
+  };
+  // whether it fits into a block
+  const auto start_planar = [&]<bool kVector, bool kSmoothed>(const char* name) {
+    const Shape shape = planar_shape<PlanarThread<T, kVector, kSmoothed>>(p, limit);
+    if (shape.tile_pixels == 0) return false;
+    start(name, planar<T, kVector, kSmoothed>, shape);
+    return true;
+  };
+  const bool smoothed = p.smooth > 0;
+  if (planes && is_aligned) {
+    const char* name = "cross_entropy, planar";
+    if (smoothed ? start_planar.template operator()<true, true>(name)
+                 : start_planar.template operator()<true, false>(name)) {
+      return;
+    }
+  }
+  if (interleaves && is_aligned) {
+    int lanes_log2;
+    const Shape shape = interleaved_shape<T>(p, &lanes_log2);
+    return start("cross_entropy, interleaved", interleaved<T>, shape, lanes_log2);
+  }
+  const bool classes_together = rows.stride_c == 1 && rows.stride_x != 1 && p.classes >= 2 * kWarp;
+  if (!classes_together) {
+    const char* name = "cross_entropy, strided";
+    if (smoothed ? start_planar.template operator()<false, true>(name)
+                 : start_planar.template operator()<false, false>(name)) {
+      return;
+    }
+  }
+  const int lanes = classes_together ? kWarp : 1;
+  start("cross_entropy, many classes", many_classes<T>,
+        Shape{dim3(kManyThreads), kWarp * sizeof(double), kManyThreads / lanes}, lanes);
+}
+
+// What forward and backward have in common. `weight_sum` keeps the memory behind Problem::weight_sum.
+Problem problem_of(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight, const Tensor& scale,
+                   int64_t ignore_index, double label_smoothing, std::optional<Tensor>& weight_sum) {
+  STD_TORCH_CHECK(input.dim() >= 2 && target.dim() == input.dim() - 1 && target.size(0) == input.size(0),
+                  "input must be (N, C, ...) and target (N, ...)");
+  for (int64_t d = 1; d < target.dim(); ++d) {
+    STD_TORCH_CHECK(target.size(d) == input.size(d + 1), "input and target must have the same sizes but for C");
+  }
+  const int64_t classes = input.size(1);
+  STD_TORCH_CHECK(1 <= classes && classes <= kMaxClassesCuda, "the number of classes must be in [1, ", kMaxClassesCuda,
+                  "], not ", classes);
+  for (const Tensor* tensor : {&target, &scale, weight ? &*weight : &scale}) {
+    STD_TORCH_CHECK(tensor->device() == input.device(), "all tensors must be on the same device as input");
+  }
+  const Labels labels = labels_of(target, classes, ignore_index);
+  Problem p{};
+  p.classes = static_cast<int>(classes);
+  p.input = input.const_data_ptr();
+  p.labels = labels.data;
+  p.label_type = labels.type;
+  p.ignore_index = ignore_index;
+  p.scale = floats_of(scale, classes, "scale");
+  p.keep = static_cast<float>(1 - label_smoothing);
+  p.smooth = static_cast<float>(label_smoothing / static_cast<double>(classes));
+  if (weight) {
+    p.weight = floats_of(*weight, classes, "weight");
+    if (label_smoothing > 0) {
+      weight_sum = torch::stable::sum(*weight);
+      p.weight_sum = weight_sum->const_data_ptr<float>();
+    }
+  }
+  return p;
+}
+
+template <class Allocate>
+void run(Problem& p, const Tensor& input, const Tensor* grad_input, const Allocate& allocate_partial) {
+  p.grad_input = grad_input ? grad_input->mutable_data_ptr() : nullptr;
+  p.pixels = pixel_rows(input, grad_input ? *grad_input : input);
+  const int32_t device = input.get_device_index();
+  switch (float_type(input, "input")) {
+    case Float::kFloat32:
+      return run<float>(p, device, allocate_partial);
+    case Float::kBFloat16:
+      return run<BFloat16>(p, device, allocate_partial);
+    case Float::kFloat16:
+      return run<Half>(p, device, allocate_partial);
+  }
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> cross_entropy(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
+                                         const Tensor& scale, int64_t ignore_index, bool per_pixel,
+                                         double label_smoothing, bool with_grad) {
+  const DeviceGuard guard(input.get_device_index());
+  const Tensor flat_target = torch::stable::contiguous(target);
+  std::optional<Tensor> weight_sum, partial;
+  Problem p = problem_of(input, flat_target, weight, scale, ignore_index, label_smoothing, weight_sum);
+  const Tensor loss = per_pixel ? torch::stable::new_empty(target, target.sizes(), ScalarType::Float)
+                                : torch::stable::new_empty(target, {}, ScalarType::Float);
+  const Tensor grad = with_grad ? torch::stable::empty_like(input) : torch::stable::new_empty(input, {0});
+  if (per_pixel) p.pixel_loss = loss.mutable_data_ptr<float>();
+  int count = 0;
+  if (target.numel() > 0) {
+    run(p, input, with_grad ? &grad : nullptr, [&](uint32_t blocks) -> double* {
+      if (per_pixel) return nullptr;
+      count = static_cast<int>(blocks);
+      partial = torch::stable::new_empty(target, {blocks}, ScalarType::Double);
+      return partial->mutable_data_ptr<double>();
+    });
+  }
+  if (!per_pixel) {
+    launch("cross_entropy, sum", sum_partial_losses, dim3(1), dim3(kSumThreads), kWarp * sizeof(double),
+           current_stream(input.get_device_index()), p.partial_loss, count, p.scale, loss.mutable_data_ptr<float>());
+  }
+  return {loss, grad};
+}
+
+Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
+                              const std::optional<Tensor>& weight, const Tensor& scale, int64_t ignore_index,
+                              double label_smoothing) {
+  const DeviceGuard guard(input.get_device_index());
+  const Tensor flat_target = torch::stable::contiguous(target), flat_grad = torch::stable::contiguous(grad);
+  std::optional<Tensor> weight_sum;
+  Problem p = problem_of(input, flat_target, weight, scale, ignore_index, label_smoothing, weight_sum);
+  STD_TORCH_CHECK(grad.device() == input.device(), "grad must be on the same device as input");
+  p.grad_per_pixel = grad.dim() > 0;
+  p.grad = floats_of(flat_grad, p.grad_per_pixel ? target.numel() : 1, "grad");
+  const Tensor grad_input = torch::stable::empty_like(input);
+  if (target.numel() > 0) run(p, input, &grad_input, [](uint32_t) -> double* { return nullptr; });
+  return grad_input;
+}
+
+}  // namespace cawa_fast::cuda

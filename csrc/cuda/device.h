@@ -1,0 +1,98 @@
+// What the kernels need of CUDA beyond the language. tests/native/cuda_emulation.h has the same for a CPU, where the
+// tests run this folder's code without a GPU.
+#pragma once
+
+#ifdef CAWA_FAST_CUDA_EMULATION
+#include "cuda_emulation.h"
+#else
+
+#include <cuda_runtime.h>
+#include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <type_traits>
+
+namespace cawa_fast::cuda {
+
+// ----------------------------------------------------------------------------------------------------- on the device
+
+// 2^x with an error of two units in the last place; below 2^-126 it is 0.
+__device__ inline float exp2_fast(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+// x / y with an error of two units in the last place, for |y| < 2^126. The slow path of the exact division takes
+// registers even where nobody takes it.
+__device__ inline float divide_fast(float x, float y) { return __fdividef(x, y); }
+
+// Starts copying 16 bytes to shared memory; both addresses are multiples of 16. Needs no register meanwhile.
+__device__ inline void start_copy(void* shared, const void* global) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+}
+
+// Waits for the copies that this thread has started.
+__device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// ------------------------------------------------------------------------------------------------------- on the host
+
+// Throws if a call of CUDA's has failed. The error is taken from the runtime too, or PyTorch would report it as that of
+// an operator of its own.
+inline void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();
+  STD_TORCH_CHECK(false, "cawa_fast: ", what, " failed: ", cudaGetErrorName(error), ", ", cudaGetErrorString(error),
+                  error == cudaErrorNoKernelImageForDevice
+                      ? "; the extension was built for other GPUs, rebuild it with CAWA_FAST_CUDA_ARCHITECTURES"
+                      : "");
+}
+
+// Makes a device the current one, until it goes out of scope: for torch and for this library's own CUDA runtime.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int32_t device) : guard_(device) { check(cudaSetDevice(device), "cudaSetDevice"); }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+};
+
+// The stream that torch uses on a device now. Asked of libtorch_cuda by name: linked, it would have to be there at
+// build time.
+inline cudaStream_t current_stream(int32_t device) {
+  using Function = AOTITorchError (*)(int32_t, void**);
+  static const Function function = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return library ? reinterpret_cast<Function>(dlsym(library, "aoti_torch_get_current_cuda_stream")) : nullptr;
+  }();
+  STD_TORCH_CHECK(function, "cawa_fast: this torch has no CUDA, but was given a CUDA tensor");
+  void* stream = nullptr;
+  STD_TORCH_CHECK(function(device, &stream) == 0, "cawa_fast: torch does not tell its current CUDA stream");
+  return static_cast<cudaStream_t>(stream);
+}
+
+// Bytes of shared memory that a block may have.
+inline int64_t shared_memory_limit(int32_t device) {
+  int bytes = 0;
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cudaDeviceGetAttribute");
+  return bytes;
+}
+
+// Starts kernel(arguments...) with `shared` bytes of dynamic shared memory per block; `name` is for the error message.
+template <class... Arguments>
+void launch(const char* name, void (*kernel)(Arguments...), dim3 blocks, dim3 threads, int64_t shared,
+            cudaStream_t stream, std::type_identity_t<Arguments>... arguments) {
+  constexpr int64_t kWithoutAsking = 48 * 1024;
+  if (shared > kWithoutAsking) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), name);
+  }
+  void* pointers[] = {&arguments...};
+  check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), blocks, threads, pointers, shared, stream), name);
+}
+
+}  // namespace cawa_fast::cuda
+
+#endif

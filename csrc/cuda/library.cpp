@@ -1,0 +1,3 @@
+#include "library.h"
+
+CAWA_FAST_CUDA_LIBRARY(cawa_fast_cuda, CUDA)

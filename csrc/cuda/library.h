@@ -1,0 +1,21 @@
+// Registration only; cross_entropy.h says what the operators do.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include "cross_entropy.h"
+
+// Registers torch.ops.<name> for tensors on the devices of `key`.
+#define CAWA_FAST_CUDA_LIBRARY(name, key)                                                                            \
+  STABLE_TORCH_LIBRARY(name, m) {                                                                                    \
+    m.def(                                                                                                           \
+        "cross_entropy(Tensor input, Tensor target, Tensor? weight, Tensor scale, int ignore_index, bool per_pixel," \
+        " float label_smoothing, bool with_grad) -> (Tensor loss, Tensor grad)");                                    \
+    m.def(                                                                                                           \
+        "cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor scale,"             \
+        " int ignore_index, float label_smoothing) -> Tensor");                                                      \
+  }                                                                                                                  \
+  STABLE_TORCH_LIBRARY_IMPL(name, key, m) {                                                                          \
+    m.impl("cross_entropy", TORCH_BOX(&cawa_fast::cuda::cross_entropy));                                             \
+    m.impl("cross_entropy_backward", TORCH_BOX(&cawa_fast::cuda::cross_entropy_backward));                           \
+  }

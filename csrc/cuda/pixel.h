@@ -1,0 +1,221 @@
+// What the cross-entropy kernels have in common: their problem, pixels and labels, terms of the loss, sums.
+#pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cmath>
+#include <cstdint>
+
+#include "../kernels.h"
+#include "device.h"
+
+namespace cawa_fast::cuda {
+
+using BFloat16 = torch::headeronly::BFloat16;
+using Half = torch::headeronly::Half;
+
+constexpr int kWarp = 32;
+constexpr int kIgnored = -1;
+
+// A cross-entropy over all pixels, split into tiles of pixels of one row each, one for each block.
+struct Problem {
+  PixelRows pixels;
+  int classes;
+  const void* input;
+  void* grad_input;    // in the input's type; null for none
+  const void* labels;  // contiguous
+  Label label_type;
+  int64_t ignore_index;
+  const float* weight;      // (C) or null for 1
+  const float* weight_sum;  // its sum; null for C
+  const float* scale;       // (C)
+  float keep, smooth;       // 1 - s, s / C
+  const float* grad;        // upstream gradient: null for 1, else one value or, per pixel, as many as labels
+  bool grad_per_pixel;
+  float* pixel_loss;     // per pixel, without scale and grad; may be null
+  double* partial_loss;  // per block, with scale, without grad; may be null
+  uint32_t tiles_per_row;
+  int tile_pixels;
+};
+
+// e^x, for x <= 0. (The rounding of the product costs |x| / 2 units in the last place of a value that small.)
+__device__ inline float exp_fast(float x) { return exp2_fast(x * 1.4426950408889634f); }
+
+// What logits are shifted by: their maximum, and 0 if all are -inf, since -inf - -inf would not be -inf.
+__device__ inline float shift_of(float maximum) { return maximum == -INFINITY ? 0.0f : maximum; }
+
+// ----------------------------------------------------------------------------------------------------------- 16 bytes
+
+template <class T>
+struct Vector;  // T as 16 bytes: of four floats, or of eight 16-bit numbers, the first in the lower half of x
+
+template <>
+struct Vector<float> {
+  static constexpr int kSize = 4;
+  static constexpr uint32_t kMinusInfinity = 0xff800000;
+  __device__ static void unpack(uint4 bytes, float* values) {
+    values[0] = __uint_as_float(bytes.x), values[1] = __uint_as_float(bytes.y);
+    values[2] = __uint_as_float(bytes.z), values[3] = __uint_as_float(bytes.w);
+  }
+  __device__ static uint4 pack(const float* values) {
+    return {__float_as_uint(values[0]), __float_as_uint(values[1]), __float_as_uint(values[2]),
+            __float_as_uint(values[3])};
+  }
+};
+
+template <class T>
+struct Vector16 {
+  static constexpr int kSize = 8;
+  __device__ static float value(uint32_t bits) {
+    return static_cast<float>(T(static_cast<unsigned short>(bits), T::from_bits()));
+  }
+  __device__ static void unpack(uint4 bytes, float* values) {
+    values[0] = value(bytes.x & 0xffff), values[1] = value(bytes.x >> 16);
+    values[2] = value(bytes.y & 0xffff), values[3] = value(bytes.y >> 16);
+    values[4] = value(bytes.z & 0xffff), values[5] = value(bytes.z >> 16);
+    values[6] = value(bytes.w & 0xffff), values[7] = value(bytes.w >> 16);
+  }
+  __device__ static uint32_t pair(const float* values) {
+    return T(values[0]).x | static_cast<uint32_t>(T(values[1]).x) << 16;
+  }
+  __device__ static uint4 pack(const float* values) {
+    return {pair(values), pair(values + 2), pair(values + 4), pair(values + 6)};
+  }
+};
+template <>
+struct Vector<BFloat16> : Vector16<BFloat16> {
+  static constexpr uint32_t kMinusInfinity = 0xff80ff80;
+};
+template <>
+struct Vector<Half> : Vector16<Half> {
+  static constexpr uint32_t kMinusInfinity = 0xfc00fc00;
+};
+
+// --------------------------------------------------------------------------------------------------- pixels and labels
+
+// A tile: `count` pixels from pixel `x` of a row on. Offsets are those of the row's first pixel.
+struct alignas(16) Tile {
+  int64_t input, grad, labels, x;
+  int count;
+};
+
+__device__ inline Tile tile_at(const Problem& p, uint32_t index) {
+  uint32_t row = index / p.tiles_per_row;
+  Tile tile{};
+  tile.x = static_cast<int64_t>(index - row * p.tiles_per_row) * p.tile_pixels;
+  tile.labels = row * p.pixels.length;
+  const int64_t left = p.pixels.length - tile.x;
+  tile.count = left < p.tile_pixels ? static_cast<int>(left) : p.tile_pixels;
+  for (int d = p.pixels.outer - 1; d >= 0; --d) {
+    const uint32_t size = static_cast<uint32_t>(p.pixels.size[d]);
+    const uint32_t index_d = d > 0 ? row % size : row;
+    tile.input += index_d * p.pixels.stride[d];
+    tile.grad += index_d * p.pixels.grad_stride[d];
+    row /= d > 0 ? size : 1;
+  }
+  return tile;
+}
+
+// The label at `i`, or kIgnored. Nothing else may be used as an offset.
+__device__ inline int label_at(const Problem& p, int64_t i) {
+  int64_t label;
+  switch (p.label_type) {
+    case Label::kUInt8:
+      label = static_cast<const uint8_t*>(p.labels)[i];
+      break;
+    case Label::kInt16:
+      label = static_cast<const int16_t*>(p.labels)[i];
+      break;
+    case Label::kInt32:
+      label = static_cast<const int32_t*>(p.labels)[i];
+      break;
+    default:
+      label = static_cast<const int64_t*>(p.labels)[i];
+  }
+  const bool valid = label >= 0 && label < p.classes && label != p.ignore_index;
+  return valid ? static_cast<int>(label) : kIgnored;
+}
+
+// What a pixel's label decides.
+struct Pixel {
+  int label;       // kIgnored where invalid; the rest is 0 there
+  float at_label;  // (1 - s) * weight of the label
+  float factor;    // scale of the label times the upstream gradient
+};
+
+// `label` as label_at gives it.
+__device__ inline Pixel pixel_of(const Problem& p, int label, int64_t i) {
+  if (label == kIgnored) return {kIgnored, 0, 0};
+  float factor = p.scale[label];
+  if (p.grad) factor *= p.grad[p.grad_per_pixel ? i : 0];
+  return {label, p.weight ? p.keep * p.weight[label] : p.keep, factor};
+}
+
+__device__ inline Pixel pixel_at(const Problem& p, int64_t i) { return pixel_of(p, label_at(p, i), i); }
+
+__device__ inline float weight_at(const Problem& p, int label) { return p.weight ? p.weight[label] : 1.0f; }
+
+// --------------------------------------------------------------------------------------------------- loss and gradient
+
+// The gradient of class c is e_c * coefficient - smooth * weight[c], e_c = exp(z_c - maximum), where label_term is
+// first subtracted from the label's e: (e_y - sum) / sum is p_y - 1, without cancellation of what is rounded already.
+struct Terms {
+  float coefficient, label_term, smooth;
+};
+
+// `sum`: of e_c. `smoothed`: label smoothing is not 0.
+__device__ inline Terms terms_of(const Problem& p, const Pixel& pixel, float sum, bool smoothed) {
+  const float of_label = pixel.at_label * pixel.factor;
+  if (!smoothed) return {divide_fast(of_label, sum), sum, 0};
+  const float weight_sum = p.weight_sum ? *p.weight_sum : static_cast<float>(p.classes);
+  const float of_all = of_label + pixel.factor * (p.smooth * weight_sum);
+  return {of_all / sum, of_all != 0 ? sum * (of_label / of_all) : 0, pixel.factor * p.smooth};
+}
+
+// Writes a valid or ignored pixel's loss if that is asked for, and returns what it adds to the loss of all.
+// `gap`: maximum minus the label's logit. `weighted`: with smoothing, sum of weight[c] * (z_c - maximum).
+__device__ inline double loss_of(const Problem& p, const Pixel& pixel, int64_t i, float gap, float sum, float weighted,
+                                 bool smoothed) {
+  float loss = 0;
+  if (pixel.label != kIgnored) {
+    const float log_sum = logf(sum);
+    loss = pixel.at_label * (gap + log_sum);
+    if (smoothed) {
+      const float weight_sum = p.weight_sum ? *p.weight_sum : static_cast<float>(p.classes);
+      loss += p.smooth * (weight_sum * log_sum - weighted);
+    }
+  }
+  if (p.pixel_loss) p.pixel_loss[i] = loss;
+  return pixel.label == kIgnored ? 0 : static_cast<double>(loss) * pixel.factor;
+}
+
+// -----------------------------------------------------------------------------------------------------------------
+// sums
+
+constexpr unsigned kAllLanes = 0xffffffff;
+
+// Over `lanes` neighbouring lanes, a power of two; all of them get the result.
+__device__ inline float max_of_lanes(float value, int lanes) {
+  for (int d = lanes / 2; d > 0; d /= 2) value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, d));
+  return value;
+}
+
+template <class T>
+__device__ T sum_of_lanes(T value, int lanes) {
+  for (int d = lanes / 2; d > 0; d /= 2) value += __shfl_xor_sync(kAllLanes, value, d);
+  return value;
+}
+
+// Sum over the block, whose size is a multiple of a warp, in a fixed order; thread 0 gets it. `shared` has a double for
+// each warp, which nobody else uses.
+__device__ inline double sum_of_block(double value, double* shared) {
+  const int thread = threadIdx.y * blockDim.x + threadIdx.x, warps = blockDim.x * blockDim.y / kWarp;
+  value = sum_of_lanes(value, kWarp);
+  if (thread % kWarp == 0) shared[thread / kWarp] = value;
+  __syncthreads();
+  if (thread >= kWarp) return 0;
+  return sum_of_lanes(thread < warps ? shared[thread] : 0.0, kWarp);
+}
+
+}  // namespace cawa_fast::cuda

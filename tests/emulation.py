@@ -1,0 +1,91 @@
+"""The CUDA kernels' own source on the CPU (tests/native/cuda_emulation.h), in place of the compiled CPU operators.
+
+``load`` builds it, where CMake and a compiler are; ``use`` makes the public functions run it on logits of the labels'
+size. Whatever is resized keeps running on the CPU operators.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cawa_fast import _native
+
+NAME = "cuda emulation"
+ROOT = Path(__file__).parents[1]
+BUILD = ROOT / "build" / "cuda_emulation"
+_PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+
+
+def why_not() -> str | None:
+    """Why there can be no emulation here; None if there can."""
+    missing = [name for name in ("cmake", "ninja") if shutil.which(name, path=_PATH) is None]
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "c++", "g++", "clang++")):
+        missing.append("a C++ compiler")
+    if not _native.available():
+        missing.append("the compiled extension")
+    return f"the emulation of the CUDA kernels needs {' and '.join(missing)}" if missing else None
+
+
+@functools.cache
+def load() -> ctypes.CDLL:
+    """Builds the emulation if anything has changed, and registers ``torch.ops.cawa_fast_cuda_emulation``."""
+    options = [f"-DPython_EXECUTABLE={sys.executable}", "-DCAWA_FAST_CUDA=OFF", "-DCAWA_FAST_CUDA_EMULATION=ON"]
+    commands = [
+        ["cmake", "-S", ROOT, "-B", BUILD, "-G", "Ninja", "-DCAWA_FAST_WERROR=ON", *options],
+        ["cmake", "--build", BUILD, "--target", "cuda_emulation"],
+    ]
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / "lock", "w") as lock:  # several processes run tests
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for command in commands:
+            run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": _PATH})
+            assert run.returncode == 0, run.stdout + run.stderr
+    library = BUILD / "cuda_emulation.so"
+    torch.ops.load_library(str(library))
+    handle = ctypes.CDLL(str(library))
+    handle.cawa_fast_emulated_launches.restype = ctypes.c_char_p
+    handle.cawa_fast_emulated_seed.argtypes = [ctypes.c_uint64]
+    return handle
+
+
+def launches() -> list[str]:
+    """The names of the kernels that were launched since the last call."""
+    return load().cawa_fast_emulated_launches().decode().split(";")[:-1]
+
+
+def use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here to the end of the test the CPU's cross-entropy of equal sizes is the CUDA kernels'."""
+    load()
+    cpu, cuda = torch.ops.cawa_fast_cpu, torch.ops.cawa_fast_cuda_emulation
+    forward, backward = cpu.cross_entropy, cpu.cross_entropy_backward
+
+    def same_size(input: Tensor, target: Tensor) -> bool:
+        return input.shape[2:] == target.shape[1:]
+
+    def cross_entropy(input: Tensor, target: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        *same, _align_corners, with_grad = others
+        if same_size(input, target):
+            return cuda.cross_entropy(input, target, *same, with_grad)
+        return forward(input, target, *others)
+
+    def cross_entropy_backward(grad: Tensor, input: Tensor, target: Tensor, *others: Any) -> Tensor:
+        *same, _align_corners = others
+        if same_size(input, target):
+            return cuda.cross_entropy_backward(grad, input, target, *same)
+        return backward(grad, input, target, *others)
+
+    monkeypatch.setattr(cpu, "cross_entropy", cross_entropy)
+    monkeypatch.setattr(cpu, "cross_entropy_backward", cross_entropy_backward)

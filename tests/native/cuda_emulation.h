@@ -1,0 +1,274 @@
+// What csrc/cuda/ needs of CUDA, for a CPU: its kernels run here without a GPU, one block after the other, one thread
+// at a time. Each thread of a block is a fiber that runs until a barrier; the order in which fibers take turns is
+// shuffled anew at every barrier, so that a missing one shows as a wrong result, and a barrier that not all reach as an
+// error. Shared memory is NaN when a block begins.
+//
+// Not the same as on a GPU: rounding of exponentials, logarithms and divisions (here correct to the last place or
+// nearly); warps are not in lockstep, and races between blocks stay unseen.
+#pragma once
+
+#include <torch/headeronly/util/Exception.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+// --------------------------------------------------------------------------------------------------- the language
+
+#define __global__
+#define __device__
+#define __shared__
+#define __align__(bytes)
+#define __launch_bounds__(...)
+#define __grid_constant__
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+
+using cudaStream_t = void*;
+
+namespace cawa_fast::cuda {
+
+// ------------------------------------------------------------------------------------------------------- fibers
+
+constexpr int kEmulatedWarp = 32;
+constexpr size_t kSharedBytes = 227 * 1024;  // what a block may have on sm_90
+constexpr unsigned char kFresh = 0xff;       // what shared memory is full of at first: NaN
+constexpr size_t kCanary = 1024;             // bytes behind a block's shared memory that must not change
+constexpr size_t kFiberStack = 64 * 1024;
+
+inline dim3 blockIdx, blockDim, threadIdx;                               // of the fiber that runs
+alignas(16) inline unsigned char shared_memory[kSharedBytes + kCanary];  // of the block that runs
+
+class Block {
+ public:
+  static Block*& current() {
+    static Block* block = nullptr;
+    return block;
+  }
+
+  Block(dim3 threads, std::function<void()> body, uint64_t seed)
+      : threads_(threads), body_(std::move(body)), random_(seed), fibers_(threads.x * threads.y * threads.z) {}
+
+  void run() {
+    for (size_t i = 0; i < fibers_.size(); ++i) start(i);
+    current() = this;
+    std::vector<int> order(fibers_.size());
+    for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
+    for (size_t running = fibers_.size(); running > 0;) {
+      std::shuffle(order.begin(), order.end(), random_);
+      bool any = false;
+      for (const int i : order) {
+        if (fibers_[i].state != State::kReady) continue;
+        any = true;
+        resume(i);
+        if (error_) std::rethrow_exception(error_);
+        if (fibers_[i].state == State::kDone) --running;
+      }
+      any |= release();
+      STD_TORCH_CHECK(any, "cuda_emulation: a barrier that not all threads of the block or warp reach");
+    }
+  }
+
+  void wait_for_block() { wait(State::kAtBlock); }
+  void wait_for_warp() { wait(State::kAtWarp); }
+
+  // Of another lane of the warp: what it has given to its call of this.
+  template <class T>
+  T exchange(T value, int other_lane) {
+    const int self = running_;
+    std::memcpy(&fibers_[self].slot, &value, sizeof(T));
+    wait_for_warp();
+    T result;
+    std::memcpy(&result, &fibers_[self / kEmulatedWarp * kEmulatedWarp + other_lane].slot, sizeof(T));
+    wait_for_warp();
+    return result;
+  }
+
+  int lane() const { return running_ % kEmulatedWarp; }
+
+ private:
+  enum class State { kReady, kAtBlock, kAtWarp, kDone };
+  struct Fiber {
+    State state = State::kReady;
+    uint64_t slot = 0;
+    ucontext_t context;
+  };
+
+  // Stacks are kept for later blocks: pages that were used before cost nothing.
+  static unsigned char* stack(size_t i) {
+    static std::vector<std::unique_ptr<unsigned char[]>> stacks;
+    while (stacks.size() <= i) stacks.push_back(std::unique_ptr<unsigned char[]>(new unsigned char[kFiberStack]));
+    return stacks[i].get();
+  }
+
+  void start(size_t i) {
+    Fiber& fiber = fibers_[i];
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = stack(i);
+    fiber.context.uc_stack.ss_size = kFiberStack;
+    fiber.context.uc_link = &scheduler_;
+    makecontext(&fiber.context, &Block::enter, 0);
+  }
+
+  static void enter() {
+    Block& block = *current();
+    try {
+      block.body_();
+    } catch (...) {  // must not leave the fiber
+      block.error_ = std::current_exception();
+    }
+    block.fibers_[block.running_].state = State::kDone;
+  }
+
+  void resume(int i) {
+    running_ = i;
+    const unsigned index = static_cast<unsigned>(i);
+    threadIdx = dim3(index % threads_.x, index / threads_.x % threads_.y, index / (threads_.x * threads_.y));
+    swapcontext(&scheduler_, &fibers_[i].context);
+  }
+
+  void wait(State state) {
+    const int self = running_;
+    fibers_[self].state = state;
+    swapcontext(&fibers_[self].context, &scheduler_);
+  }
+
+  // Lets those go on that wait where all others do; threads that have ended are waited for by none.
+  bool release() {
+    bool any = false;
+    const auto all = [&](size_t begin, size_t end, State state) {
+      bool waiting = false;
+      for (size_t i = begin; i < end; ++i) {
+        if (fibers_[i].state == State::kDone) continue;
+        if (fibers_[i].state != state) return;
+        waiting = true;
+      }
+      for (size_t i = begin; waiting && i < end; ++i) {
+        if (fibers_[i].state == state) fibers_[i].state = State::kReady;
+      }
+      any |= waiting;
+    };
+    for (size_t warp = 0; warp < fibers_.size(); warp += kEmulatedWarp) {
+      all(warp, std::min(warp + kEmulatedWarp, fibers_.size()), State::kAtWarp);
+    }
+    all(0, fibers_.size(), State::kAtBlock);
+    return any;
+  }
+
+  dim3 threads_;
+  std::function<void()> body_;
+  std::mt19937_64 random_;
+  std::vector<Fiber> fibers_;
+  ucontext_t scheduler_;
+  int running_ = 0;
+  std::exception_ptr error_;
+};
+
+// ----------------------------------------------------------------------------------------------------- on the device
+
+inline void __syncthreads() { Block::current()->wait_for_block(); }
+inline void __syncwarp() { Block::current()->wait_for_warp(); }
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  return Block::current()->exchange(value, Block::current()->lane() ^ mask);
+}
+
+inline float __uint_as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
+inline uint32_t __float_as_uint(float value) { return std::bit_cast<uint32_t>(value); }
+
+template <class T>
+T __ldcs(const T* address) {
+  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(address) % alignof(T) == 0, "cuda_emulation: misaligned load");
+  return *address;
+}
+
+using std::max;
+using std::min;
+
+inline float exp2_fast(float x) {
+  const float result = std::exp2(x);
+  return result < 1.17549435e-38f ? 0.0f : result;
+}
+
+inline float divide_fast(float x, float y) { return x / y; }
+
+inline void start_copy(void* shared, const void* global) {
+  const bool misaligned = (reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % 16 != 0;
+  STD_TORCH_CHECK(!misaligned, "cuda_emulation: misaligned copy");
+  std::memcpy(shared, global, 16);
+}
+
+inline void wait_for_copies() {}
+
+// ------------------------------------------------------------------------------------------------------- on the host
+
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int32_t) {}
+};
+
+inline cudaStream_t current_stream(int32_t) { return nullptr; }
+
+inline int64_t shared_memory_limit(int32_t) { return kSharedBytes; }
+
+// The names of the kernels that were launched, and the seed of the fibers' order; for the tests, through Python's
+// ctypes.
+struct Launches {
+  std::string names;
+  uint64_t seed = 0;
+};
+
+inline Launches& launches() {
+  static Launches all;
+  return all;
+}
+
+template <class... Arguments>
+void launch(const char* name, void (*kernel)(Arguments...), dim3 blocks, dim3 threads, int64_t shared, cudaStream_t,
+            std::type_identity_t<Arguments>... arguments) {
+  const unsigned count = threads.x * threads.y * threads.z;
+  STD_TORCH_CHECK(count > 0 && count <= 1024 && count % kEmulatedWarp == 0, "cuda_emulation: ", count, " threads");
+  STD_TORCH_CHECK(blocks.x > 0 && shared <= static_cast<int64_t>(kSharedBytes), "cuda_emulation: bad launch of ", name);
+  launches().names += std::string(name) + ";";
+  blockDim = threads;
+  for (unsigned block = 0; block < blocks.x; ++block) {
+    blockIdx = dim3(block);
+    std::fill_n(shared_memory, shared + kCanary, kFresh);
+    Block(threads, [&] { kernel(arguments...); }, launches().seed * 1'000'003 + block).run();
+    const unsigned char* end = shared_memory + shared;
+    STD_TORCH_CHECK(std::all_of(end, end + kCanary, [](unsigned char byte) { return byte == kFresh; }),
+                    "cuda_emulation: ", name, " writes beyond its shared memory");
+  }
+}
+
+}  // namespace cawa_fast::cuda
+
+// Since the last call of it.
+extern "C" __attribute__((visibility("default"))) const char* cawa_fast_emulated_launches() {
+  static std::string names;
+  names = std::exchange(cawa_fast::cuda::launches().names, "");
+  return names.c_str();
+}
+
+extern "C" __attribute__((visibility("default"))) void cawa_fast_emulated_seed(uint64_t seed) {
+  cawa_fast::cuda::launches().seed = seed;
+}
