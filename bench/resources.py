@@ -74,6 +74,12 @@ def nvcc_version(compiler: str) -> str:
     return version[1]
 
 
+def supported(compiler: str) -> list[int]:
+    """Those of ``ARCHITECTURES`` that the compiler knows."""
+    text = subprocess.run([compiler, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+    return [number for number in ARCHITECTURES if f"sm_{number}" in text.split()]
+
+
 def compile_cuda(compiler: str, architectures: Iterable[int] = ARCHITECTURES) -> list[Resources]:
     """``csrc/cuda/`` for all architectures in one call, warnings as errors. Under a minute on one core."""
     torch = find_spec("torch")

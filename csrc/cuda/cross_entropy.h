@@ -34,9 +34,9 @@ using torch::stable::Tensor;
 //   grad             input's shape, dtype and, if dense, strides; or, without with_grad, (0,)
 //
 // All tensors are on one device, whose current stream does the work. Nothing waits for it and no value is read by the
-// host, so that a CUDA graph can capture the call. Scratch memory: 8 bytes per block, at most 128 KiB, with label
-// smoothing one float more. Logits are read once, and their gradient written once; with more classes than fit into a
-// block (many_classes.h) they are read twice. The same bits every time, on any GPU.
+// host, so that a CUDA graph can capture the call. Scratch memory: with a summed loss 8 bytes per block, which has 8 to
+// 512 pixels; with label smoothing and weights one float more. Logits are read once, and their gradient written once;
+// with more classes than fit into a block (many_classes.h) they are read twice. The same bits every time.
 // clang-format on
 std::tuple<Tensor, Tensor> cross_entropy(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
                                          const Tensor& scale, int64_t ignore_index, bool per_pixel,

@@ -7,16 +7,16 @@
 // Cost per logit, forward and backward together:
 //   device memory   one read and one write, of 16 bytes each if kVector: the two passes that there must be
 //   exponentials    1 + 2 / kClasses (one per group and pixel to combine the sums, one to scale the gradient)
-//   shared memory   4 words per group and pixel: 16 / kClasses bytes written, as many read; kClasses is 8 for float32,
-//   4
-//                   for 16 bits. Neighbouring lanes read and write neighbouring words: no bank conflicts, but two-way
-//                   ones of eight pixels a thread
+//   shared memory   per group and pixel 2 words written and 3 read, and 3 of the pixel's read by each group: 32 /
+//                   kClasses bytes, kClasses being 8 for float32, 4 for 16 bits. Neighbouring lanes have neighbouring
+//                   words: no bank conflicts, but two-way ones where a thread has eight pixels
 //   instructions    about 12 for float32, 15 for 16 bits
 // For an H200 (132 multiprocessors, 1.75 GHz, 4.3 TB/s measured for copies, 16 exponentials and 128 instructions a
 // clock) at 8x19x512x1024 in float32 that is 148 us for the bytes, 27 us for the exponentials, 32 us for the
 // instructions; in bfloat16 74, 32 and 40. All overlap, since several blocks share a multiprocessor: 64 registers for
 // each of its 1024 threads are 128 KiB of float32 logits (64 of 16 bits) on their way, of which 4.3 TB/s at a latency
-// of 0.8 us need 13 in each direction. Expected: 85 to 92 % of the copy bandwidth; not yet measured.
+// of 0.8 us need 13 in each direction. sum_partial_losses adds 2 to 4 us. Expected: 85 to 92 % of the copy bandwidth;
+// not yet measured.
 #pragma once
 
 #include "pixel.h"
