@@ -33,28 +33,25 @@ def _moderate(at, mask):
 
 
 @triton.jit
-def _factors(
-    label, weight, scale, upstream, keep, smooth, weight_sum,
-    WEIGHTED: tl.constexpr, SMOOTHED: tl.constexpr,
-):  # fmt: skip
-    """Of a pixel's gradient: of its probabilities, at its label, and what smoothing takes from every class's weight."""
+def _factors(label, weight, scale, upstream, keep, smooth, WEIGHTED: tl.constexpr):
+    """Of a pixel's gradient: of probability minus one at its label, and of what smoothing adds for every class."""
     valid = label >= 0
     class_at = tl.where(valid, label, 0)
     factor = tl.where(valid, upstream * tl.load(scale + class_at), 0.0)
     at_label = factor * keep
     if WEIGHTED:
         at_label *= tl.load(weight + class_at)
-    smoothing = factor * smooth
-    of_probabilities = at_label
-    if SMOOTHED:
-        of_probabilities += smoothing * weight_sum
-    return of_probabilities, at_label, smoothing
+    return at_label, factor * smooth
 
 
 @triton.jit
-def _of_logit(e, inverse_sum, is_label, of_probabilities, at_label):
-    """Gradient of a logit from its exponential. Where a network is right, probability minus one has to be exact."""
-    return fused(e * inverse_sum, of_probabilities, -tl.where(is_label, at_label, 0.0))
+def _of_logit(e, inverse_sum, is_label, at_label, smoothing, class_weight, weight_sum, SMOOTHED: tl.constexpr):
+    """Gradient of a logit from its exponential. Where a network is right, its probability minus one has to be exact."""
+    probability = e * inverse_sum
+    g = fused(probability, at_label, -tl.where(is_label, at_label, 0.0))
+    if SMOOTHED:
+        g += smoothing * (probability * weight_sum - class_weight)
+    return g
 
 
 @triton.jit
@@ -159,26 +156,23 @@ def _backward(
                     inverse_sum = tl.load(stats + stats_plane + kept, mask=inside, other=0.0)
                     if PER_PIXEL:
                         upstream = tl.load(grad + pixel, mask=inside, other=0.0)
-                    of_probabilities, at_label, smoothing = _factors(
-                        label, weight, scale, upstream, keep, smooth, weight_sum, WEIGHTED, SMOOTHED
-                    )
+                    at_label, smoothing = _factors(label, weight, scale, upstream, keep, smooth, WEIGHTED)
                     u = weight_of(x, cell, width, columns)  # of the sample at the right, for the sums
                     z = blend(z_left, z_right, weight_of(x, left, width, columns)[None, :])
-                    e = exp2(fused(z, tl.full(z.shape, LOG2E, tl.float32), -largest[None, :]))
-                    if tl.max(((label >= start) & (label < start + CLASSES)).to(tl.int32)) > 0:
+                    e = exp2((z - largest[None, :]) * LOG2E)
+                    any_label = tl.max(((label >= start) & (label < start + CLASSES)).to(tl.int32)) > 0
+                    if any_label or SMOOTHED:
                         # before any sum: where the network is right, almost nothing is left
                         g = _of_logit(
-                            e, inverse_sum[None, :], label[None, :] == c, of_probabilities[None, :], at_label[None, :]
-                        )
+                            e, inverse_sum[None, :], label[None, :] == c, at_label[None, :], smoothing[None, :],
+                            class_weight, weight_sum, SMOOTHED,
+                        )  # fmt: skip
                         row_left = fused(g, (1 - u)[None, :], row_left)
                         row_right = fused(g, u[None, :], row_right)
                     else:
-                        factor = of_probabilities * inverse_sum
+                        factor = at_label * inverse_sum
                         row_left = fused(e, (factor * (1 - u))[None, :], row_left)
                         row_right = fused(e, (factor * u)[None, :], row_right)
-                    if SMOOTHED:
-                        row_left -= class_weight * (smoothing * (1 - u))[None, :]
-                        row_right -= class_weight * (smoothing * u)[None, :]
             v = weight_of(y, cell_y, height, rows)[None, :]
             upper_left += (1 - v) * row_left
             upper_right += (1 - v) * row_right
@@ -221,9 +215,7 @@ def _backward_same(
     inverse_sum = tl.load(stats + items + item)
     upstream = tl.load(grad + item) if PER_PIXEL else tl.load(grad)
     weight_sum = _weight_sum(weight, num_classes, WEIGHTED, SMOOTHED)
-    of_probabilities, at_label, smoothing = _factors(
-        label, weight, scale, upstream, keep, smooth, weight_sum, WEIGHTED, SMOOTHED
-    )
+    at_label, smoothing = _factors(label, weight, scale, upstream, keep, smooth, WEIGHTED)
     class_stride = tl.cast(stride_c, tl.int64)
     grad_class_stride = tl.cast(grad_c, tl.int64)
     k = tl.arange(0, CLASSES)[:, None]
@@ -233,13 +225,14 @@ def _backward_same(
         c = start + k
         mask = (c < num_classes) & inside[None, :]
         z = _moderate(at, mask)
-        e = exp2(fused(z, tl.full(z.shape, LOG2E, tl.float32), -largest[None, :]))
-        value = _of_logit(e, inverse_sum[None, :], label[None, :] == c, of_probabilities[None, :], at_label[None, :])
-        if SMOOTHED:
-            if WEIGHTED:
-                value -= smoothing[None, :] * tl.load(weight + c, mask=c < num_classes, other=0.0)
-            else:
-                value -= smoothing[None, :]
+        e = exp2((z - largest[None, :]) * LOG2E)
+        class_weight = tl.full([CLASSES, 1], 1.0, tl.float32)
+        if WEIGHTED and SMOOTHED:
+            class_weight = tl.load(weight + c, mask=c < num_classes, other=0.0)
+        value = _of_logit(
+            e, inverse_sum[None, :], label[None, :] == c, at_label[None, :], smoothing[None, :],
+            class_weight, weight_sum, SMOOTHED,
+        )  # fmt: skip
         tl.store(to, value.to(grad_input.dtype.element_ty), mask=mask)
         at += CLASSES * class_stride
         to += CLASSES * grad_class_stride

@@ -19,7 +19,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._cells import blend, cell_of, first_output, fused, line_of, weight_of
+from ._cells import blend, cell_of, first_output, line_of, weight_of
 from ._math import class_of, exp2, offset_of
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -105,10 +105,10 @@ def _forward(
         if not SAME:
             column_weight = weight_of(x, left[None, None, :], width, columns)
 
-        # 1. maximum (times log2(e), rounded once for all) and sum of exponentials, CLASSES at a time
+        # 1. maximum and sum of exponentials, CLASSES at a time
         largest = tl.full([PHASES, 1, ITEMS], LOWEST, tl.float32)
         sum_ = tl.zeros([PHASES, 1, ITEMS], tl.float32)
-        weighted = tl.zeros([PHASES, 1, ITEMS], tl.float32)  # sum of weight * (logit - maximum), in units of log 2
+        weighted = tl.zeros([PHASES, 1, ITEMS], tl.float32)  # sum of weight * (logit - maximum)
         weight_sum = 0.0
         at = base + k * class_stride
         for start in range(0, num_classes, CLASSES):
@@ -116,9 +116,9 @@ def _forward(
             is_class = c < num_classes
             z = _logits(at, right, below, is_class, row_weight, column_weight, SAME)
             before = largest
-            largest = tl.maximum(largest, tl.max(z, 1, keep_dims=True) * LOG2E)
-            z = fused(z, tl.full(z.shape, LOG2E, tl.float32), -largest)
-            sum_ = sum_ * exp2(before - largest) + tl.sum(exp2(z), 1, keep_dims=True)
+            largest = tl.maximum(largest, tl.max(z, 1, keep_dims=True))
+            z -= largest  # not fused with the next factor: the largest class's exponential is exactly 1
+            sum_ = sum_ * exp2((before - largest) * LOG2E) + tl.sum(exp2(z * LOG2E), 1, keep_dims=True)
             if SMOOTHED:
                 w = tl.where(is_class, 1.0, 0.0)
                 if WEIGHTED:
@@ -131,12 +131,12 @@ def _forward(
         # 2. the label's logit, in the same order of rounding, and the loss
         class_at = tl.where(valid, label, 0)
         z = _logits(base + class_at * class_stride, right, below, valid, row_weight, column_weight, SAME)
-        log_sum = tl.log2(sum_)
-        value = (log_sum - fused(z, tl.full(z.shape, LOG2E, tl.float32), -largest)) * LN2
+        log_sum = tl.log2(sum_) * LN2
+        value = log_sum - (z - largest)
         if WEIGHTED:
             value *= tl.load(weight + class_at)
         if SMOOTHED:
-            value = value * keep + smooth * LN2 * (weight_sum * log_sum - weighted)
+            value = value * keep + smooth * (weight_sum * log_sum - weighted)
         value = tl.where(valid, value, 0.0)
         if PER_PIXEL:
             tl.store(loss + pixel + x, value, mask=inside)
