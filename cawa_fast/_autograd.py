@@ -28,7 +28,7 @@ def _(
     dtype = reference.compute_dtype(input.dtype)
     loss = input.new_empty(target.shape if reduction == "none" else (), dtype=dtype)
     saved = input.new_empty(0)
-    kind = _ops.saves(input, reduction, with_grad)
+    kind = _ops.saves(input, target, reduction, with_grad)
     if kind is _ops.Saved.GRADIENT:
         saved = torch.empty_like(input)
     elif kind is _ops.Saved.STATISTICS:
@@ -73,7 +73,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.mark_non_differentiable(scale, saved)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(input, target, weight, scale, saved)
-    ctx.has_grad = _ops.saves(input, reduction, with_grad) is _ops.Saved.GRADIENT
+    ctx.has_grad = _ops.saves(input, target, reduction, with_grad) is _ops.Saved.GRADIENT
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -83,6 +83,13 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
     # The gradient goes to the caller, who may change it; another backward pass computes its own. (Taken in one step:
     # several threads may go backward at once.)
     if not torch.is_grad_enabled() and vars(ctx).pop("has_grad", False):
+        if saved.is_cuda and type(saved) is Tensor:
+            result = saved.data  # changes to it are not changes of what autograd has saved, which nobody reads again
+            weight = None if weight is None else weight.to(torch.float32).contiguous()
+            torch.ops.cawa_fast_cuda.cross_entropy_rescale_(
+                result, grad.to(torch.float32), input, target, weight, scale, ctx.ignore_index, ctx.label_smoothing
+            )
+            return result, *(None,) * 7
         scaled = _scaled(saved, grad)
         if scaled is not None:
             return scaled, *(None,) * 7
@@ -93,12 +100,10 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
 
 
 def _scaled(grad_input: Tensor, grad: Tensor) -> Tensor | None:
-    """``grad_input`` times the upstream gradient, in place where nobody else can see it; None if that is inexact."""
+    """``grad_input`` times the upstream gradient, in place where nobody else can see it; None if inexact. For CPUs."""
     if type(grad_input) is not Tensor:  # a tracer's: in its graph nothing changes in place
         return None if grad_input.dtype == torch.bfloat16 else grad_input * grad
-    grad_input = grad_input.data  # changes to it are not changes of what autograd has saved, which nobody reads again
-    if grad.device.type != "cpu":  # to look at the value would mean to wait
-        return grad_input.mul_(grad)
+    grad_input = grad_input.data
     factor = grad.item()
     if factor == 1:  # of loss.backward(), the usual one
         return grad_input

@@ -20,7 +20,7 @@ from torch import Tensor
 from . import _checks, _native, reference
 
 _LIBRARY = torch.library.Library("cawa_fast", "DEF")
-# ``saved``: what the forward pass leaves for the backward pass, by :func:`_saves`.
+# ``saved``: what the forward pass leaves for the backward pass, by :func:`saves`.
 _LIBRARY.define(
     "cross_entropy(Tensor input, Tensor target, Tensor? weight, int ignore_index, str reduction, "
     "float label_smoothing, bool align_corners, bool with_grad) -> (Tensor loss, Tensor scale, Tensor saved)"
@@ -45,6 +45,12 @@ _NATIVE_DIMENSIONS = 8
 def _is_native(input: Tensor) -> bool:
     """Whether the compiled CPU kernels serve logits or maps like ``input``."""
     return _fits(input) and input.device.type == "cpu" and input.dim() <= _NATIVE_DIMENSIONS and _native.available()
+
+
+def _is_cuda(input: Tensor, target: Tensor) -> bool:
+    """Whether the kernel in CUDA C++ serves this cross-entropy: of logits that have the labels' size."""
+    same = input.shape[2:] == target.shape[1:]
+    return same and _fits(input) and input.is_cuda and input.dim() <= _NATIVE_DIMENSIONS and _native.cuda_available()
 
 
 def _is_triton(input: Tensor) -> bool:
@@ -73,9 +79,13 @@ class Saved(enum.Enum):
     STATISTICS = enum.auto()  # maximum and inverse sum of exponentials of each pixel
 
 
-def saves(input: Tensor, reduction: str, with_grad: bool) -> Saved:
+def saves(input: Tensor, target: Tensor, reduction: str, with_grad: bool) -> Saved:
     if not with_grad:
         return Saved.NOTHING
+    if _is_cuda(input, target):
+        # Not where the loss is scaled: the upstream gradient is never 1 there.
+        formed = reduction != "none" and input.dtype != torch.float16
+        return Saved.GRADIENT if formed else Saved.NOTHING
     if _is_triton(input):
         return Saved.STATISTICS
     # The gradient costs next to nothing beside the loss, from the same exponentials. It has to be multiplied with the
@@ -135,7 +145,7 @@ def _cross_entropy(
 ) -> tuple[Tensor, Tensor, Tensor]:
     weight = None if weight is None else weight.to(reference.compute_dtype(input.dtype)).contiguous()
     _checks.check_weight(weight)
-    saved_kind = saves(input, reduction, with_grad)
+    saved_kind = saves(input, target, reduction, with_grad)
     if _is_triton(input):
         kernels = _kernels("cross_entropy")
         with _on_device_of(input):
@@ -145,6 +155,18 @@ def _cross_entropy(
             else:
                 _report_labels(target, input.shape[1], ignore_index)
             scale = kernels.reduction_scale(counts, target.numel(), weight, input, reduction)
+            if _is_cuda(input, target):
+                loss, saved = torch.ops.cawa_fast_cuda.cross_entropy(
+                    input,
+                    target,
+                    weight,
+                    scale,
+                    ignore_index,
+                    reduction == "none",
+                    label_smoothing,
+                    saved_kind is Saved.GRADIENT,
+                )
+                return loss, scale, saved
             save, none = saved_kind is Saved.STATISTICS, reduction == "none"
             loss, saved = kernels.cross_entropy(
                 input, target, weight, scale, ignore_index, none, label_smoothing, align_corners, save
@@ -186,6 +208,10 @@ def _cross_entropy_backward(
     align_corners: bool,
 ) -> Tensor:
     weight = None if weight is None else weight.to(reference.compute_dtype(input.dtype)).contiguous()
+    if _is_cuda(input, target):
+        return torch.ops.cawa_fast_cuda.cross_entropy_backward(
+            grad.to(torch.float32), input, target, weight, scale, ignore_index, label_smoothing
+        )
     if _is_triton(input):
         with _on_device_of(input):
             return _kernels("cross_entropy").cross_entropy_backward(

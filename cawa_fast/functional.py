@@ -115,9 +115,10 @@ def cross_entropy(
     _arguments.check_choice(name, "reduction", reduction, REDUCTIONS)
     _arguments.check_range(name, "label_smoothing", label_smoothing)
     with_grad = torch.is_grad_enabled() and input.requires_grad
-    if input.dtype == torch.bfloat16 and torch.compiler.is_compiling():
-        # A compiled graph cannot see by what a gradient in bfloat16 is multiplied later, and forms it when it can.
-        with_grad = with_grad and _ops.saves(input, reduction, with_grad) is not _ops.Saved.GRADIENT
+    if torch.compiler.is_compiling() and (input.dtype == torch.bfloat16 or input.is_cuda):
+        # A compiled graph cannot see by what the gradient is multiplied later, which in bfloat16 rounds it twice and on
+        # a GPU costs two passes over it; it is formed when that is known.
+        with_grad = with_grad and _ops.saves(input, target, reduction, with_grad) is not _ops.Saved.GRADIENT
     loss, _, _ = torch.ops.cawa_fast.cross_entropy(
         input, target, weight, ignore_index, reduction, label_smoothing, align_corners, with_grad
     )

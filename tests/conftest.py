@@ -20,6 +20,7 @@ import pytest
 import torch
 
 import cawa_fast as cf
+import emulation
 import interpreter
 from bench.peers import import_torchvision
 from cawa_fast import _native, _ops
@@ -37,7 +38,8 @@ def _fresh_state() -> Iterator[None]:
 
 
 INTERPRETED = int(os.environ.get("CAWA_FAST_TEST_INTERPRETED", "3"))  # one test in so many
-BACKENDS = ["reference", *_native.instruction_sets(), "triton"] if DEVICE == "cpu" else ["reference", "triton"]
+EMULATION = [] if emulation.why_not() else [emulation.NAME]
+BACKENDS = ["reference", "triton", *([*_native.instruction_sets(), *EMULATION] if DEVICE == "cpu" else [])]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -54,6 +56,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
                 if zlib.crc32(request.node.nodeid.encode()) % INTERPRETED != 0:
                     pytest.skip("the interpreter is slow: it runs one of several combinations")
                 stack.enter_context(interpreter.kernels_on_the_cpu(monkeypatch))
+        elif request.param == emulation.NAME:
+            emulation.use(monkeypatch)
         else:
             _native.use_instruction_set(request.param)
             stack.callback(_native.use_instruction_set, _native.instruction_sets()[-1])

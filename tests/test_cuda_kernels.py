@@ -233,3 +233,19 @@ def test_errors(change, message):
     arguments = {"input": torch.zeros(1, 3, 4, 4), "target": torch.zeros(1, 4, 4).long(), "weight": None}
     with pytest.raises(RuntimeError, match=message):
         forward(**({"scale": torch.ones(3)} | arguments | change))
+
+
+@pytest.mark.parametrize("upstream", [1.0, 0.4, 0.0])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_formed_gradient_is_left_alone_if_upstream_is_one_and_else_computed_anew(dtype, layout, upstream):
+    case = noise(19, 2, (9, 13), (9, 13))
+    input, target = LAYOUTS[layout](case.logits.to(dtype)), case.target.to(torch.uint8)
+    weight, scale, grad = torch.rand(19), torch.rand(19), torch.tensor(upstream)
+    mark = 7.0
+    formed = torch.full_like(input, mark)
+    torch.ops.cawa_fast_cuda_emulation.cross_entropy_rescale_(formed, grad, input, target, weight, scale, 255, 0.1)
+    if upstream == 1:
+        assert (formed == mark).all()
+    else:
+        assert formed.equal(backward(grad, input, target, weight, scale, smoothing=0.1))

@@ -216,19 +216,36 @@ std::tuple<Tensor, Tensor> cross_entropy(const Tensor& input, const Tensor& targ
   return {loss, grad};
 }
 
-Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
-                              const std::optional<Tensor>& weight, const Tensor& scale, int64_t ignore_index,
-                              double label_smoothing) {
+namespace {
+
+void run_backward(const Tensor& grad, const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
+                  const Tensor& scale, int64_t ignore_index, double label_smoothing, const Tensor& grad_input,
+                  bool unless_one) {
   const DeviceGuard guard(input.get_device_index());
   const Tensor flat_target = torch::stable::contiguous(target), flat_grad = torch::stable::contiguous(grad);
   std::optional<Tensor> weight_sum;
   Problem p = problem_of(input, flat_target, weight, scale, ignore_index, label_smoothing, weight_sum);
   STD_TORCH_CHECK(grad.device() == input.device(), "grad must be on the same device as input");
-  p.grad_per_pixel = grad.dim() > 0;
+  p.grad_per_pixel = grad.dim() > 0 && !unless_one;
   p.grad = floats_of(flat_grad, p.grad_per_pixel ? target.numel() : 1, "grad");
-  const Tensor grad_input = torch::stable::empty_like(input);
+  p.unless_one = unless_one;
   if (target.numel() > 0) run(p, input, &grad_input, [](uint32_t) -> double* { return nullptr; });
+}
+
+}  // namespace
+
+Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
+                              const std::optional<Tensor>& weight, const Tensor& scale, int64_t ignore_index,
+                              double label_smoothing) {
+  const Tensor grad_input = torch::stable::empty_like(input);
+  run_backward(grad, input, target, weight, scale, ignore_index, label_smoothing, grad_input, false);
   return grad_input;
+}
+
+void cross_entropy_rescale(const Tensor& grad_input, const Tensor& grad, const Tensor& input, const Tensor& target,
+                           const std::optional<Tensor>& weight, const Tensor& scale, int64_t ignore_index,
+                           double label_smoothing) {
+  run_backward(grad, input, target, weight, scale, ignore_index, label_smoothing, grad_input, true);
 }
 
 }  // namespace cawa_fast::cuda

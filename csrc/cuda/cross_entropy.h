@@ -47,4 +47,11 @@ Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Ten
                               const std::optional<Tensor>& weight, const Tensor& scale, int64_t ignore_index,
                               double label_smoothing);
 
+// Makes of the gradient that cross_entropy formed, that of an upstream gradient of 1, the one for `grad`, () or (1,).
+// If that is 1, as of loss.backward(), it costs a launch and no pass over memory; else the gradient is computed anew,
+// from the logits, since a product of what is already rounded would be rounded twice.
+void cross_entropy_rescale(const Tensor& grad_input, const Tensor& grad, const Tensor& input, const Tensor& target,
+                           const std::optional<Tensor>& weight, const Tensor& scale, int64_t ignore_index,
+                           double label_smoothing);
+
 }  // namespace cawa_fast::cuda

@@ -50,6 +50,7 @@ struct InterleavedShared {
 template <class T>
 __global__ void __launch_bounds__(kInterleavedThreads, 4)
     interleaved(const __grid_constant__ Problem p, int lanes_log2) {
+  if (nothing_to_do(p)) return;
   constexpr int kPerWord = 16 / sizeof(T);
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const InterleavedShared<T> shared(shared_memory, p.tile_pixels, p.classes);

@@ -14,8 +14,12 @@
     m.def(                                                                                                           \
         "cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor scale,"             \
         " int ignore_index, float label_smoothing) -> Tensor");                                                      \
+    m.def(                                                                                                           \
+        "cross_entropy_rescale_(Tensor(a!) grad_input, Tensor grad, Tensor input, Tensor target, Tensor? weight,"    \
+        " Tensor scale, int ignore_index, float label_smoothing) -> ()");                                            \
   }                                                                                                                  \
   STABLE_TORCH_LIBRARY_IMPL(name, key, m) {                                                                          \
     m.impl("cross_entropy", TORCH_BOX(&cawa_fast::cuda::cross_entropy));                                             \
     m.impl("cross_entropy_backward", TORCH_BOX(&cawa_fast::cuda::cross_entropy_backward));                           \
+    m.impl("cross_entropy_rescale_", TORCH_BOX(&cawa_fast::cuda::cross_entropy_rescale));                            \
   }

@@ -18,6 +18,7 @@ constexpr int kChunk = 8;  // logits that a lane loads together
 // Launched with kManyThreads threads, `lanes` 1 or a warp, and tiles of kManyThreads / lanes pixels.
 template <class T>
 __global__ void __launch_bounds__(kManyThreads) many_classes(const __grid_constant__ Problem p, int lanes) {
+  if (nothing_to_do(p)) return;
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const int lane = threadIdx.x % lanes, i = threadIdx.x / lanes;
   const bool smoothed = p.smooth > 0;

@@ -33,11 +33,15 @@ struct Problem {
   float keep, smooth;       // 1 - s, s / C
   const float* grad;        // upstream gradient: null for 1, else one value or, per pixel, as many as labels
   bool grad_per_pixel;
+  bool unless_one;       // nothing is to be done if `grad` is 1: the gradient for that is there
   float* pixel_loss;     // per pixel, without scale and grad; may be null
   double* partial_loss;  // per block, with scale, without grad; may be null
   uint32_t tiles_per_row;
   int tile_pixels;
 };
+
+// Known on the device alone: the host would have to wait for it.
+__device__ inline bool nothing_to_do(const Problem& p) { return p.unless_one && *p.grad == 1.0f; }
 
 // e^x, for x <= 0. (The rounding of the product costs |x| / 2 units in the last place of a value that small.)
 __device__ inline float exp_fast(float x) { return exp2_fast(x * 1.4426950408889634f); }

@@ -103,6 +103,7 @@ __device__ inline void write4(float* to, int first, int columns, const float* va
 template <class T, bool kVector, bool kSmoothed>
 __global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kResident)
     planar(const __grid_constant__ Problem p) {
+  if (nothing_to_do(p)) return;
   using Thread = PlanarThread<T, kVector, kSmoothed>;
   constexpr int kPixels = Thread::kPixels, kClasses = Thread::kClasses;
   extern __shared__ __align__(16) unsigned char shared_memory[];
