@@ -6,6 +6,7 @@ try:
     import click
 
     from .cpu import cpu
+    from .gpu.command import gpu
     from .ratio import main as ratio
     from .realism import realism
     from .table import readme
@@ -19,13 +20,14 @@ def main() -> None:
 
     \b
     python -m bench cpu         every operator on the CPU: time, memory, floor
+    python -m bench gpu         everything that needs a GPU, in one go
     python -m bench readme      the measured table into README.md
     python -m bench realism     are the made-up logits like a network's?
     python -m bench ratio       the experiment behind the default of AdaptiveClassWeights(ratio=...)
     """
 
 
-for name, command in {"cpu": cpu, "readme": readme, "realism": realism, "ratio": ratio}.items():
+for name, command in {"cpu": cpu, "gpu": gpu, "readme": readme, "realism": realism, "ratio": ratio}.items():
     main.add_command(command, name)
 
 if __name__ == "__main__":

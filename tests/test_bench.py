@@ -248,6 +248,19 @@ def test_contenders_take_turns_in_rotating_order() -> None:
     assert order == ["a", "b", "a", "b", "a"]  # warm-up and first round, then the second begins with b
 
 
+def test_another_clock_and_an_end() -> None:
+    timed: list[int] = []
+
+    def clock(contender: peers.Contender, repeats: int) -> float:
+        timed.append(repeats)
+        return 0.004
+
+    contender = peers.Contender("a", lambda: ())
+    assert measure.interleave([contender], rounds=3, threads=1, clock=clock) == {"a": [0.004] * 3}
+    assert timed == [1, 1, 3, 3, 3]
+    assert measure.interleave([contender], rounds=3, threads=1, clock=clock, until=0) == {"a": [0.004]}
+
+
 def test_threads_are_set_for_each_contender_and_restored() -> None:
     seen: dict[str, set[int]] = {"one": set(), "two": set()}
 

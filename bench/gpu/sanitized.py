@@ -1,0 +1,55 @@
+"""Every operator once on small inputs, for compute-sanitizer: ``python -m bench.gpu.sanitized [cpu]``.
+
+Sizes are odd, so that tiles are cut by every border; out-of-bounds accesses and races are what is looked for, not
+results, which the tests compare.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import torch
+
+import cawa_fast as cf
+import cawa_fast.functional as CF
+
+IGNORE = 255
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+REDUCTIONS = ("mean", "none", "class_mean")
+
+
+def calls(device: torch.device) -> Iterator[str]:
+    """Makes the calls, and names each when it is done."""
+    torch.manual_seed(0)
+    for classes, low, high in ((19, (9, 13), (33, 50)), (33, (11, 7), (11, 7))):
+        labels = torch.randint(0, classes, (2, *high), dtype=torch.uint8, device=device)
+        labels[:, :2] = IGNORE
+        weight = torch.rand(classes, device=device) + 0.5
+        for dtype in DTYPES:
+            logits = torch.randn(2, classes, *low, device=device).to(dtype)
+            for layout in (torch.contiguous_format, torch.channels_last):
+                shape = f"{classes} classes, {low} to {high}, {dtype}, {layout}"
+                x = logits.contiguous(memory_format=layout).requires_grad_()
+                for reduction in REDUCTIONS[: None if dtype == torch.float32 else 1]:
+                    loss = CF.cross_entropy(x, labels, weight, ignore_index=IGNORE, reduction=reduction)
+                    loss.sum().backward()
+                    yield f"cross_entropy, {reduction}, {shape}"
+                CF.confusion_matrix(x, labels, ignore_index=IGNORE)
+                yield f"confusion_matrix, {shape}"
+                CF.cam_counts(x.detach().relu(), labels, ignore_index=IGNORE)
+                yield f"cam_counts, {shape}"
+
+
+def main() -> None:
+    """Make all calls on the device named on the command line, by default the GPU."""
+    device = torch.device(sys.argv[1] if len(sys.argv) > 1 else "cuda")
+    done = sum(1 for _ in calls(device))
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    cf.check_labels()
+    print(f"{done} calls")
+
+
+if __name__ == "__main__":
+    main()
