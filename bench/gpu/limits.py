@@ -7,50 +7,17 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from ..cases import Problem
 from ..floors import Limits
 from ..peers import Contender
+from . import kernels
 from .smi import LOAD, query
 from .timing import Gpu, Machine, UncapturableError, first_line, replayed, samples
 
 _WIDTH = 1024  # values of a program, in registers
 _UNROLLED = 16  # operations on each value between two tests of the loop
-
-
-@triton.jit
-def _exponentials(out: Any, loops: Any, WIDTH: tl.constexpr, UNROLLED: tl.constexpr) -> None:
-    # exp2(-x) has a fixed point near 0.64: nothing overflows, and the minus costs no instruction of its own
-    offsets = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
-    x = offsets.to(tl.float32) * 1e-9
-    for _ in range(loops):
-        for _ in tl.static_range(UNROLLED):
-            x = tl.exp2(-x)
-    tl.store(out + offsets, x)
-
-
-@triton.jit
-def _multiply_adds(out: Any, loops: Any, WIDTH: tl.constexpr, UNROLLED: tl.constexpr) -> None:
-    offsets = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
-    x = offsets.to(tl.float32) * 1e-9
-    for _ in range(loops):
-        for _ in tl.static_range(UNROLLED):
-            x = x * 0.75 + 0.25
-    tl.store(out + offsets, x)
-
-
-@triton.jit
-def _nothing(out: Any) -> None:
-    pass
-
-
-@triton.jit
-def _add_up(labels: Any, sums: Any, pixels: Any, WIDTH: tl.constexpr) -> None:
-    offsets = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
-    values = tl.load(labels + offsets, mask=offsets < pixels, other=0)
-    tl.store(sums + tl.program_id(0), tl.sum(values.to(tl.int32)))
 
 
 def reads_labels(problems: list[Problem]) -> Contender:
@@ -65,7 +32,7 @@ def reads_labels(problems: list[Problem]) -> Contender:
         turn = (turn + 1) % len(problems)
 
     def run() -> tuple[Tensor, ...]:
-        _add_up[(len(sums),)](problems[turn].labels, sums, pixels, WIDTH=width, num_warps=4)
+        kernels.add_up[(len(sums),)](problems[turn].labels, sums, pixels, WIDTH=width, num_warps=4)
         return (sums,)
 
     return Contender("labels", run, reset, copies=len(problems))
@@ -76,8 +43,8 @@ def measure(machine: Machine) -> dict[str, Any]:
     gpu = isinstance(machine, Gpu)
     found: dict[str, Any] = {
         "bytes": _copy_rate(machine, (1 << 31) if gpu else (1 << 16)),
-        "exponentials": _rate(machine, _exponentials),
-        "fmas": _rate(machine, _multiply_adds),
+        "exponentials": _rate(machine, kernels.exponentials),
+        "fmas": _rate(machine, kernels.multiply_adds),
     } | _launches(machine, 200 if gpu else 2)
     if isinstance(machine, Gpu):
         properties = machine.properties
@@ -138,7 +105,7 @@ def _launches(machine: Machine, launches: int) -> dict[str, Any]:
 
     def run() -> tuple[Tensor, ...]:
         for _ in range(launches):
-            _nothing[(1,)](out)
+            kernels.nothing[(1,)](out)
         return ()
 
     contender = Contender("launches", run)
@@ -152,7 +119,7 @@ def _launches(machine: Machine, launches: int) -> dict[str, Any]:
 
 def _clock_under_load(machine: Gpu) -> dict[str, Any]:
     """What nvidia-smi says while the device computes exponentials."""
-    contender, _ = _arithmetic(machine, _exponentials)
+    contender, _ = _arithmetic(machine, kernels.exponentials)
     calls = max(1, int(2.0 / machine.clock(contender, 5)))
     begin = time.monotonic()
     for _ in range(min(calls, 900)):  # queued, not waited for; a thousand launches may wait at once

@@ -190,7 +190,7 @@ def sanitizer(run: Run, seconds: float, result: Found) -> None:
 
 def parse_sanitizer(done: Done) -> Found:
     """How many errors the summary reports (None without one), the first of them, and how the process ended."""
-    summary = re.search(r"(?:ERROR|RACECHECK) SUMMARY:\s*(\d+) (?:error|hazard)", done.output)
+    summary = re.search(r"(?:ERROR|RACECHECK) SUMMARY:\s*(\d+) (?:error|hazard).*", done.output)
     lines = [line for line in done.output.splitlines() if line.startswith("=========") and line.strip("= ")]
     return {
         "errors": int(summary[1]) if summary else None,
