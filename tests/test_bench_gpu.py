@@ -258,6 +258,33 @@ def test_summaries_of_the_sanitizer() -> None:
     assert steps.parse_sanitizer(Done(None, "========= Device not supported\n", 9.0))["errors"] is None
 
 
+def test_every_tool_of_the_sanitizer_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = new_run(tmp_path)
+    run.rehearse = False
+    asked: list[list[str]] = []
+    answers = {
+        "memcheck": "44 calls\n========= ERROR SUMMARY: 0 errors\n",
+        "racecheck": "========= Device not supported\n",
+    }
+
+    def spawn(command: list[str], seconds: float, **options: Any) -> Done:
+        asked.append(command)
+        return Done(0, answers.get(command[2], "44 calls\n"), 1.0)
+
+    monkeypatch.setattr(run, "spawn", spawn)
+    monkeypatch.setattr(steps.shutil, "which", lambda *_, **__: "compute-sanitizer")
+    found: dict[str, Any] = {"status": "ok"}
+    steps.sanitizer(run, 90, found)
+    assert [command[0] for command in asked] == [sys.executable, "compute-sanitizer", "compute-sanitizer"]
+    assert all("bench.gpu.sanitized" in command and "cuda" in command for command in asked)
+    assert found["calls"] == "44 calls"
+    assert [tool["errors"] for tool in found["tools"].values()] == [0, None]
+    assert found["status"] == "ok"
+    answers["memcheck"] = "========= ERROR SUMMARY: 3 errors\n"
+    steps.sanitizer(run, 90, found)
+    assert found["status"] == "failed"
+
+
 def test_failed_tests_are_named(tmp_path: Path) -> None:
     folder = tmp_path / "suite"
     folder.mkdir()

@@ -198,7 +198,7 @@ def _tests(step: Found) -> list[str]:
 
 
 def _sanitizer(step: Found) -> list[str]:
-    lines = [outcome(step) + "."]
+    lines = [f"{outcome(step)}{': ' + step['calls'] if 'calls' in step else ''}."]
     for tool, found in step.get("tools", {}).items():
         lines += ["", f"{tool}: {found['summary'] or 'no summary'} ({found['end']})"]
         if found["errors"] != 0:

@@ -1,4 +1,4 @@
-"""Every operator once on small inputs, for compute-sanitizer: ``python -m bench.gpu.sanitized [cpu]``.
+"""Every operator on small inputs, for compute-sanitizer: ``python -m bench.gpu.sanitized DEVICE SECONDS``.
 
 Sizes are odd, so that tiles are cut by every border; out-of-bounds accesses and races are what is looked for, not
 results, which the tests compare.
@@ -7,6 +7,7 @@ results, which the tests compare.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 
 import torch
@@ -22,11 +23,11 @@ REDUCTIONS = ("mean", "none", "class_mean")
 def calls(device: torch.device) -> Iterator[str]:
     """Makes the calls, and names each when it is done."""
     torch.manual_seed(0)
-    for classes, low, high in ((19, (9, 13), (33, 50)), (33, (11, 7), (11, 7))):
-        labels = torch.randint(0, classes, (2, *high), dtype=torch.uint8, device=device)
-        labels[:, :2] = IGNORE
-        weight = torch.rand(classes, device=device) + 0.5
-        for dtype in DTYPES:
+    for dtype in DTYPES:
+        for classes, low, high in ((19, (9, 13), (33, 50)), (33, (11, 7), (11, 7))):
+            labels = torch.randint(0, classes, (2, *high), dtype=torch.uint8, device=device)
+            labels[:, :2] = IGNORE
+            weight = torch.rand(classes, device=device) + 0.5
             logits = torch.randn(2, classes, *low, device=device).to(dtype)
             for layout in (torch.contiguous_format, torch.channels_last):
                 shape = f"{classes} classes, {low} to {high}, {dtype}, {layout}"
@@ -42,13 +43,19 @@ def calls(device: torch.device) -> Iterator[str]:
 
 
 def main() -> None:
-    """Make all calls on the device named on the command line, by default the GPU."""
-    device = torch.device(sys.argv[1] if len(sys.argv) > 1 else "cuda")
-    done = sum(1 for _ in calls(device))
+    """Make the calls on a device, for a while: a sanitizer sums up only what ends by itself."""
+    device, seconds = torch.device(sys.argv[1]), float(sys.argv[2])
+    end = time.monotonic() + seconds
+    done: list[str] = []
+    for name in calls(device):
+        done.append(name)
+        if time.monotonic() > end:
+            print(f"out of time after {name}")
+            break
     if device.type == "cuda":
         torch.cuda.synchronize()
     cf.check_labels()
-    print(f"{done} calls")
+    print(f"{len(done)} calls")
 
 
 if __name__ == "__main__":

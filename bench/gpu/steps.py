@@ -163,22 +163,30 @@ def _first(message: str | None) -> str:
 
 def sanitizer(run: Run, seconds: float, result: Found) -> None:
     """compute-sanitizer's memcheck and racecheck on every operator."""
-    program = [sys.executable, "-m", "bench.gpu.sanitized"]
+    end = time.monotonic() + seconds
+
+    def program(limit: float) -> list[str]:
+        # it ends by itself before it is ended, or there would be no summary
+        device = "cpu" if run.rehearse else "cuda"
+        return [sys.executable, "-m", "bench.gpu.sanitized", device, f"{max(limit - 12, 1):.0f}"]
+
+    # Without a sanitizer first: that compiles the kernels, which takes longer than to check them.
+    plain = seconds / 3
+    done = run.spawn(program(plain), plain)
+    result["calls"] = _last(done.output)
+    if done.code != 0:
+        raise RuntimeError(f"bench.gpu.sanitized: {done.how}. {_last(done.output)}")
     tool = shutil.which("compute-sanitizer", path=f"{_SCRIPTS}{os.pathsep}/usr/local/cuda/bin")
-    result["tools"] = {}
     if run.rehearse or tool is None:
-        done = run.spawn([*program, *(["cpu"] if run.rehearse else [])], seconds)
         result["note"] = "ran without a sanitizer: " + ("a rehearsal" if run.rehearse else "there is none here")
-        if done.code != 0:
-            raise RuntimeError(f"bench.gpu.sanitized: {done.how}. {_reason(done.output)}")
         return
     # the caching allocator would hide what lies outside of a tensor but inside of its block
     environment = run.environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    end = time.monotonic() + seconds
+    result["tools"] = {}
     for place, kind in enumerate(("memcheck", "racecheck")):
-        share = (end - time.monotonic()) / (2 - place)
-        done = run.spawn([tool, "--tool", kind, "--print-limit", "20", *program], share, environment=environment)
-        found = parse_sanitizer(done)
+        limit = max((end - time.monotonic()) / (2 - place), 1)
+        command = [tool, "--tool", kind, "--print-limit", "20", *program(limit)]
+        found = parse_sanitizer(run.spawn(command, limit, environment=environment))
         result["tools"][kind] = found
         if found["errors"]:
             result["status"] = "failed"
