@@ -252,11 +252,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from bench.gpu import kernels
-arithmetic = {"out": "*fp32", "loops": "i32", "WIDTH": "constexpr", "UNROLLED": "constexpr"}
+arithmetic = {"out": "*fp32", "LOOPS": "constexpr", "WIDTH": "constexpr", "UNROLLED": "constexpr"}
 labels = {"labels": "*u8", "sums": "*i32", "pixels": "i32", "WIDTH": "constexpr"}
 for kernel, signature, constants in (
-    (kernels.exponentials, arithmetic, {"WIDTH": 1024, "UNROLLED": 16}),
-    (kernels.multiply_adds, arithmetic, {"WIDTH": 1024, "UNROLLED": 16}),
+    (kernels.exponentials, arithmetic, {"LOOPS": 256, "WIDTH": 1024, "UNROLLED": 16}),
+    (kernels.multiply_adds, arithmetic, {"LOOPS": 256, "WIDTH": 1024, "UNROLLED": 16}),
     (kernels.add_up, labels, {"WIDTH": 4096}),
     (kernels.nothing, {"out": "*fp32"}, {}),
 ):

@@ -1,6 +1,9 @@
 # mypy: allow-untyped-defs
 # (Triton reads annotations as its own, so that kernels have none.)
-"""Kernels that do one thing each, for the limits of a device."""
+"""Kernels that do one thing each, for the limits of a device.
+
+The number of loops is a constant, since the interpreter of Triton 3.6 cannot loop to an argument with NumPy 2.4.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,24 @@ import triton.language as tl
 
 
 @triton.jit
-def exponentials(out, loops, WIDTH: tl.constexpr, UNROLLED: tl.constexpr):
-    """``UNROLLED * loops`` times exp2 of each of ``WIDTH`` values in registers, then a store."""
+def exponentials(out, LOOPS: tl.constexpr, WIDTH: tl.constexpr, UNROLLED: tl.constexpr):
+    """``UNROLLED * LOOPS`` times exp2 of each of ``WIDTH`` values in registers, then a store."""
     offsets = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
     x = offsets.to(tl.float32) * 1e-9
-    for _ in range(loops):
+    for _ in range(LOOPS):
         for _ in tl.static_range(UNROLLED):
             x = tl.exp2(-x)  # nears 0.64: nothing overflows, and the minus costs no instruction of its own
     tl.store(out + offsets, x)
 
 
 @triton.jit
-def multiply_adds(out, loops, WIDTH: tl.constexpr, UNROLLED: tl.constexpr):
+def multiply_adds(out, LOOPS: tl.constexpr, WIDTH: tl.constexpr, UNROLLED: tl.constexpr):
     """The same with a fused multiply-add."""
     offsets = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
     x = offsets.to(tl.float32) * 1e-9
     factor = tl.full((WIDTH,), 0.75, tl.float32)
     addend = tl.full((WIDTH,), 0.25, tl.float32)
-    for _ in range(loops):
+    for _ in range(LOOPS):
         for _ in tl.static_range(UNROLLED):
             x = tl.fma(x, factor, addend)
     tl.store(out + offsets, x)

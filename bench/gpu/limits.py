@@ -88,7 +88,7 @@ def _arithmetic(machine: Machine, kernel: Any) -> tuple[Contender, int]:
     out = torch.empty(programs * _WIDTH, device=machine.device)
 
     def run() -> tuple[Tensor, ...]:
-        kernel[(programs,)](out, loops, WIDTH=_WIDTH, UNROLLED=unrolled, num_warps=4)
+        kernel[(programs,)](out, LOOPS=loops, WIDTH=_WIDTH, UNROLLED=unrolled, num_warps=4)
         return (out,)
 
     return Contender("arithmetic", run), programs * _WIDTH * loops * unrolled
