@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
+import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +16,9 @@ from torch import Tensor, nn
 import cawa_fast as cf
 
 from .. import cases
+from ..libraries import import_torchvision
 from ..peers import Contender
+from ..table import ROOT
 from .timing import Machine, UncapturableError, replayed, samples
 
 KEY = "awa"
@@ -29,7 +35,10 @@ def network(machine: Machine, rehearse: bool) -> tuple[nn.Module, str]:
     """
     torch.manual_seed(0)
     try:
-        from transformers import SegformerConfig, SegformerForSemanticSegmentation
+        with _without_source_tree():
+            with contextlib.suppress(ImportError):
+                import_torchvision()  # transformers imports it where it is installed, whether or not it works
+            from transformers import SegformerConfig, SegformerForSemanticSegmentation
     except ImportError:
         if not rehearse:
             raise
@@ -40,6 +49,18 @@ def network(machine: Machine, rehearse: bool) -> tuple[nn.Module, str]:
         return model.to(machine.device).eval(), "SegFormer-B0"
     layers = (nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.ReLU(), nn.Conv2d(8, CLASSES, 1))
     return nn.Sequential(*layers).to(machine.device).eval(), "three layers in its place"
+
+
+@contextlib.contextmanager
+def _without_source_tree() -> Iterator[None]:
+    """Imports do not find the repository's own folders: transformers looks for a package named ``kernels`` and would
+    meet ours, which is not importable by that name."""
+    before = sys.path[:]
+    sys.path[:] = [entry for entry in before if Path(entry).resolve() != ROOT]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 @torch.no_grad()
