@@ -18,12 +18,14 @@ pytest.importorskip("rich")
 pytest.importorskip("triton")
 
 import click
+from click.testing import CliRunner
 
 from bench import peers
 from bench.gpu import command, report, smi, steps, timing
 from bench.gpu.command import Step, execute
 from bench.gpu.rows import REHEARSED, ROWS, Unit, problems, scored_maps, shrunk, units
 from bench.gpu.runner import Done, Run
+from gpu_results import fake_row
 
 ROOT = Path(__file__).parents[1]
 BY_KEY = {row.key: row for row in ROWS}
@@ -65,7 +67,7 @@ def test_rehearsal(tmp_path: Path) -> None:
     assert benchmarks["awa"]["bfloat16"]["step"] > 0
 
     text = (tmp_path / "gpu.md").read_text()
-    assert text.startswith("# GPU benchmark: CPU, a rehearsal\n")
+    assert text.startswith("# GPU benchmark: a rehearsal on a CPU\n")
     assert "Nothing here is a measurement" in text
     for row in benchmarks["rows"].values():
         assert row["title"] in text
@@ -129,6 +131,14 @@ def test_without_time_a_step_is_skipped_and_says_so(tmp_path: Path) -> None:
     assert execute(run, (Step("tests", 1, 60, steps.tests),))
     assert run.result["steps"]["tests"]["status"] == "skipped"
     assert "no time left" in report.summary(run.result)
+
+
+def test_without_a_gpu_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    done = CliRunner().invoke(command.gpu, ["--out", str(tmp_path)])
+    assert done.exit_code == 1
+    assert "--rehearse" in done.output
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_steps_are_refused() -> None:
@@ -314,19 +324,6 @@ def test_the_present_kernels_are_importable() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- the rows
-
-
-def fake_row(ours: float = 0.2e-3, **more: Any) -> dict[str, Any]:
-    row = BY_KEY["ce-19"]
-    floor = row.floor()
-    return {
-        "title": row.title,
-        "contenders": {"ours": {"median": ours, "seconds": [ours], "peak_bytes": 318_767_104 + 4096}},
-        "faster": {},
-        "graph": {},
-        "failed": {},
-        "floor": {"bytes": floor.bytes, "exponentials": floor.exponentials, "fmas": floor.fmas},
-    } | more
 
 
 def test_rows_have_keys_rivals_and_goals_of_their_own() -> None:

@@ -22,7 +22,7 @@ from bench.gpu.goals import goals, limit_share
 from bench.gpu.rows import ROWS, shrunk
 from bench.gpu.state import State
 from bench.peers import Contender
-from test_bench_gpu import fake_row
+from gpu_results import fake_row
 
 ROOT = Path(__file__).parents[1]
 BY_KEY = {row.key: row for row in ROWS}

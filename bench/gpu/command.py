@@ -50,7 +50,7 @@ STEPS = (
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of gpu.json, gpu.md and gpu.log.  [default: bench/results; a rehearsal's is temporary]",
+    help="Folder of gpu.json, gpu.md and gpu.log.  [default: bench/results for all steps; else a temporary one]",
 )
 @click.option("--minutes", type=click.FloatRange(0.1), default=8.0, show_default=True, help="Time for everything.")
 @click.option("--rehearse", is_flag=True, help="The same on a CPU with Triton's interpreter and tiny sizes.")
@@ -66,8 +66,11 @@ def gpu(out: Path | None, minutes: float, rehearse: bool, only: str) -> None:
     A step that fails does not stop the others; the exit status is then 1. Files are written after every step.
     """
     wanted = select(only)
+    if not rehearse and not torch.cuda.is_available():
+        raise click.ClickException("torch sees no GPU here; --rehearse runs the same code on the CPU")
     if out is None:
-        out = Path(tempfile.mkdtemp(prefix="rehearsal-")) if rehearse else table.ROOT / "bench" / "results"
+        whole = wanted == STEPS and not rehearse
+        out = table.ROOT / "bench" / "results" if whole else Path(tempfile.mkdtemp(prefix="bench-gpu-"))
     signal.signal(signal.SIGTERM, _interrupted)
     run = Run(out, minutes, rehearse, _new_result(minutes, rehearse))
     note = steps.importable_kernels()

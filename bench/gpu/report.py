@@ -21,7 +21,7 @@ def markdown(result: Found) -> str:
     """The whole ``gpu.md``."""
     parts = [f"# {title(result)}", ""]
     if result["rehearsal"]:
-        parts += ["**A rehearsal on a CPU with tiny sizes. Nothing here is a measurement.**", ""]
+        parts += ["**Sizes are tiny and kernels interpreted. Nothing here is a measurement.**", ""]
     parts += [machine_line(result), "", steps_table(result)]
     steps = result["steps"]
     if steps.get("benchmarks", {}).get("rows"):
@@ -34,8 +34,9 @@ def markdown(result: Found) -> str:
 
 def title(result: Found) -> str:
     """What was measured on."""
-    device = result["machine"]["gpu"].get("name") or "CPU, a rehearsal"
-    return f"GPU benchmark: {device}"
+    if result["rehearsal"]:
+        return "GPU benchmark: a rehearsal on a CPU"
+    return f"GPU benchmark: {result['machine']['gpu'].get('name', 'unknown device')}"
 
 
 def machine_line(result: Found) -> str:

@@ -69,7 +69,6 @@ class Gpu:
 
     def peak(self, contender: Contender) -> int | None:
         contender.reset()
-        self.release()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         result = contender.run()
