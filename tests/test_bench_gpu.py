@@ -318,9 +318,13 @@ def test_failed_tests_are_named(tmp_path: Path) -> None:
 
 
 def test_the_present_kernels_are_importable() -> None:
-    note = steps.importable_kernels()
-    assert note is None or "links" in note
-    assert steps.importable_kernels() is None
+    link = ROOT / "cawa_fast" / "kernels"
+    before = link.exists()
+    with steps.importable_kernels() as note:
+        assert link.exists() == (before or note is not None)
+        with steps.importable_kernels() as again:
+            assert again is None
+    assert link.exists() == before
 
 
 # ------------------------------------------------------------------------------------------------------------- the rows

@@ -66,7 +66,7 @@ def _without_source_tree() -> Iterator[None]:
 @torch.no_grad()
 def measure(machine: Machine, rehearse: bool) -> dict[str, Any]:
     """Seconds of the forward pass (in float32 and under bfloat16 autocast), of ``observe`` and of ``step``."""
-    images, high = (2, (32, 64)) if rehearse else (8, (512, 1024))
+    images, high = (2, (16, 32)) if rehearse else (8, (512, 1024))
     model, name = network(machine, rehearse)
     low = (high[0] // 4, high[1] // 4)
     labels = cases.repeat(cases.make("realistic", CLASSES, low, high), images, machine.device).labels
@@ -86,7 +86,7 @@ def measure(machine: Machine, rehearse: bool) -> dict[str, Any]:
         cawa.observe(labels)
         return ()
 
-    rounds = 2 if rehearse else 11
+    rounds = 1 if rehearse else 11
     found: dict[str, Any] = {"network": name, "images": images, "size": list(high), "batches": PASS_IMAGES / images}
     for kind, run in (("float32", forward), ("bfloat16", autocast_forward)):
         # what is observed is the last forward pass's output, in its dtype

@@ -6,6 +6,7 @@ process that is killed or crashes loses at most the piece it was at.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -18,13 +19,15 @@ def main(arguments: list[str]) -> None:
     state = State(Path(path), float(seconds), "--rehearse" in flags)
     # after the state, which counts the time that these imports take
     from . import limits, measure, sweep
+    from .interpreted import kernels_on_the_cpu
     from .timing import Gpu, Host
 
     machine = Host() if state.rehearse else Gpu()
-    if step == "limits":
-        state.data.update(limits.measure(machine))
-    else:
-        {"benchmarks": measure.run, "sweep": sweep.run}[step](state, machine)
+    with kernels_on_the_cpu() if state.rehearse else contextlib.nullcontext():
+        if step == "limits":
+            state.data.update(limits.measure(machine))
+        else:
+            {"benchmarks": measure.run, "sweep": sweep.run}[step](state, machine)
     state.data["finished"] = True
     state.publish()
 

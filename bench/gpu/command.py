@@ -73,10 +73,10 @@ def gpu(out: Path | None, minutes: float, rehearse: bool, only: str) -> None:
         out = table.ROOT / "bench" / "results" if whole else Path(tempfile.mkdtemp(prefix="bench-gpu-"))
     signal.signal(signal.SIGTERM, _interrupted)
     run = Run(out, minutes, rehearse, _new_result(minutes, rehearse))
-    note = steps.importable_kernels()
-    if note:
-        run.say(note)
-    ok = execute(run, wanted)
+    with steps.importable_kernels() as note:
+        if note:
+            run.say(note)
+        ok = execute(run, wanted)
     if run.report_failed:
         ok = False
         click.echo((out / "gpu.md").read_text(encoding="utf-8"))

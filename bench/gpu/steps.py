@@ -5,6 +5,7 @@ A step that finds a failure says so in ``"status"``; what it raises is turned in
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -14,6 +15,7 @@ import sysconfig
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +28,23 @@ Found = dict[str, Any]
 _SCRIPTS = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
 
 
-def importable_kernels() -> str | None:
-    """See to it that ``cawa_fast.kernels`` is the folder ``kernels`` of this source tree; what was done, if anything.
+@contextlib.contextmanager
+def importable_kernels() -> Iterator[str | None]:
+    """Within it ``cawa_fast.kernels`` is the folder ``kernels`` of this source tree; gives what was done, if anything.
 
-    An installation maps it; a bare source tree has no such package, and gets a link.
+    An installation maps it; a bare source tree has no such package, and gets a link for the time.
     """
     package, link = ROOT / "kernels", ROOT / "cawa_fast" / "kernels"
     found = importlib.util.find_spec("cawa_fast.kernels")
     if found is not None and found.origin is not None and Path(found.origin).resolve().parent == package:
-        return None
+        yield None
+        return
     link.symlink_to(os.path.relpath(package, link.parent), target_is_directory=True)
     importlib.invalidate_caches()
-    return "cawa_fast/kernels now links to kernels/"
+    try:
+        yield "cawa_fast/kernels links to kernels/ for the time"
+    finally:
+        link.unlink()
 
 
 # ---------------------------------------------------------------------------------------------------------- build
@@ -171,7 +178,7 @@ def sanitizer(run: Run, seconds: float, result: Found) -> None:
         return [sys.executable, "-m", "bench.gpu.sanitized", device, f"{max(limit - 12, 1):.0f}"]
 
     # Without a sanitizer first: that compiles the kernels, which takes longer than to check them.
-    plain = seconds / 3
+    plain = 16 if run.rehearse else seconds / 3
     done = run.spawn(program(plain), plain)
     result["calls"] = _last(done.output)
     if done.code != 0:
