@@ -36,7 +36,8 @@ def importable_kernels() -> Iterator[str | None]:
     """
     package, link = ROOT / "kernels", ROOT / "cawa_fast" / "kernels"
     found = importlib.util.find_spec("cawa_fast.kernels")
-    if found is not None and found.origin is not None and Path(found.origin).resolve().parent == package:
+    ours = found is not None and found.origin is not None and Path(found.origin).resolve().parent == package
+    if ours or link.exists():
         yield None
         return
     link.symlink_to(os.path.relpath(package, link.parent), target_is_directory=True)
@@ -243,7 +244,8 @@ def benchmarks(run: Run, seconds: float, result: Found) -> None:
         raise RuntimeError(f"nothing was measured: {done.how}. {_last(done.output)}")
     if result.get("failed") or done.code != 0:
         result["status"] = "failed"
-        result.setdefault("note", done.how)
+        reasons = [f"{name}: {why}" for name, why in result.get("failed", {}).items()]
+        result["note"] = f"{len(reasons)} pieces failed, first {reasons[0]}" if reasons else done.how
 
 
 def sweep(run: Run, seconds: float, result: Found) -> None:
