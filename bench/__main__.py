@@ -6,6 +6,7 @@ try:
     import click
 
     from .cpu import cpu
+    from .gpu.command import gpu
     from .ratio import main as ratio
     from .realism import realism
     from .resources import resources
@@ -20,6 +21,7 @@ def main() -> None:
 
     \b
     python -m bench cpu         every operator on the CPU: time, memory, floor
+    python -m bench gpu         everything that needs a GPU, in one go
     python -m bench readme      the measured table into README.md
     python -m bench resources   registers, spills, shared memory of the GPU kernels; needs nvcc, no GPU
     python -m bench realism     are the made-up logits like a network's?
@@ -27,7 +29,15 @@ def main() -> None:
     """
 
 
-for name, command in {"cpu": cpu, "readme": readme, "resources": resources, "realism": realism, "ratio": ratio}.items():
+COMMANDS = {
+    "cpu": cpu,
+    "gpu": gpu,
+    "readme": readme,
+    "resources": resources,
+    "realism": realism,
+    "ratio": ratio,
+}
+for name, command in COMMANDS.items():
     main.add_command(command, name)
 
 if __name__ == "__main__":

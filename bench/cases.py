@@ -17,6 +17,7 @@ from torch import Tensor
 
 IGNORE = 255
 IGNORED_SHARE = 0.05  # of the pixels
+TAU = 0.5  # the threshold of CAM counts
 SEED = 20260101
 
 # The belief of the imitated network, in logits. Noise is what makes its borders ragged and its areas doubtful.
@@ -64,11 +65,40 @@ def make(
     align_corners: bool = False,
     seed: int = SEED,
 ) -> Problem:
-    """The ``content`` "realistic" or "noise" with ``classes``, logits of size ``low`` and labels of size ``high``."""
+    """A problem with ``classes``, logits of size ``low`` and labels of size ``high``.
+
+    The ``content`` is "realistic", "noise", or "one class": realistic with one class nearly everywhere.
+    """
     generator = torch.Generator().manual_seed(seed)
-    logits, labels = {"realistic": realistic, "noise": noise}[content](classes, low, high, images, generator)
+    contents = {"realistic": realistic, "noise": noise, "one class": one_class}
+    logits, labels = contents[content](classes, low, high, images, generator)
     weight = torch.exp(0.5 * torch.randn(classes, generator=generator))
     return Problem(logits, labels, weight / weight.mean(), align_corners)
+
+
+FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
+"""What makes four scenes of one: the dimensions that are flipped."""
+
+
+def repeat(
+    problem: Problem, images: int, device: torch.device | str, logits_size: tuple[int, int] | None = None
+) -> Problem:
+    """``problem`` on ``device`` with as many ``images``: its own, which are slow to draw, and their mirror images.
+
+    Args:
+        problem: a few scenes.
+        images: how many there shall be, at most four times as many.
+        device: where the result is.
+        logits_size: what logits are upsampled to on the device, if they are smaller.
+    """
+    logits, labels = problem.logits.to(device), problem.labels.to(device)
+    flips = FLIPS[: -(-images // len(labels))]
+    assert len(flips) * len(labels) >= images, "four mirror images are all there are"
+    logits = torch.cat([logits.flip(dims) for dims in flips])[:images]
+    labels = torch.cat([labels.flip(dims) for dims in flips])[:images]
+    if logits_size is not None and logits.shape[-2:] != logits_size:
+        logits = F.interpolate(logits, size=logits_size, mode="bilinear")
+    return Problem(logits, labels, problem.weight.to(device), problem.align_corners)
 
 
 def noise(
@@ -93,6 +123,24 @@ def realistic(
     if low == high:
         batch = F.interpolate(batch, size=high, mode="bilinear")
     return batch, torch.stack(labels)
+
+
+def one_class(
+    classes: int, low: tuple[int, int], high: tuple[int, int], images: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Realistic within a window of a thirtieth of the image, class 0 and confidence in it elsewhere.
+
+    Where nearly all pixels fall into one bin, counting with atomics may collapse.
+    """
+    logits, labels = realistic(classes, low, high, images, generator)
+
+    def outside(size: tuple[int, int]) -> Tensor:
+        mask = torch.ones(size, dtype=torch.bool)
+        mask[size[0] // 3 : size[0] // 3 + size[0] // 6, size[1] // 3 : size[1] // 3 + size[1] // 5] = False
+        return mask
+
+    logits[:, 0] += 2 * _TOP * outside((logits.shape[-2], logits.shape[-1]))
+    return logits, labels.masked_fill(outside(high) & (labels != IGNORE), 0)
 
 
 def _scene(

@@ -219,8 +219,8 @@ def _reached(target: Target, ours: list[float], rival: list[float]) -> dict[str,
 def _floor(row: Row, median: dict[str, float], rate: float) -> dict[str, float]:
     """Seconds that bytes and exponentials take at the least; the two can overlap, so that the larger is the floor."""
     copied = 2 * 2 * row.classes * row.low[0] * row.low[1] * 4  # two images of float32, read and written
-    by_bytes = median["copy"] * row.moved_bytes / copied
-    by_exponentials = row.exponentials / rate
+    by_bytes = median["copy"] * row.floor.bytes / copied
+    by_exponentials = row.floor.exponentials / rate
     floor = max(by_bytes, by_exponentials)
     return {
         "seconds": floor,

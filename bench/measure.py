@@ -29,7 +29,13 @@ def _nothing(steps: int) -> None:
 
 
 def interleave(
-    contenders: Sequence[Contender], rounds: int, threads: int, advance: Callable[[int], None] = _nothing
+    contenders: Sequence[Contender],
+    rounds: int,
+    threads: int,
+    advance: Callable[[int], None] = _nothing,
+    *,
+    clock: Callable[[Contender, int], float] | None = None,
+    until: float = math.inf,
 ) -> dict[str, list[float]]:
     """Seconds per call of each contender, one value per round.
 
@@ -41,7 +47,10 @@ def interleave(
         rounds: at least 1.
         threads: of the contenders that do not set their own number.
         advance: called with 1 after every sample and every warm-up.
+        clock: what times a contender's calls in succession: seconds per call of that many. By default the CPU's.
+        until: when ``time.monotonic()`` has passed this, no other round begins but the first.
     """
+    timed = clock or _time
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     repeats: dict[str, int] = {}
     collecting = gc.isenabled()
@@ -50,14 +59,16 @@ def interleave(
     try:
         for contender in contenders:
             _set_threads(contender.threads or threads)
-            _time(contender, 1)  # compiles, and touches memory and thread pools for the first time
-            repeats[contender.name] = max(1, min(1000, math.ceil(SHORTEST / _time(contender, 1))))
+            timed(contender, 1)  # compiles, and touches memory and thread pools for the first time
+            repeats[contender.name] = max(1, min(1000, math.ceil(SHORTEST / max(timed(contender, 1), 1e-9))))
             advance(1)
         for turn in range(rounds):
+            if turn and time.monotonic() > until:
+                break
             first = turn % len(contenders)
             for contender in (*contenders[first:], *contenders[:first]):
                 _set_threads(contender.threads or threads)
-                seconds[contender.name].append(_time(contender, repeats[contender.name]))
+                seconds[contender.name].append(timed(contender, repeats[contender.name]))
                 advance(1)
     finally:
         if collecting:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 
-from . import peers
+from . import floors, peers
 from .cases import Problem, make
 
 EXPONENTIALS = ("exponentials", "exponentials, one thread")
@@ -73,16 +73,13 @@ class Row:
         return (self.ours, *self.rivals, *(() if "copy" in self.rivals else ("copy",)))
 
     @property
-    def moved_bytes(self) -> int:
-        """Bytes that no implementation escapes: logits read, gradient written, uint8 labels read."""
+    def floor(self) -> floors.Floor:
+        """The fewest bytes and exponentials, with uint8 labels."""
         size = 2 if self.ours == "bfloat16" else 4
-        logits = 2 * self.classes * self.low[0] * self.low[1] * size
-        return logits * (2 if self.operator == "cross_entropy" else 1) + 2 * self.high[0] * self.high[1]
-
-    @property
-    def exponentials(self) -> int:
-        """One for each class and pixel in a cross-entropy whose backward pass needs none of its own."""
-        return 2 * self.classes * self.high[0] * self.high[1] if self.operator == "cross_entropy" else 0
+        shape = (2, self.classes, self.low, self.high, size)
+        if self.operator == "cross_entropy":
+            return floors.cross_entropy(*shape, gather=False)
+        return {"confusion_matrix": floors.confusion_matrix, "cam_counts": floors.cam_counts}[self.operator](*shape)
 
     def shrunk(self) -> Row:
         """The same at a small size, for trials."""

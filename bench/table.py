@@ -26,7 +26,8 @@ Cells = list[str]
 # ---------------------------------------------------------------------------------------------------------- cells
 
 
-def _milliseconds(seconds: float | None) -> str:
+def milliseconds(seconds: float | None) -> str:
+    """In ms with three digits; a dash for None."""
     if seconds is None:
         return "–"
     value = 1000 * seconds
@@ -35,13 +36,15 @@ def _milliseconds(seconds: float | None) -> str:
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
-def _times(value: float | None) -> str:
+def times(value: float | None) -> str:
+    """A ratio with three digits; a dash for None."""
     if value is None:
         return "–"
     return f"{value:.2f}x" if value < 9.95 else f"{value:.1f}x" if value < 99.5 else f"{value:.0f}x"
 
 
-def _mebibytes(size: float | None) -> str:
+def mebibytes(size: float | None) -> str:
+    """Bytes in MiB; a dash for None."""
     if size is None:
         return "–"
     return "<1" if size < _MIB else f"{size / _MIB:.0f}"
@@ -53,7 +56,7 @@ def _median(row: Result, name: str) -> float | None:
 
 
 def _peak(row: Result, name: str) -> str:
-    return _mebibytes(row["contenders"].get(name, {}).get("peak_bytes"))
+    return mebibytes(row["contenders"].get(name, {}).get("peak_bytes"))
 
 
 def _others(row: Result) -> str:
@@ -63,9 +66,9 @@ def _others(row: Result) -> str:
     for name, faster in row["faster"].items():
         if name in _OWN_COLUMNS or (name == "copy" and name not in within):  # the copy is for the floor alone
             continue
-        time = f"{name} {_milliseconds(_median(row, name))}"
-        texts.append(f"{time}: {within[name]:.2f} of it" if name in within else f"{time}: {_times(faster)}")
-    texts += [f"{name} alone: {_times(value)}" for name, value in row["machine_scaling"].items()]
+        time = f"{name} {milliseconds(_median(row, name))}"
+        texts.append(f"{time}: {within[name]:.2f} of it" if name in within else f"{time}: {times(faster)}")
+    texts += [f"{name} alone: {times(value)}" for name, value in row["machine_scaling"].items()]
     return "; ".join(texts)
 
 
@@ -80,18 +83,18 @@ def _goals(row: Result, which: str) -> str:
 
 _COLUMNS: dict[str, Any] = {
     "operator, shape": lambda row: row["title"],
-    "ours, ms": lambda row: _milliseconds(_median(row, row["ours"])),
-    "eager, ms": lambda row: _milliseconds(_median(row, "eager")),
-    "compile, ms": lambda row: _milliseconds(_median(row, "compile")),
-    "× eager": lambda row: _times(row["faster"].get("eager")),
-    "× compile": lambda row: _times(row["faster"].get("compile")),
+    "ours, ms": lambda row: milliseconds(_median(row, row["ours"])),
+    "eager, ms": lambda row: milliseconds(_median(row, "eager")),
+    "compile, ms": lambda row: milliseconds(_median(row, "compile")),
+    "× eager": lambda row: times(row["faster"].get("eager")),
+    "× compile": lambda row: times(row["faster"].get("compile")),
     "other rivals, ms: ratio": _others,
     "at least": lambda row: _goals(row, "least"),
     "aim": lambda row: _goals(row, "aim"),
     "memory ours / eager, MiB": lambda row: (
         _peak(row, row["ours"]) + (f" / {_peak(row, 'eager')}" if "eager" in row["contenders"] else "")
     ),
-    "floor, ms": lambda row: _milliseconds(row["floor"]["seconds"]),
+    "floor, ms": lambda row: milliseconds(row["floor"]["seconds"]),
     "of the floor": lambda row: f"{100 * row['floor']['share']:.{0 if row['floor']['share'] > 0.1 else 1}f} %",
 }
 _LEFT = ("operator, shape", "other rivals, ms: ratio", "at least", "aim")
@@ -118,17 +121,22 @@ def _cells(result: Result, columns: Sequence[str]) -> list[Cells]:
 
 def markdown_table(result: Result, columns: Sequence[str] = tuple(_COLUMNS)) -> str:
     """The rows of ``result`` as a Markdown table whose columns line up as plain text too."""
-    cells = [list(columns), *_cells(result, columns)]
+    return aligned(columns, _cells(result, columns), _LEFT)
+
+
+def aligned(columns: Sequence[str], rows: Sequence[Cells], left: Sequence[str]) -> str:
+    """A Markdown table whose columns line up as plain text too; those named in ``left`` to the left."""
+    cells = [list(columns), *rows]
     widths = [max(3, *(_width(line[i]) for line in cells)) for i in range(len(columns))]
     lines = []
     for line in cells:
         padded = []
         for name, cell, width in zip(columns, line, widths, strict=True):
             space = " " * (width - _width(cell))
-            padded.append(cell + space if name in _LEFT else space + cell)
+            padded.append(cell + space if name in left else space + cell)
         lines.append(f"| {' | '.join(padded)} |")
     rule = [
-        "-" * width if name in _LEFT else "-" * (width - 1) + ":" for name, width in zip(columns, widths, strict=True)
+        "-" * width if name in left else "-" * (width - 1) + ":" for name, width in zip(columns, widths, strict=True)
     ]
     lines.insert(1, f"| {' | '.join(rule)} |")
     return "\n".join(lines) + "\n"

@@ -38,7 +38,7 @@ def results(name: str, operator: str, of: cases.Problem) -> tuple[torch.Tensor, 
 
 @pytest.mark.parametrize("content", ["realistic", "noise"])
 @pytest.mark.parametrize("align_corners", [False, True])
-@pytest.mark.parametrize("rival", ["eager", "eager, channels_last", "one thread", "float32"])
+@pytest.mark.parametrize("rival", ["eager", "eager, channels_last", "eager, autocast", "one thread", "float32"])
 def test_cross_entropy_rivals_agree(rival: str, align_corners: bool, content: str) -> None:
     given = problem(content, align_corners=align_corners)
     for ours, theirs in zip(
@@ -65,9 +65,9 @@ def test_bfloat16_computes_the_same_loss() -> None:
 
 
 @pytest.mark.parametrize("content", ["realistic", "noise"])
-@pytest.mark.parametrize("rival", ["eager", "eager, channels_last", "torchmetrics"])
+@pytest.mark.parametrize("rival", ["eager", "eager, channels_last", "torchmetrics", "torchmetrics, deterministic"])
 def test_confusion_matrix_rivals_agree(rival: str, content: str, request: pytest.FixtureRequest) -> None:
-    if rival == "torchmetrics":
+    if rival.startswith("torchmetrics"):
         request.getfixturevalue("peers")  # imports it, or fails as the tests of the peers do
     given = problem(content)
     (ours,), (theirs,) = results("ours", "confusion_matrix", given), results(rival, "confusion_matrix", given)
@@ -75,9 +75,22 @@ def test_confusion_matrix_rivals_agree(rival: str, content: str, request: pytest
     assert (ours - theirs).abs().sum() <= 4, "more than two pixels differ: that is no rounding"
 
 
+def test_mmsegmentation_counts_the_same_areas() -> None:
+    given = problem()
+    (matrix,) = results("ours", "confusion_matrix", given)
+    for ours, theirs in zip(
+        (matrix.diagonal(), matrix.sum(0), matrix.sum(1)),
+        results("MMSegmentation", "confusion_matrix", given),
+        strict=True,
+    ):
+        assert (ours - theirs).abs().sum() <= 4
+
+
 @pytest.mark.parametrize("content", ["realistic", "noise"])
-@pytest.mark.parametrize("rival", ["eager", "eager, present"])
-def test_cam_counts_rivals_agree(rival: str, content: str) -> None:
+@pytest.mark.parametrize("rival", ["eager", "eager, present", "torchmetrics"])
+def test_cam_counts_rivals_agree(rival: str, content: str, request: pytest.FixtureRequest) -> None:
+    if rival == "torchmetrics":
+        request.getfixturevalue("peers")
     given = problem(content)
     for ours, theirs in zip(results("ours", "cam_counts", given), results(rival, "cam_counts", given), strict=True):
         assert (ours - theirs).abs().sum() <= 4, "more than a few pixels differ: that is no rounding"
@@ -92,6 +105,35 @@ def test_cam_counts_rivals_score_a_class_only_where_it_is() -> None:
     for rival in ("eager", "eager, present"):
         for expected, got in zip(ours, results(rival, "cam_counts", given), strict=True):
             assert (expected - got).abs().sum() <= 4
+
+
+def test_deterministic_mode_ends_with_the_call() -> None:
+    results("torchmetrics, deterministic", "confusion_matrix", problem())
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_half_precision_rivals_compute_the_loss() -> None:
+    given = problem()
+    exact, _ = results("ours", "cross_entropy", given)
+    for dtype in (torch.bfloat16, torch.float16):
+        half = dataclasses.replace(given, logits=given.logits.to(dtype))
+        for name in ("ours", "eager", "eager, autocast"):
+            loss, gradient = results(name, "cross_entropy", half)
+            assert gradient.dtype == dtype
+            torch.testing.assert_close(loss.float(), exact, rtol=3e-2, atol=0)
+
+
+def test_inputs_are_taken_in_turn() -> None:
+    given = problem()
+    other = dataclasses.replace(given, logits=2 * given.logits)
+    both = peers.build("eager", "cross_entropy", given, other)
+    assert both.copies == 2
+    losses = []
+    for _ in range(3):
+        both.reset()
+        losses.append(both.run()[0])
+    (first, _), (second, _) = results("eager", "cross_entropy", given), results("eager", "cross_entropy", other)
+    assert losses == [first, second, first]
 
 
 @pytest.mark.slow
@@ -132,6 +174,29 @@ def test_inputs_come_from_the_seed(content: str) -> None:
     assert not torch.equal(first.labels, other.labels)
     assert first.logits.is_contiguous()
     assert first.labels.dtype == torch.uint8
+
+
+def test_scenes_are_repeated_as_mirror_images() -> None:
+    few = cases.make("realistic", 5, (9, 16), (36, 64))
+    many = cases.repeat(few, 7, "cpu")
+    assert many.logits.shape[0] == many.labels.shape[0] == 7
+    assert torch.equal(many.logits[:2], few.logits)
+    assert torch.equal(many.labels[2:4].flip(-1), few.labels)
+    pieces = [dataclasses.replace(few, logits=many.logits[i : i + 1], labels=many.labels[i : i + 1]) for i in (0, 6)]
+    first, last = (results("ours", "confusion_matrix", piece)[0] for piece in pieces)
+    assert (first - last).abs().sum() <= 4, "a mirror image counts as its scene does"
+    upsampled = cases.repeat(few, 4, "cpu", logits_size=(36, 64))
+    assert upsampled.same_size
+    with pytest.raises(AssertionError):
+        cases.repeat(few, 9, "cpu")
+
+
+def test_one_class_is_nearly_everywhere() -> None:
+    given = cases.make("one class", 5, (18, 32), (72, 128))
+    valid = given.labels != cases.IGNORE
+    assert 0.9 < (given.labels[valid] == 0).float().mean() < 1
+    (matrix,) = results("ours", "confusion_matrix", given)
+    assert matrix[0, 0] > 0.9 * matrix.sum()
 
 
 def test_realistic_inputs_are_like_the_networks() -> None:
@@ -181,6 +246,19 @@ def test_contenders_take_turns_in_rotating_order() -> None:
     assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
     order = [name for name, before in zip(calls, [None, *calls], strict=False) if name != before]
     assert order == ["a", "b", "a", "b", "a"]  # warm-up and first round, then the second begins with b
+
+
+def test_another_clock_and_an_end() -> None:
+    timed: list[int] = []
+
+    def clock(contender: peers.Contender, repeats: int) -> float:
+        timed.append(repeats)
+        return 0.004
+
+    contender = peers.Contender("a", lambda: ())
+    assert measure.interleave([contender], rounds=3, threads=1, clock=clock) == {"a": [0.004] * 3}
+    assert timed == [1, 1, 3, 3, 3]
+    assert measure.interleave([contender], rounds=3, threads=1, clock=clock, until=0) == {"a": [0.004]}
 
 
 def test_threads_are_set_for_each_contender_and_restored() -> None:
@@ -244,10 +322,10 @@ def test_every_row_runs_when_small() -> None:
 def test_floor_counts_bytes_and_exponentials() -> None:
     row = BY_KEY["ce-19"]
     logits = 2 * 19 * 512 * 1024
-    assert row.moved_bytes == 2 * 4 * logits + 2 * 512 * 1024
-    assert row.exponentials == logits
+    assert row.floor.bytes == 2 * 4 * logits + 2 * 512 * 1024
+    assert row.floor.exponentials == logits
     floor = cpu._floor(row, {"copy": 0.01, "ours": 0.02}, rate=1e12)
-    assert floor["bytes_seconds"] == pytest.approx(0.01 * row.moved_bytes / (8 * logits))
+    assert floor["bytes_seconds"] == pytest.approx(0.01 * row.floor.bytes / (8 * logits))
     assert floor["share"] == pytest.approx(floor["seconds"] / 0.02)
     assert cpu._floor(row, {"copy": 0.01, "ours": 0.02}, rate=1e9)["seconds"] == logits / 1e9
 

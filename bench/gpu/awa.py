@@ -1,0 +1,114 @@
+"""What adaptive weights cost in validation: scoring a batch, and the step, against the batch's forward pass."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import cawa_fast as cf
+
+from .. import cases
+from ..libraries import import_torchvision
+from ..peers import Contender
+from ..table import ROOT
+from .timing import Machine, UncapturableError, replayed, samples
+
+KEY = "awa"
+CLASSES = 19
+PASS_IMAGES = 500
+"""Images of a validation pass (Cityscapes), after which one step follows."""
+
+
+def network(machine: Machine, rehearse: bool) -> tuple[nn.Module, str]:
+    """SegFormer-B0 with random weights, and what it is called.
+
+    Raises:
+        ImportError: transformers is not installed (a rehearsal then takes three convolutions).
+    """
+    torch.manual_seed(0)
+    try:
+        with _without_source_tree():
+            with contextlib.suppress(ImportError):
+                import_torchvision()  # transformers imports it where it is installed, whether or not it works
+            from transformers import SegformerConfig, SegformerForSemanticSegmentation
+    except ImportError:
+        if not rehearse:
+            raise
+    else:
+        sizes = {"hidden_sizes": [8, 8, 16, 16], "decoder_hidden_size": 16} if rehearse else {}
+        # without sizes the configuration is B0's
+        model = SegformerForSemanticSegmentation(SegformerConfig(num_labels=CLASSES, **sizes))
+        return model.to(machine.device).eval(), "SegFormer-B0"
+    layers = (nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.ReLU(), nn.Conv2d(8, CLASSES, 1))
+    return nn.Sequential(*layers).to(machine.device).eval(), "three layers in its place"
+
+
+@contextlib.contextmanager
+def _without_source_tree() -> Iterator[None]:
+    """Imports do not find the repository's own folders: transformers looks for a package named ``kernels`` and would
+    meet ours, which is not importable by that name."""
+    before = sys.path[:]
+    sys.path[:] = [entry for entry in before if Path(entry).resolve() != ROOT]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+@torch.no_grad()
+def measure(machine: Machine, rehearse: bool) -> dict[str, Any]:
+    """Seconds of the forward pass (in float32 and under bfloat16 autocast), of ``observe`` and of ``step``."""
+    images, high = (2, (16, 32)) if rehearse else (8, (512, 1024))
+    model, name = network(machine, rehearse)
+    low = (high[0] // 4, high[1] // 4)
+    labels = cases.repeat(cases.make("realistic", CLASSES, low, high), images, machine.device).labels
+    batch = torch.randn(images, 3, *high, device=machine.device)
+    cawa = cf.CAWA(model, CLASSES, ignore_index=cases.IGNORE)
+
+    def forward() -> tuple[Tensor, ...]:
+        model(batch)
+        return ()
+
+    def autocast_forward() -> tuple[Tensor, ...]:
+        with torch.autocast(machine.device.type, torch.bfloat16):
+            model(batch)
+        return ()
+
+    def observe() -> tuple[Tensor, ...]:
+        cawa.observe(labels)
+        return ()
+
+    rounds = 1 if rehearse else 11
+    found: dict[str, Any] = {"network": name, "images": images, "size": list(high), "batches": PASS_IMAGES / images}
+    for kind, run in (("float32", forward), ("bfloat16", autocast_forward)):
+        # what is observed is the last forward pass's output, in its dtype
+        pair = [Contender("forward", run), Contender("observe", observe)]
+        times = samples(machine, pair, rounds)
+        found[kind] = {key: statistics.median(values) for key, values in times.items()}
+        try:
+            found[kind]["observe_graph"] = replayed(machine, pair[1], rounds)
+        except UncapturableError as error:
+            found[kind]["observe_graph_failed"] = str(error)
+        found[kind]["step"] = _step_seconds(machine, cawa, observe, rounds)
+    return found
+
+
+def _step_seconds(machine: Machine, cawa: cf.CAWA, observe: Any, rounds: int) -> float:
+    """By the host's clock, from an idle device: a step waits for it, and computes on the CPU."""
+    seconds = []
+    for _ in range(rounds):
+        observe()
+        machine.synchronize()
+        begin = time.perf_counter()
+        cawa.step()
+        machine.synchronize()
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds)

@@ -1,0 +1,144 @@
+"""``python -m bench gpu``: the steps one after the other, within the time that there is."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+import torch
+
+from .. import table
+from ..measure import machine
+from . import report, smi, steps
+from .runner import Run
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the command.
+
+    Attributes:
+        name: as ``--only`` takes it.
+        share: of the time that is left, against the shares of the steps after it. What one leaves over, others get.
+        least: seconds under which it is not begun.
+        run: does it; given the run, the seconds it may take, and where its findings go.
+    """
+
+    name: str
+    share: float
+    least: float
+    run: Callable[[Run, float, dict[str, Any]], None]
+
+
+STEPS = (
+    Step("build", 16, 10, steps.build),
+    Step("limits", 6, 8, steps.limits),
+    Step("tests", 26, 15, steps.tests),
+    Step("sanitizer", 14, 15, steps.sanitizer),
+    Step("benchmarks", 46, 15, steps.benchmarks),
+    Step("sweep", 14, 10, steps.sweep),
+)
+
+
+@click.command()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of gpu.json, gpu.md and gpu.log.  [default: bench/results for all steps; else a temporary one]",
+)
+@click.option("--minutes", type=click.FloatRange(0.1), default=8.0, show_default=True, help="Time for everything.")
+@click.option("--rehearse", is_flag=True, help="The same on a CPU with Triton's interpreter and tiny sizes.")
+@click.option("--only", default="", help=f"Steps to run, comma-separated: {', '.join(step.name for step in STEPS)}.")
+def gpu(out: Path | None, minutes: float, rehearse: bool, only: str) -> None:
+    """Everything that needs a GPU: build, limits, tests, sanitizer, benchmarks, tile tables.
+
+    \b
+    python -m bench gpu                            all of it, in 8 minutes
+    python -m bench gpu --only limits,benchmarks   some steps, which share the time
+    python -m bench gpu --rehearse                 does it run? (on a CPU, a minute)
+
+    A step that fails does not stop the others; the exit status is then 1. Files are written after every step.
+    """
+    wanted = select(only)
+    if not rehearse and not torch.cuda.is_available():
+        raise click.ClickException("torch sees no GPU here; --rehearse runs the same code on the CPU")
+    if out is None:
+        whole = wanted == STEPS and not rehearse
+        out = table.ROOT / "bench" / "results" if whole else Path(tempfile.mkdtemp(prefix="bench-gpu-"))
+    signal.signal(signal.SIGTERM, _interrupted)
+    run = Run(out, minutes, rehearse, _new_result(minutes, rehearse))
+    with steps.importable_kernels() as note:
+        if note:
+            run.say(note)
+        ok = execute(run, wanted)
+    if run.report_failed:
+        ok = False
+        click.echo((out / "gpu.md").read_text(encoding="utf-8"))
+    else:
+        click.echo("\n" + report.summary(run.result))
+    click.echo(f"\nWritten: {out}/gpu.json, gpu.md and gpu.log, in {run.elapsed():.0f} s")
+    raise SystemExit(0 if ok else 1)
+
+
+def select(only: str) -> tuple[Step, ...]:
+    """The steps named in ``only``, in their order; all if it is empty.
+
+    Raises:
+        click.BadParameter: there is no such step.
+    """
+    names = [name.strip() for name in only.split(",") if name.strip()]
+    for name in names:
+        if name not in [step.name for step in STEPS]:
+            raise click.BadParameter(f"no step {name!r}: {', '.join(step.name for step in STEPS)}", param_hint="--only")
+    return tuple(step for step in STEPS if not names or step.name in names)
+
+
+def execute(run: Run, wanted: tuple[Step, ...]) -> bool:
+    """Run the steps; whether none failed. After each the files are written."""
+    for place, step in enumerate(wanted):
+        seconds = budget(wanted[place:], run.remaining())
+        found: dict[str, Any] = {"status": "ok", "budget": round(seconds, 1)}
+        run.result["steps"][step.name] = found
+        if seconds < step.least and not run.rehearse:
+            found.update(status="skipped", note=f"no time left: {seconds:.0f} s")
+            run.say(f"{step.name}: {found['note']}")
+            run.publish()
+            continue
+        run.say(f"{step.name}, at most {seconds:.0f} s")
+        begin = run.elapsed()
+        try:
+            step.run(run, seconds, found)
+        except Exception as error:
+            found.update(status="failed", note=str(error) or type(error).__name__)
+        except BaseException:
+            found.update(status="failed", note="interrupted")
+            found["seconds"] = round(run.elapsed() - begin, 1)
+            run.publish()
+            raise
+        found["seconds"] = round(run.elapsed() - begin, 1)
+        run.publish()
+        run.say(f"{step.name}: {report.outcome(found)}")
+    for hidden in run.out.glob(".*.json"):
+        hidden.unlink()
+    return all(found["status"] != "failed" for found in run.result["steps"].values())
+
+
+def budget(left: tuple[Step, ...], seconds: float) -> float:
+    """Seconds for the first of the steps that are left."""
+    return max(seconds, 0) * left[0].share / sum(step.share for step in left)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)  # so that what runs is ended and what was found is written
+
+
+def _new_result(minutes: float, rehearse: bool) -> dict[str, Any]:
+    described = machine(torch.get_num_threads()) | {"gpu": {} if rehearse else smi.query(smi.IDENTITY)}
+    described["cuda"] = torch.version.cuda
+    return {"benchmark": "gpu", "rehearsal": rehearse, "minutes": minutes, "machine": described, "steps": {}}

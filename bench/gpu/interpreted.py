@@ -1,0 +1,25 @@
+"""For rehearsals: operators on CPU tensors run the kernels for GPUs, in Triton's interpreter, as the tests do."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
+
+import triton.language as tl
+
+from ..table import ROOT
+
+
+@contextlib.contextmanager
+def kernels_on_the_cpu() -> Iterator[None]:
+    """Within it they do; ``TRITON_INTERPRET=1`` must have been in the environment."""
+    import pytest
+
+    sys.path.append(str(ROOT / "tests"))
+    interpreter = importlib.import_module("interpreter")
+    with pytest.MonkeyPatch.context() as monkeypatch, interpreter.kernels_on_the_cpu(monkeypatch):
+        # Triton 3.6 makes an integer of an array of one value, which NumPy 2.4 refuses
+        monkeypatch.setattr(tl.core.tensor, "__index__", lambda self: int(self.handle.data.reshape(())), raising=False)
+        yield

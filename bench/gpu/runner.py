@@ -1,0 +1,189 @@
+"""Runs processes with a time limit, and keeps the log and what the whole command has found."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..table import ROOT, write_text
+from . import report
+
+LOG_BYTES = 400_000
+"""What a step may leave in the log; of more, the beginning and the end are kept."""
+
+_GRACE = 8.0  # seconds that a process gets to end after it was asked to
+_REFRESH = 5.0  # seconds after which the files follow what a running step publishes
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a process ended.
+
+    Attributes:
+        code: its exit status; None if its time was up.
+        output: what it wrote, both streams.
+        seconds: how long it took.
+    """
+
+    code: int | None
+    output: str
+    seconds: float
+
+    @property
+    def how(self) -> str:
+        """In words, for notes."""
+        if self.code is None:
+            return f"stopped after {self.seconds:.0f} s"
+        return f"exit status {self.code} after {self.seconds:.0f} s"
+
+
+class Run:
+    """One run of the command: its files, its time, its processes."""
+
+    def __init__(self, out: Path, minutes: float, rehearse: bool, result: dict[str, Any]) -> None:
+        self.out = out
+        self.rehearse = rehearse
+        self.result = result
+        self.seconds = 60 * minutes
+        self.report_failed = False
+        self._begin = time.monotonic()
+        self.log = out / "gpu.log"
+        out.mkdir(parents=True, exist_ok=True)
+        self.log.write_text("")
+
+    def elapsed(self) -> float:
+        """Seconds since the command began."""
+        return time.monotonic() - self._begin
+
+    def remaining(self) -> float:
+        """Seconds until its time is up."""
+        return self.seconds - self.elapsed()
+
+    def say(self, text: str) -> None:
+        """A line for whoever watches, with the time; also into the log."""
+        line = f"[{self.elapsed():4.0f} s, {max(self.remaining(), 0):4.0f} s left] {text}"
+        click.echo(line)
+        sys.stdout.flush()
+        with self.log.open("a", encoding="utf-8") as log:
+            log.write(f"\n=== {line}\n")
+
+    def publish(self) -> None:
+        """Write ``gpu.json`` and ``gpu.md`` anew."""
+        write_text(self.out / "gpu.json", json.dumps(self.result, indent=1, ensure_ascii=False) + "\n")
+        try:
+            text = report.markdown(self.result)
+        except Exception:  # a fault of the table must not end what measures
+            self.report_failed = True
+            text = f"gpu.json holds the results; this table could not be made:\n\n```\n{traceback.format_exc()}```\n"
+        write_text(self.out / "gpu.md", text)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Of the processes: the device or the interpreter, and nothing that a shell left from other tests."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
+        kept.pop("TRITON_INTERPRET", None)
+        kept |= {"CAWA_FAST_TEST_DEVICE": "cpu" if self.rehearse else "cuda", "PYTHONUNBUFFERED": "1"}
+        if self.rehearse:
+            kept["TRITON_INTERPRET"] = "1"
+        return kept | more
+
+    def spawn(
+        self,
+        command: list[str],
+        seconds: float,
+        *,
+        environment: dict[str, str] | None = None,
+        refresh: Callable[[], None] | None = None,
+    ) -> Done:
+        """Run ``command`` in the repository, its output into the log, for ``seconds`` at most.
+
+        When they are over it is asked to end, as by Ctrl-C, and a little later ended, with what it has started.
+
+        Args:
+            command: program and arguments.
+            seconds: how long it may run.
+            environment: by default :meth:`environment`.
+            refresh: called every few seconds.
+        """
+        begin = time.monotonic()
+        offset = self.log.stat().st_size
+        code: int | None = None
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment or self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that what it starts can be ended with it
+            )
+            try:
+                code = _wait(process, seconds, refresh)
+            finally:
+                if code is None:
+                    _end(process)
+        data = self.log.read_bytes()
+        output = data[offset:].decode(errors="replace")
+        if len(data) - offset > LOG_BYTES:
+            half = LOG_BYTES // 2
+            cut = b"\n... left out ...\n"
+            self.log.write_bytes(data[: offset + half] + cut + data[-half:])
+        return Done(code, output, time.monotonic() - begin)
+
+    def child(self, step: str, seconds: float, into: dict[str, Any]) -> Done:
+        """Run a step of :mod:`bench.gpu.child`, or go on with it; ``into`` follows what it publishes."""
+        path = self.out / f".{step}.json"
+        if "processes" not in into:
+            path.unlink(missing_ok=True)  # of an earlier run of the command
+        into["processes"] = into.get("processes", 0) + 1
+        last = 0
+
+        def refresh() -> None:
+            nonlocal last
+            if path.exists() and path.stat().st_mtime_ns != last:
+                last = path.stat().st_mtime_ns
+                into.update(json.loads(path.read_text(encoding="utf-8")))
+                self.publish()
+
+        # its own limit is tighter, so that it ends by itself and not in the middle of a measurement
+        command = [sys.executable, "-m", "bench.gpu.child", step, str(path), f"{max(seconds - 2, 1):.1f}"]
+        done = self.spawn(command + (["--rehearse"] if self.rehearse else []), seconds + _GRACE, refresh=refresh)
+        refresh()
+        if done.code == 0:
+            path.unlink(missing_ok=True)
+        return done
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float, refresh: Callable[[], None] | None) -> int | None:
+    """The exit status, or None when the time is up."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        try:
+            return process.wait(timeout=min(left, _REFRESH))
+        except subprocess.TimeoutExpired:
+            if refresh:
+                refresh()
+    return None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ask the process and all that it started to end, then end them."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=_GRACE)
+    with contextlib.suppress(ProcessLookupError):  # what it started may not have heard
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,66 @@
+"""Every operator on small inputs, for compute-sanitizer: ``python -m bench.gpu.sanitized DEVICE SECONDS``.
+
+Sizes are odd, so that tiles are cut by every border; out-of-bounds accesses and races are what is looked for, not
+results, which the tests compare.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+import torch
+
+import cawa_fast as cf
+import cawa_fast.functional as CF
+
+from .interpreted import kernels_on_the_cpu
+
+IGNORE = 255
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+REDUCTIONS = ("mean", "none", "class_mean")
+
+
+def calls(device: torch.device) -> Iterator[str]:
+    """Makes the calls, and names each when it is done."""
+    torch.manual_seed(0)
+    for dtype in DTYPES:
+        for classes, low, high in ((19, (9, 13), (33, 50)), (33, (11, 7), (11, 7))):
+            labels = torch.randint(0, classes, (2, *high), dtype=torch.uint8, device=device)
+            labels[:, :2] = IGNORE
+            weight = torch.rand(classes, device=device) + 0.5
+            logits = torch.randn(2, classes, *low, device=device).to(dtype)
+            for layout in (torch.contiguous_format, torch.channels_last):
+                shape = f"{classes} classes, {low} to {high}, {dtype}, {layout}"
+                x = logits.contiguous(memory_format=layout).requires_grad_()
+                for reduction in REDUCTIONS[: None if dtype == torch.float32 else 1]:
+                    loss = CF.cross_entropy(x, labels, weight, ignore_index=IGNORE, reduction=reduction)
+                    loss.sum().backward()
+                    yield f"cross_entropy, {reduction}, {shape}"
+                CF.confusion_matrix(x, labels, ignore_index=IGNORE)
+                yield f"confusion_matrix, {shape}"
+                CF.cam_counts(x.detach().relu(), labels, ignore_index=IGNORE)
+                yield f"cam_counts, {shape}"
+
+
+def main() -> None:
+    """Make the calls on a device, for a while: a sanitizer sums up only what ends by itself."""
+    device, seconds = torch.device(sys.argv[1]), float(sys.argv[2])
+    end = time.monotonic() + seconds
+    done: list[str] = []
+    with kernels_on_the_cpu() if device.type == "cpu" else contextlib.nullcontext():
+        for name in calls(device):
+            done.append(name)
+            if time.monotonic() > end:
+                print(f"out of time after {name}")
+                break
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    cf.check_labels()
+    print(f"{len(done)} calls")
+
+
+if __name__ == "__main__":
+    main()

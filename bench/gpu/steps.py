@@ -1,0 +1,263 @@
+"""The steps of ``python -m bench gpu``, as the parent process sees them; each returns what goes into the result.
+
+A step that finds a failure says so in ``"status"``; what it raises is turned into a failure by the command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import shutil
+import sys
+import sysconfig
+import time
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..table import ROOT
+from .runner import Done, Run
+from .smi import query
+
+Found = dict[str, Any]
+
+_SCRIPTS = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+
+
+@contextlib.contextmanager
+def importable_kernels() -> Iterator[str | None]:
+    """Within it ``cawa_fast.kernels`` is the folder ``kernels`` of this source tree; gives what was done, if anything.
+
+    An installation maps it; a bare source tree has no such package, and gets a link for the time.
+    """
+    package, link = ROOT / "kernels", ROOT / "cawa_fast" / "kernels"
+    found = importlib.util.find_spec("cawa_fast.kernels")
+    ours = found is not None and found.origin is not None and Path(found.origin).resolve().parent == package
+    if ours or link.exists():
+        yield None
+        return
+    link.symlink_to(os.path.relpath(package, link.parent), target_is_directory=True)
+    importlib.invalidate_caches()
+    try:
+        yield "cawa_fast/kernels links to kernels/ for the time"
+    finally:
+        link.unlink()
+
+
+# ---------------------------------------------------------------------------------------------------------- build
+
+
+def build(run: Run, seconds: float, result: Found) -> None:
+    """Build the extension in place; without it the rest runs on Triton and plain PyTorch."""
+    cmake = shutil.which("cmake", path=_SCRIPTS)
+    if cmake is None:
+        raise RuntimeError("there is no cmake; the rest runs without the extension")
+    options, why = cuda_options((ROOT / "CMakeLists.txt").read_text(encoding="utf-8"), run.rehearse)
+    result["options"], result["note"] = options, why
+    folder = (run.out / ".build") if run.rehearse else ROOT / "build" / "gpu"
+    environment = run.environment(PATH=_SCRIPTS)
+    end = time.monotonic() + seconds
+    commands = [
+        [cmake, "-S", ".", "-B", str(folder), "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}", *options],
+        [cmake, "--build", str(folder)],
+        [cmake, "--install", str(folder), "--prefix", "cawa_fast"],
+    ]
+    if run.rehearse:
+        commands = [commands[0], [*commands[1], "--", "-n"]]  # ninja says what it would do; that took minutes here
+    for command in commands:
+        done = run.spawn(command, max(end - time.monotonic(), 1), environment=environment)
+        if done.code != 0:
+            raise RuntimeError(
+                f"{' '.join(command[:2])}: {done.how}; the rest runs without a new extension. {_reason(done.output)}"
+            )
+    if run.rehearse:
+        shutil.rmtree(folder, ignore_errors=True)
+        result["note"] = "configured and planned, not built (rehearsal)"
+        return
+    code = "import cawa_fast._native as n; print(n.why_not() or n.build_info())"
+    result["loaded"] = run.spawn([sys.executable, "-c", code], 60).output.strip()[-2000:]
+    if "cuda_architectures" not in result["loaded"]:
+        raise RuntimeError(f"the extension does not load: {result['loaded'][-300:]}")
+
+
+def cuda_options(description: str, rehearse: bool) -> tuple[list[str], str]:
+    """CMake's options for the present device alone, and a note; none where the build knows no CUDA or has no nvcc."""
+    wanted = [name for name in ("CAWA_FAST_CUDA", "CAWA_FAST_CUDA_ARCHITECTURES") if _is_option(name, description)]
+    if "CAWA_FAST_CUDA" not in wanted:
+        return [], "without CUDA: CMakeLists.txt has no option CAWA_FAST_CUDA"
+    if rehearse:
+        return ["-DCAWA_FAST_CUDA=OFF"], "without CUDA (rehearsal)"
+    if not (shutil.which("nvcc", path=_SCRIPTS) or shutil.which("nvcc", path="/usr/local/cuda/bin")):
+        return ["-DCAWA_FAST_CUDA=OFF"], "without CUDA: there is no nvcc"
+    capability = str(query(("compute_cap",)).get("compute_cap", ""))
+    options = ["-DCAWA_FAST_CUDA=ON"]
+    if capability and "CAWA_FAST_CUDA_ARCHITECTURES" in wanted:
+        options.append(f"-DCAWA_FAST_CUDA_ARCHITECTURES={capability.replace('.', '')}")
+    return options, f"with CUDA for compute capability {capability or 'unknown'}"
+
+
+def _is_option(name: str, description: str) -> bool:
+    """Whether CMakeLists.txt lets its user set ``name``."""
+    return re.search(rf"option\s*\(\s*{name}\b|set\s*\(\s*{name}\b[^)]*\bCACHE\b", description) is not None
+
+
+def _reason(output: str) -> str:
+    """The first line that looks like the cause."""
+    lines = [line.strip() for line in output.splitlines() if re.search(r"error|Error", line)]
+    return lines[0][:300] if lines else ""
+
+
+# ---------------------------------------------------------------------------------------------------------- tests
+
+
+def tests(run: Run, seconds: float, result: Found) -> None:
+    """The whole test suite on the device."""
+    junit = run.out / ".tests.xml"
+    junit.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--maxfail=50", "--tb=short", "-rfE"]
+    command += [f"--junitxml={junit}"]
+    if run.rehearse:
+        command += ["tests/test_floors.py"]
+    elif importlib.util.find_spec("xdist") is not None:
+        # every process has a CUDA context of its own
+        command += ["-n", str(max(1, min(8, (os.cpu_count() or 1) // 2)))]
+    done = run.spawn(command, seconds, environment=run.environment(OMP_NUM_THREADS="1"))
+    result.update(parse_tests(done, junit))
+    junit.unlink(missing_ok=True)
+    if done.code != 0:
+        result["status"] = "failed"
+        result["note"] = done.how
+
+
+def parse_tests(done: Done, junit: Path) -> Found:
+    """Numbers of tests, and names and first lines of the failures: from the report, or the output if there is none."""
+    if junit.exists():
+        try:
+            return _parse_junit(junit)
+        except ElementTree.ParseError:  # killed while it was written
+            pass
+    lines = re.findall(r"^(FAILED|ERROR) (\S+)(?: - (.*))?$", done.output, re.MULTILINE)
+    failures = [{"name": name, "message": message[:300]} for _, name, message in lines]
+    counts = {kind: int(number) for number, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", done.output)}
+    percent = re.findall(r"\[ *(\d+)%\]", done.output)
+    return {"counts": counts, "failures": failures, "progress": f"{percent[-1]} %" if percent else None}
+
+
+def _parse_junit(junit: Path) -> Found:
+    counts: Counter[str] = Counter()
+    failures = []
+    for case in ElementTree.parse(junit).iter("testcase"):
+        bad = [child for child in case if child.tag in ("failure", "error")]
+        skipped = case.find("skipped") is not None
+        counts[bad[0].tag if bad else "skipped" if skipped else "passed"] += 1
+        if bad:
+            name = f"{case.get('classname', '')}::{case.get('name', '')}"
+            failures.append({"name": name, "message": _first(bad[0].get("message"))})
+    kinds = {"passed": "passed", "failure": "failed", "error": "error", "skipped": "skipped"}
+    return {"counts": {kinds[kind]: number for kind, number in counts.items()}, "failures": failures[:60]}
+
+
+def _first(message: str | None) -> str:
+    lines = (message or "").strip().splitlines() or [""]
+    return lines[0][:300]
+
+
+# ------------------------------------------------------------------------------------------------------ sanitizer
+
+
+def sanitizer(run: Run, seconds: float, result: Found) -> None:
+    """compute-sanitizer's memcheck and racecheck on every operator."""
+    end = time.monotonic() + seconds
+
+    def program(limit: float) -> list[str]:
+        # it ends by itself before it is ended, or there would be no summary
+        device = "cpu" if run.rehearse else "cuda"
+        return [sys.executable, "-m", "bench.gpu.sanitized", device, f"{max(limit - 12, 1):.0f}"]
+
+    # Without a sanitizer first: that compiles the kernels, which takes longer than to check them.
+    plain = 16 if run.rehearse else seconds / 3
+    done = run.spawn(program(plain), plain)
+    result["calls"] = _last(done.output)
+    if done.code != 0:
+        raise RuntimeError(f"bench.gpu.sanitized: {done.how}. {_last(done.output)}")
+    tool = shutil.which("compute-sanitizer", path=f"{_SCRIPTS}{os.pathsep}/usr/local/cuda/bin")
+    if run.rehearse or tool is None:
+        result["note"] = "ran without a sanitizer: " + ("a rehearsal" if run.rehearse else "there is none here")
+        return
+    # the caching allocator would hide what lies outside of a tensor but inside of its block
+    environment = run.environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    result["tools"] = {}
+    for place, kind in enumerate(("memcheck", "racecheck")):
+        limit = max((end - time.monotonic()) / (2 - place), 1)
+        command = [tool, "--tool", kind, "--print-limit", "20", *program(limit)]
+        found = parse_sanitizer(run.spawn(command, limit, environment=environment))
+        result["tools"][kind] = found
+        if found["errors"]:
+            result["status"] = "failed"
+        run.publish()
+    if all(found["errors"] is None for found in result["tools"].values()):
+        result["status"] = "skipped"
+        result["note"] = "compute-sanitizer gave no summary; see the log"
+
+
+def parse_sanitizer(done: Done) -> Found:
+    """How many errors the summary reports (None without one), the first of them, and how the process ended."""
+    summary = re.search(r"(?:ERROR|RACECHECK) SUMMARY:\s*(\d+) (?:error|hazard).*", done.output)
+    lines = [line for line in done.output.splitlines() if line.startswith("=========") and line.strip("= ")]
+    return {
+        "errors": int(summary[1]) if summary else None,
+        "summary": summary[0] if summary else None,
+        "first": [line[:200] for line in lines if "COMPUTE-SANITIZER" not in line][:12],
+        "end": done.how,
+    }
+
+
+# ------------------------------------------------------------------------------------------------ on the device
+
+
+def limits(run: Run, seconds: float, result: Found) -> None:
+    """What the device can do at best."""
+    done = run.child("limits", seconds, result)
+    if done.code != 0:
+        raise RuntimeError(f"{done.how}. {_last(done.output)}")
+
+
+def benchmarks(run: Run, seconds: float, result: Found) -> None:
+    """All rows; a process that dies takes one piece of one row with it, and the next one goes on."""
+    end = time.monotonic() + seconds
+    attempts = 0
+    while True:
+        before = len(result.get("done", []))
+        done = run.child("benchmarks", end - time.monotonic(), result)
+        if done.code == 0 or done.code is None:
+            break
+        # without progress twice in a row, it is not the rows that fail
+        attempts = 0 if len(result.get("done", [])) > before else attempts + 1
+        if attempts > 1 or end - time.monotonic() < 10:
+            break
+        run.say(f"benchmarks: {done.how}; going on with the next piece")
+    if not result.get("rows"):
+        raise RuntimeError(f"nothing was measured: {done.how}. {_last(done.output)}")
+    if result.get("failed") or done.code != 0:
+        result["status"] = "failed"
+        reasons = [f"{name}: {why}" for name, why in result.get("failed", {}).items()]
+        result["note"] = f"{len(reasons)} pieces failed, first {reasons[0]}" if reasons else done.how
+
+
+def sweep(run: Run, seconds: float, result: Found) -> None:
+    """The tile tables."""
+    done = run.child("sweep", seconds, result)
+    if done.code != 0:
+        raise RuntimeError(f"{done.how}. {_last(done.output)}")
+    if str(result.get("note", "")).startswith("skipped"):
+        result["status"] = "skipped"
+
+
+def _last(output: str) -> str:
+    """The last line, which of a traceback is the error."""
+    lines = output.strip().splitlines() or [""]
+    return lines[-1][:300]

@@ -1,0 +1,111 @@
+"""Other people's libraries as rivals: Liger-Kernel, torchmetrics, and MMSegmentation's way of counting.
+
+None of them is needed: what is not installed is left out. Labels are int64, 255 where ignored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cases import IGNORE, TAU
+
+_libraries: list[torch.library.Library] = []  # a library's definitions live as long as the object
+
+
+def import_torchvision() -> None:
+    """Make torchvision importable also where its compiled part does not fit this torch, for what imports it in turn.
+
+    Its Python code needs the schemas of its operators, and a CUDA build beside a CPU build of torch cannot load those.
+    With the schemas declared it imports; nobody calls them.
+
+    Raises:
+        ImportError: there is no torchvision.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other people's deprecations, while they are imported
+        try:
+            import torchvision  # noqa: F401
+        except RuntimeError as error:
+            if "torchvision::nms" not in str(error):
+                raise
+            for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+                del sys.modules[name]
+            library = torch.library.Library("torchvision", "FRAGMENT")
+            _libraries.append(library)
+            for operator in ("nms", "qnms"):
+                library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def import_torchmetrics() -> Any:
+    """``torchmetrics.functional.classification``; it imports torchvision where that is installed."""
+    with contextlib.suppress(ImportError):
+        import_torchvision()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torchmetrics.functional import classification
+
+    return classification
+
+
+def liger_cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor, align_corners: bool) -> Tensor:
+    """The mean loss by Liger-Kernel, which takes ``(pixels, classes)`` and writes the gradient over them."""
+    from liger_kernel.transformers.cross_entropy import LigerCrossEntropyLoss
+
+    if logits.shape[-2:] != labels.shape[-2:]:
+        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=align_corners)
+    rows = logits.permute(0, 2, 3, 1).reshape(-1, logits.shape[1])
+    return LigerCrossEntropyLoss(weight=weight, ignore_index=IGNORE)(rows, labels.reshape(-1))
+
+
+def mmsegmentation_areas(logits: Tensor, labels: Tensor, align_corners: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels per class of intersection, prediction and label, ``(C,)`` on the CPU: the matrix's diagonal and sums.
+
+    Histograms of float32, image by image, as MMSegmentation's IoU metric counts.
+    """
+    classes = logits.shape[1]
+    resized = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=align_corners)
+    totals = torch.zeros(3, classes)
+    for prediction, target in zip(resized.argmax(1), labels, strict=True):
+        valid = target != IGNORE
+        predicted, truth = prediction[valid], target[valid]
+        areas = (predicted[predicted == truth], predicted, truth)
+        totals += torch.stack([torch.histc(x.float(), bins=classes, min=0, max=classes - 1).cpu() for x in areas])
+    intersection, predictions, truths = totals
+    return intersection, predictions, truths
+
+
+def torchmetrics_confusion_matrix(
+    matrix_of: Callable[..., Tensor], logits: Tensor, labels: Tensor, align_corners: bool
+) -> Tensor:
+    """``(C, C)`` int64 by torchmetrics' ``multiclass_confusion_matrix``, of the resized logits."""
+    resized = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=align_corners)
+    return matrix_of(resized, labels, num_classes=logits.shape[1], ignore_index=IGNORE, validate_args=False)
+
+
+def torchmetrics_cam_counts(
+    stat_scores: Callable[..., Tensor], cam: Tensor, labels: Tensor, align_corners: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(tp, fp, fn)`` by torchmetrics' ``multilabel_stat_scores``: a label per class, ignored where not scored."""
+    classes = cam.shape[1]
+    resized = F.interpolate(cam, size=labels.shape[-2:], mode="bilinear", align_corners=align_corners)
+    share = resized / resized.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(resized.dtype).tiny)
+    truth = labels.unsqueeze(1) == torch.arange(classes, device=labels.device).view(-1, 1, 1)
+    scored = truth.any(-1).any(-1)[..., None, None] & (labels != IGNORE).unsqueeze(1)
+    scores = stat_scores(
+        share,
+        truth.to(torch.int8).where(scored, -1),
+        num_labels=classes,
+        threshold=TAU,
+        average="none",
+        ignore_index=-1,
+        validate_args=False,
+    )
+    return scores[:, 0], scores[:, 1], scores[:, 3]
