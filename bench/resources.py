@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -179,10 +180,13 @@ def markdown(compilers: dict[str, str], table: Iterable[Resources]) -> str:
 @click.option("--out", type=click.Path(path_type=Path), default=OUT, help="Path of the .md and .json without suffix.")
 def resources(out: Path) -> None:
     """Registers, spills and shared memory of the GPU kernels, for six architectures; needs nvcc, no GPU."""
+    from . import triton_resources
+
     compiler = nvcc()
     if compiler is None:
         raise click.ClickException("there is no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda")
-    compilers, table = {"nvcc": nvcc_version(compiler)}, compile_cuda(compiler)
+    compilers = {"nvcc": nvcc_version(compiler), "triton": version("triton")}
+    table = [*compile_cuda(compiler), *triton_resources.in_a_process(list(ARCHITECTURES))]
     text = markdown(compilers, table)
     write_text(out.with_suffix(".json"), json.dumps(result_of(compilers, table), indent=1) + "\n")
     write_text(out.with_suffix(".md"), text)

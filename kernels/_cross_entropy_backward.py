@@ -114,9 +114,8 @@ def _backward(
     class_weight = tl.full([CLASSES, 1], 1.0, tl.float32)
     if WEIGHTED and SMOOTHED:
         class_weight = tl.load(weight + c, mask=is_class, other=0.0)
-    upstream = 1.0
     if not PER_PIXEL:
-        upstream = tl.load(grad)
+        common_upstream = tl.load(grad)
 
     before_left = tl.zeros([CLASSES, 32], tl.float32)  # what the row of cells above adds to this row of samples
     before_right = tl.zeros([CLASSES, 32], tl.float32)
@@ -156,6 +155,8 @@ def _backward(
                     inverse_sum = tl.load(stats + stats_plane + kept, mask=inside, other=0.0)
                     if PER_PIXEL:
                         upstream = tl.load(grad + pixel, mask=inside, other=0.0)
+                    else:
+                        upstream = common_upstream
                     at_label, smoothing = _factors(label, weight, scale, upstream, keep, smooth, WEIGHTED)
                     u = weight_of(x, cell, width, columns)  # of the sample at the right, for the sums
                     z = blend(z_left, z_right, weight_of(x, left, width, columns)[None, :])

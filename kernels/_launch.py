@@ -9,15 +9,22 @@ from torch import Tensor
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], num_warps: int, *, fuse: bool = False
+    kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], tile: Mapping[str, int], *, fuse: bool = False
 ) -> None:
-    """Run ``kernel`` with ``arguments`` by name.
+    """Run ``kernel`` with ``arguments`` by name, and of ``tile`` what is the compiler's: num_warps, maxnreg.
 
     Without ``fuse`` products and sums are rounded one by one, as the specification does where pixels are counted; with
     it they are fused, which is faster and rounds less.
     """
     if all(grid):
-        kernel[grid](**arguments, num_warps=num_warps, enable_fp_fusion=fuse)
+        kernel[grid](**arguments, **compiler_options(tile, fuse))
+
+
+def compiler_options(tile: Mapping[str, int], fuse: bool) -> dict[str, Any]:
+    return {name: tile[name] for name in ("num_warps", "maxnreg") if name in tile} | {"enable_fp_fusion": fuse}
+
+
+FOUR_WARPS = {"num_warps": 4}
 
 
 def needs_64_bits(tensor: Tensor) -> bool:

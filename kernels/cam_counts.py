@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _tiling
-from ._launch import cdiv, launch, needs_64_bits, power_of_2
+from ._launch import FOUR_WARPS, cdiv, launch, needs_64_bits, power_of_2
 from ._math import INFINITY, class_of, mix, offset_of, patch_offsets, somewhat_less, somewhat_more, taps
 
 NORMALIZATIONS = ("max", "minmax", "gradcam", "none")
@@ -327,7 +327,7 @@ def cam_counts(
     if how in (_MINMAX, _GRADCAM):
         arguments = {"maps": cam, "truth": truth, "ranges": ranges, "BLOCK": 1024, "ALL": every}
         arguments |= strides | low | common | wide
-        launch(_ranges, (images * num_classes,), arguments, 4)
+        launch(_ranges, (images * num_classes,), arguments, FOUR_WARPS)
     if how in (_MAX, _GRADCAM):
         tile = _tiling.choose("cam_extremes")
         patch = (0, 0) if same else _tiling.patch(tile, (height, width), (out_height, out_width), align_corners)
@@ -338,7 +338,7 @@ def cam_counts(
             arguments |= {"PATCH_ROWS": patch[0], "PATCH_COLUMNS": patch[1], "LEAST": least, "ALL": every}
             arguments |= {"groups": groups}
             arguments |= {"SAME": same, "ALIGN_CORNERS": align_corners} | strides | low | high | common | wide
-            launch(_extremes, (groups * images * num_classes,), arguments, tile["num_warps"])
+            launch(_extremes, (groups * images * num_classes,), arguments, tile)
 
     wanted = torch.empty(images, num_classes, dtype=torch.int32, device=cam.device)
     number = torch.empty(images, dtype=torch.int32, device=cam.device)
@@ -346,7 +346,7 @@ def cam_counts(
     arguments = {"truth": truth, "ranges": ranges, "largest": extremes[0], "least": extremes[1], "wanted": wanted}
     arguments |= {"number": number, "threshold": threshold, "tp": counts[0], "fp": counts[1], "fn": counts[2]}
     arguments |= {"tau": tau, "images": images, "ALL": every, "BLOCK": power_of_2(num_classes)} | common
-    launch(_thresholds, (images,), arguments, 4)
+    launch(_thresholds, (images,), arguments, FOUR_WARPS)
 
     tile = _tiling.choose("cam_counts")
     patch = (0, 0) if same else _tiling.patch(tile, (height, width), (out_height, out_width), align_corners)
@@ -355,5 +355,5 @@ def cam_counts(
     arguments |= {"ROWS": tile["ROWS"], "COLUMNS": tile["COLUMNS"], "PATCH_ROWS": patch[0], "PATCH_COLUMNS": patch[1]}
     arguments |= {"SAME": same, "ALIGN_CORNERS": align_corners} | strides | low | high | common | wide
     tiles = cdiv(out_height, tile["ROWS"]) * cdiv(out_width, tile["COLUMNS"])
-    launch(_counts, (tiles, images), arguments, tile["num_warps"])
+    launch(_counts, (tiles, images), arguments, tile)
     return counts[0], counts[1], counts[2]

@@ -172,4 +172,4 @@ def confusion_matrix(
         "WIDE": needs_64_bits(input),
     }
     tiles = cdiv(out_height, tile["ROWS"]) * cdiv(out_width, tile["COLUMNS"])
-    launch(_confusion_matrix, (tiles, images), arguments, tile["num_warps"])
+    launch(_confusion_matrix, (tiles, images), arguments, tile)

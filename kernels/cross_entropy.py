@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _tiling
 from ._cross_entropy_backward import _backward, _backward_same
 from ._cross_entropy_forward import COUNTED, _forward, _scale, _total
-from ._launch import cdiv, launch, needs_64_bits, power_of_2
+from ._launch import FOUR_WARPS, cdiv, launch, needs_64_bits, power_of_2
 
 
 def reduction_scale(counts: Tensor | None, pixels: int, weight: Tensor | None, like: Tensor, reduction: str) -> Tensor:
@@ -38,7 +38,7 @@ def reduction_scale(counts: Tensor | None, pixels: int, weight: Tensor | None, l
         "HOW": COUNTED.index(reduction),
         "WEIGHTED": weight is not None,
     }
-    launch(_scale, (1,), arguments, 4, fuse=True)
+    launch(_scale, (1,), arguments, FOUR_WARPS, fuse=True)
     return scale
 
 
@@ -93,10 +93,10 @@ def cross_entropy(
         "PER_PIXEL": per_pixel,
         "SAVE": save,
     }
-    launch(_forward, (parts,), arguments, tile["num_warps"], fuse=True)
+    launch(_forward, (parts,), arguments, tile, fuse=True)
     if not per_pixel:
         arguments = {"partial": partial, "scale": scale, "loss": loss, "parts": parts, "BLOCK": 1024}
-        launch(_total, (1,), arguments, 4, fuse=True)
+        launch(_total, (1,), arguments, FOUR_WARPS, fuse=True)
     return loss, stats
 
 
@@ -148,7 +148,7 @@ def cross_entropy_backward(
         for name in ("below", "right", "height", "width", "MAX_PHASES", "stats_plane", "ALIGN_CORNERS"):
             del problem[name]
         arguments |= problem | {"ITEMS": tile["ITEMS"], "CLASSES": tile["CLASSES"]}
-        launch(_backward_same, (cdiv(problem["items"], tile["ITEMS"]),), arguments, tile["num_warps"], fuse=True)
+        launch(_backward_same, (cdiv(problem["items"], tile["ITEMS"]),), arguments, tile, fuse=True)
         return result
     tile = _tiling.choose("cross_entropy_backward")
     height, width = input.shape[2:]
@@ -162,7 +162,7 @@ def cross_entropy_backward(
         "ROWS": tile["ROWS"],
     }
     blocks = cdiv(arguments["items"] - 1, 31) * cdiv(input.shape[1], tile["CLASSES"])
-    launch(_backward, (blocks,), arguments, tile["num_warps"], fuse=True)
+    launch(_backward, (blocks,), arguments, tile, fuse=True)
     return result
 
 

@@ -59,7 +59,7 @@ def label_histogram(
         "COUNT": counts is not None,
         "CHECK": report is not None,
     }
-    launch(_label_histogram, (cdiv(pixels, tile["BLOCK"]), images), arguments, tile["num_warps"])
+    launch(_label_histogram, (cdiv(pixels, tile["BLOCK"]), images), arguments, tile)
 
 
 @triton.jit(do_not_specialize=["pixels", "num_classes", "ignore_index"])
@@ -105,4 +105,4 @@ def confusion_matrix_labels(
         "BLOCK": tile["BLOCK"],
         "DISTINCT": tile["DISTINCT"],
     }
-    launch(_confusion_matrix_labels, (cdiv(pixels, tile["BLOCK"]),), arguments, tile["num_warps"])
+    launch(_confusion_matrix_labels, (cdiv(pixels, tile["BLOCK"]),), arguments, tile)

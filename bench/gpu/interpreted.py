@@ -7,8 +7,6 @@ import importlib
 import sys
 from collections.abc import Iterator
 
-import triton.language as tl
-
 from ..table import ROOT
 
 
@@ -20,6 +18,4 @@ def kernels_on_the_cpu() -> Iterator[None]:
     sys.path.append(str(ROOT / "tests"))
     interpreter = importlib.import_module("interpreter")
     with pytest.MonkeyPatch.context() as monkeypatch, interpreter.kernels_on_the_cpu(monkeypatch):
-        # Triton 3.6 makes an integer of an array of one value, which NumPy 2.4 refuses
-        monkeypatch.setattr(tl.core.tensor, "__index__", lambda self: int(self.handle.data.reshape(())), raising=False)
         yield

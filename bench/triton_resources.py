@@ -1,0 +1,222 @@
+"""Triton's kernels compiled for a GPU that is not there, and what they take of it.
+
+``python -m bench.triton_resources 80 90`` prints the rows as JSON. In a process of its own: a process in which
+TRITON_INTERPRET was set cannot compile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from cawa_fast.kernels import _tiling, cam_counts, confusion_matrix, cross_entropy, labels
+from cawa_fast.kernels._launch import compiler_options
+from torch import Tensor
+
+from .resources import Resources
+
+META = torch.device("meta")
+_TYPES = {
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.uint8: "u8",
+    torch.int16: "i16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+Call = tuple[Any, dict[str, Any], dict[str, Any]]  # kernel, arguments, options
+
+
+def _calls(operator: Callable[[], object]) -> list[Call]:
+    """What ``operator`` launches, without launching it: its tensors are on the device "meta"."""
+    calls: list[Call] = []
+
+    def recorded(
+        kernel: Any, grid: Any, arguments: dict[str, Any], tile: dict[str, int], *, fuse: bool = False
+    ) -> None:
+        calls.append((kernel, arguments, compiler_options(tile, fuse)))
+
+    modules = (labels, confusion_matrix, cam_counts, cross_entropy)
+    originals = [module.launch for module in modules]
+    for module in modules:
+        module.launch = recorded
+    try:
+        operator()
+    finally:
+        for module, original in zip(modules, originals, strict=True):
+            module.launch = original
+    return calls
+
+
+def _problem(
+    dtype: torch.dtype = torch.float32, classes: int = 150, ratio: float = 4, label: torch.dtype = torch.uint8
+) -> tuple[Tensor, Tensor]:
+    side = round(512 / ratio)
+    input = torch.empty(8, classes, side, side, dtype=dtype, device=META)
+    return input, torch.empty(8, 512, 512, dtype=label, device=META)
+
+
+def _loss(input: Tensor, target: Tensor, *, smoothing: float = 0.0, per_pixel: bool = False) -> None:
+    weight = torch.empty(input.shape[1], device=META)
+    counts = torch.empty(8, input.shape[1], dtype=torch.int64, device=META)
+    scale = cross_entropy.reduction_scale(counts, target.numel(), weight, input, "mean")
+    loss, stats = cross_entropy.cross_entropy(input, target, weight, scale, 255, per_pixel, smoothing, False, True)
+    cross_entropy.cross_entropy_backward(
+        torch.empty_like(loss), input, target, weight, scale, stats, 255, smoothing, False
+    )
+
+
+def _confusion(input: Tensor, target: Tensor) -> None:
+    counts = torch.empty(input.shape[1], input.shape[1], dtype=torch.int64, device=META)
+    report = torch.empty(3, dtype=torch.int64, device=META)
+    confusion_matrix.confusion_matrix(input, target, counts, report, 255, False)
+
+
+def _cam(input: Tensor, target: Tensor, normalize: str = "max") -> None:
+    truth = torch.empty(8, input.shape[1], dtype=torch.int64, device=META)
+    cam_counts.cam_counts(input, target, truth, 0.5, normalize, "present", 255, False)
+
+
+def _labels(target: Tensor) -> None:
+    counts, report = (torch.empty(8, n, dtype=torch.int64, device=META) for n in (150, 3))
+    labels.label_histogram(target, counts, report, 150, 255)
+    labels.confusion_matrix_labels(target, target, counts, report, 150, 255)
+
+
+_BY_KERNEL: dict[str, tuple[str, Callable[[], None]]] = {
+    "label_histogram": ("_label_histogram", lambda: _labels(_problem()[1])),
+    "confusion_matrix": ("_confusion_matrix", lambda: _confusion(*_problem())),
+    "cam_counts": ("_counts", lambda: _cam(*_problem())),
+    "cam_extremes": ("_extremes", lambda: _cam(*_problem())),
+    "cross_entropy": ("_forward", lambda: _loss(*_problem())),
+    "cross_entropy_backward": ("_backward", lambda: _loss(*_problem())),
+    "cross_entropy_same": ("_forward", lambda: _loss(*_problem(ratio=1))),
+}
+# every kernel in the configuration that is chosen, on inputs that change its code
+_VARIANTS: dict[str, list[Callable[[], None]]] = {
+    "float32": [
+        lambda: _labels(_problem()[1]),
+        lambda: _confusion(*_problem()),
+        lambda: _cam(*_problem()),
+        lambda: _loss(*_problem()),
+    ],
+    "same size": [
+        lambda: _confusion(*_problem(ratio=1)),
+        lambda: _cam(*_problem(ratio=1)),
+        lambda: _loss(*_problem(ratio=1)),
+    ],
+    "bfloat16, int64 labels": [
+        lambda: _confusion(*_problem(torch.bfloat16, label=torch.int64)),
+        lambda: _cam(*_problem(torch.bfloat16, label=torch.int64)),
+        lambda: _loss(*_problem(torch.bfloat16, label=torch.int64)),
+    ],
+    "float16, x8, label smoothing": [lambda: _loss(*_problem(torch.float16, ratio=8), smoothing=0.1)],
+    "x3.7, per pixel": [lambda: _loss(*_problem(ratio=3.7), per_pixel=True)],
+    "gradcam": [lambda: _cam(*_problem(), normalize="gradcam")],
+}
+
+
+def cases() -> Iterator[tuple[str, str, Call]]:
+    """Kernel, configuration and call: each configuration of the tables, and each variant of the code."""
+    for table, (kernel, operator) in _BY_KERNEL.items():
+        for configuration in _tiling.TABLES[table]:
+            with _tiling.forced(table, configuration):
+                for call in _calls(operator):
+                    if call[0].fn.__name__ == kernel:
+                        yield kernel, ", ".join(f"{key} {value}" for key, value in configuration.items()), call
+    for name, operators in _VARIANTS.items():
+        seen: set[str] = set()
+        for call in (call for operator in operators for call in _calls(operator)):
+            kernel = call[0].fn.__name__
+            if kernel == "_extremes":
+                kernel += " (least)" if call[1]["LEAST"] else ""
+            if kernel not in seen:
+                seen.add(kernel)
+                yield kernel, name, call
+
+
+def compile_for(call: Call, architecture: int) -> Any:
+    """As a launch would: with the same constants, alignments and options."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel, arguments, options = call
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int], list[list[Any]]] = {}
+    for place, parameter in enumerate(kernel.params):
+        value = arguments[parameter.name]
+        general = parameter.do_not_specialize
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1 and not general):
+            signature[parameter.name] = "constexpr"
+            constants[parameter.name] = value
+        elif isinstance(value, Tensor):
+            signature[parameter.name] = "*" + _TYPES[value.dtype]
+            attributes[(place,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, int):
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0 and not general:
+                attributes[(place,)] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = "fp32"
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=dict(options))
+
+
+_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+
+
+def resources_of(compiled: Any, kernel: str, configuration: str, architecture: int) -> Resources:
+    """Read from the machine code. (What spills lies in the stack frame: without one nothing does.)"""
+    cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        text = subprocess.run(
+            [cuobjdump, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
+    usage = _USAGE.search(text)
+    assert usage is not None, text
+    registers, stack, shared, local = map(int, usage.groups())
+    shared = max(shared, compiled.metadata.shared)
+    return Resources(kernel, configuration, architecture, registers, local, stack, shared)
+
+
+def compile_triton(architectures: list[int]) -> list[Resources]:
+    """All cases, sorted."""
+    found = list(cases())
+    return sorted(
+        resources_of(compile_for(call, architecture), kernel, configuration, architecture)
+        for architecture in architectures
+        for kernel, configuration, call in found
+    )
+
+
+def in_a_process(architectures: list[int]) -> list[Resources]:
+    """The same, wherever this is called."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, "-m", "bench.triton_resources", *map(str, architectures)],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return [Resources(**row) for row in json.loads(run.stdout.splitlines()[-1])]
+
+
+if __name__ == "__main__":
+    print(json.dumps([asdict(row) for row in compile_triton([int(word) for word in sys.argv[1:]])]))
