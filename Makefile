@@ -24,13 +24,14 @@ help:
 setup: $(VENV)/.done
 
 # torch first: csrc/ compiles against it, and build isolation would fetch another. torchvision without its
-# dependencies: only the tests' peers import it. CAWA_FAST_PORTABLE: so that the tests run what other processors run.
+# dependencies: only the tests' peers import it. Triton 3.6, which came with torch 2.11, for tests beside the newest. CAWA_FAST_PORTABLE: so that the tests run what other processors run.
 $(VENV)/.done: pyproject.toml setup.py CMakeLists.txt $(wildcard cmake/* csrc/* csrc/*/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
 	$(BIN)/python -m pip install --quiet "$(TORCH)" numpy
 	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0
 	$(BIN)/python -m pip install --quiet "cmake>=3.25" ninja "pybind11>=2.13"
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/triton-3.6 triton==3.6.0
 	CAWA_FAST_CUDA=$(CAWA_FAST_CUDA) CMAKE_ARGS="-DCAWA_FAST_PORTABLE=ON $(CMAKE_ARGS)" $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[train,test,dev]"
 	@$(BIN)/cawa-fast doctor
 	@touch $@

@@ -204,9 +204,11 @@ def compile_triton(architectures: list[int]) -> list[Resources]:
     )
 
 
-def in_a_process(architectures: list[int]) -> list[Resources]:
-    """The same, wherever this is called."""
+def in_a_process(architectures: list[int], path: Path | None = None) -> list[Resources]:
+    """The same, wherever this is called; with the Triton in the folder ``path``, if given."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
     run = subprocess.run(
         [sys.executable, "-m", "bench.triton_resources", *map(str, architectures)],
         cwd=Path(__file__).parents[1],

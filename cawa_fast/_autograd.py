@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from . import _ops, reference
-from .kernels._tiling import stats_size
 
 # ---------------------------------------------------------------------------------- shapes without computing (fakes)
 
@@ -32,7 +31,8 @@ def _(
     if kind is _ops.Saved.GRADIENT:
         saved = torch.empty_like(input)
     elif kind is _ops.Saved.STATISTICS:
-        saved = input.new_empty(stats_size(input, target, align_corners), dtype=torch.float32)
+        size = _ops.kernels("_tiling").stats_size(input, target, align_corners)
+        saved = input.new_empty(size, dtype=torch.float32)
     return loss, input.new_empty(input.shape[1], dtype=dtype), saved
 
 

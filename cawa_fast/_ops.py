@@ -104,7 +104,7 @@ def _count_labels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor
         return counts
     report = _checks.open_report("target", target.device, num_classes, ignore_index)
     counts = torch.zeros(target.shape[0], num_classes, dtype=torch.int64, device=target.device)
-    _kernels("labels").label_histogram(target, counts, report, num_classes, ignore_index)
+    kernels("labels").label_histogram(target, counts, report, num_classes, ignore_index)
     _checks.close_report("target", report, num_classes, ignore_index)
     return counts
 
@@ -114,7 +114,7 @@ def _report_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
         return
     if _runs_triton(target.device):
         report = _checks.open_report("target", target.device, num_classes, ignore_index)
-        _kernels("labels").label_histogram(target.reshape(1, -1), None, report, num_classes, ignore_index)
+        kernels("labels").label_histogram(target.reshape(1, -1), None, report, num_classes, ignore_index)
         _checks.close_report("target", report, num_classes, ignore_index)
         return
     native = target.device.type == "cpu" and _native.available()
@@ -122,7 +122,7 @@ def _report_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
     _checks.report("target", find(target, num_classes, ignore_index), num_classes, ignore_index)
 
 
-def _kernels(name: str) -> Any:
+def kernels(name: str) -> Any:
     """A module of :mod:`cawa_fast.kernels`, imported when the first tensor wants it: Triton takes half a second."""
     return importlib.import_module(f".kernels.{name}", __package__)
 
@@ -147,14 +147,14 @@ def _cross_entropy(
     _checks.check_weight(weight)
     saved_kind = saves(input, target, reduction, with_grad)
     if _is_triton(input):
-        kernels = _kernels("cross_entropy")
+        loss_kernels = kernels("cross_entropy")
         with _on_device_of(input):
             counts = None
-            if reduction in kernels.COUNTED:
+            if reduction in loss_kernels.COUNTED:
                 counts = _count_labels(target.reshape(1, -1), input.shape[1], ignore_index)
             else:
                 _report_labels(target, input.shape[1], ignore_index)
-            scale = kernels.reduction_scale(counts, target.numel(), weight, input, reduction)
+            scale = loss_kernels.reduction_scale(counts, target.numel(), weight, input, reduction)
             if _is_cuda(input, target):
                 loss, saved = torch.ops.cawa_fast_cuda.cross_entropy(
                     input,
@@ -168,7 +168,7 @@ def _cross_entropy(
                 )
                 return loss, scale, saved
             save, none = saved_kind is Saved.STATISTICS, reduction == "none"
-            loss, saved = kernels.cross_entropy(
+            loss, saved = loss_kernels.cross_entropy(
                 input, target, weight, scale, ignore_index, none, label_smoothing, align_corners, save
             )
         return loss, scale, saved
@@ -214,7 +214,7 @@ def _cross_entropy_backward(
         )
     if _is_triton(input):
         with _on_device_of(input):
-            return _kernels("cross_entropy").cross_entropy_backward(
+            return kernels("cross_entropy").cross_entropy_backward(
                 grad, input, target, weight, scale, saved, ignore_index, label_smoothing, align_corners
             )
     if _is_native(input):
@@ -242,7 +242,7 @@ def _confusion_matrix(
             with _on_device_of(input):
                 report = _checks.open_report("target", target.device, num_classes, ignore_index)
                 counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=input.device)
-                _kernels("confusion_matrix").confusion_matrix(
+                kernels("confusion_matrix").confusion_matrix(
                     input, target, counts, report, ignore_index, align_corners
                 )
                 _checks.close_report("target", report, num_classes, ignore_index)
@@ -256,7 +256,7 @@ def _confusion_matrix(
             _report_labels(target, num_classes, ignore_index)
             report = _checks.open_report("input", input.device, num_classes, ignore_index)
             counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=input.device)
-            _kernels("labels").confusion_matrix_labels(input, target, counts, report, num_classes, ignore_index)
+            kernels("labels").confusion_matrix_labels(input, target, counts, report, num_classes, ignore_index)
             _checks.close_report("input", report, num_classes, ignore_index)
             return counts
     if input.device.type == "cpu" and _native.available():
@@ -278,7 +278,7 @@ def _cam_counts(
     if _is_triton(cam) and cam.numel():
         with _on_device_of(cam):
             truth = _count_labels(target, cam.shape[1], ignore_index)
-            return _kernels("cam_counts").cam_counts(
+            return kernels("cam_counts").cam_counts(
                 cam, target, truth, tau, normalize, classes, ignore_index, align_corners
             )
     if _is_native(cam):

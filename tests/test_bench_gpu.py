@@ -26,6 +26,7 @@ from bench.gpu.command import Step, execute
 from bench.gpu.rows import REHEARSED, ROWS, Unit, problems, scored_maps, shrunk, units
 from bench.gpu.runner import Done, Run
 from gpu_results import fake_row
+from triton_versions import OLDEST, WHY_NOT
 
 ROOT = Path(__file__).parents[1]
 BY_KEY = {row.key: row for row in ROWS}
@@ -39,9 +40,16 @@ def new_run(folder: Path, minutes: float = 1.0) -> Run:
 
 
 @pytest.mark.slow
-def test_rehearsal(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "triton_path",
+    [None, pytest.param(OLDEST, marks=pytest.mark.skipif(OLDEST is None, reason=WHY_NOT))],
+    ids=["newest", "3.6"],
+)
+def test_rehearsal(tmp_path: Path, triton_path: Path | None) -> None:
     arguments = [sys.executable, "-m", "bench", "gpu", "--rehearse", "--out", str(tmp_path)]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
+    if triton_path is not None:
+        kept["PYTHONPATH"] = str(triton_path)
     done = subprocess.run(arguments, cwd=ROOT, env=kept, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:] + (tmp_path / "gpu.log").read_text()[-4000:]
 

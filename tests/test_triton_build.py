@@ -11,6 +11,7 @@ pytest.importorskip("rich")
 from cawa_fast.kernels import _tiling
 
 from bench import resources, triton_resources
+from triton_versions import OLDEST, WHY_NOT
 
 
 @pytest.mark.slow
@@ -26,6 +27,14 @@ def test_kernels_compile_without_spills(architecture):
         kernels = {row.kernel for row in table}
         expected = [row for row in committed if row.kernel in kernels and row.architecture == architecture]
         assert table == expected, "`python -m bench resources` writes the table anew"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(OLDEST is None, reason=WHY_NOT)
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_the_oldest_triton_compiles_them_without_spills_too(architecture):
+    """It takes half as many registers again, so that what fits there fits everywhere."""
+    assert not resources.problems(triton_resources.in_a_process([architecture], OLDEST))
 
 
 def test_every_configuration_of_the_tables_is_compiled():
