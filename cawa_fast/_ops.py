@@ -242,9 +242,7 @@ def _confusion_matrix(
             with _on_device_of(input):
                 report = _checks.open_report("target", target.device, num_classes, ignore_index)
                 counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=input.device)
-                kernels("confusion_matrix").confusion_matrix(
-                    input, target, counts, report, ignore_index, align_corners
-                )
+                kernels("confusion_matrix").confusion_matrix(input, target, counts, report, ignore_index, align_corners)
                 _checks.close_report("target", report, num_classes, ignore_index)
                 return counts
         _report_labels(target, num_classes, ignore_index)

@@ -43,10 +43,10 @@ TABLES: dict[str, list[dict[str, int]]] = {
     # One warp: then all of a lane's pixels and classes are in its own registers. 8 classes spill under Triton 3.6,
     # which gives this code half as many registers again as 3.9.
     "cross_entropy_backward": [
-        {"CLASSES": 4, "PHASES": 4, "ROWS": 8, "num_warps": 1},
-        {"CLASSES": 4, "PHASES": 2, "ROWS": 8, "num_warps": 1},
-        {"CLASSES": 4, "PHASES": 1, "ROWS": 8, "num_warps": 1},
-        {"CLASSES": 4, "PHASES": 4, "ROWS": 16, "num_warps": 1},
+        {"CLASSES": 4, "PHASES": 4, "ROWS": 8, "num_warps": 1, "maxnreg": 255},
+        {"CLASSES": 4, "PHASES": 2, "ROWS": 8, "num_warps": 1, "maxnreg": 255},
+        {"CLASSES": 4, "PHASES": 1, "ROWS": 8, "num_warps": 1, "maxnreg": 255},
+        {"CLASSES": 4, "PHASES": 4, "ROWS": 16, "num_warps": 1, "maxnreg": 255},
     ],
     "cross_entropy_same": [
         {"ITEMS": 256, "CLASSES": 4, "num_warps": 4},
