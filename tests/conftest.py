@@ -39,7 +39,7 @@ def _fresh_state() -> Iterator[None]:
 
 INTERPRETED = int(os.environ.get("CAWA_FAST_TEST_INTERPRETED", "10"))  # one test in so many
 EMULATION = [] if emulation.why_not() else [emulation.NAME]
-BACKENDS = ["reference", "triton", *([*_native.instruction_sets(), *EMULATION] if DEVICE == "cpu" else [])]
+BACKENDS = ["reference", "triton", *([*_native.instruction_sets(), *EMULATION] if DEVICE == "cpu" else ["cuda"])]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -48,6 +48,11 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     with contextlib.ExitStack() as stack:
         if DEVICE != "cpu":
             stack.enter_context(torch.device(DEVICE))
+            for name, value in vars(request.module).items():
+                if isinstance(value, torch.Tensor):  # made before this
+                    monkeypatch.setattr(request.module, name, value.to(DEVICE))
+            if request.param != "cuda":  # CUDA C++, and Triton for what that does not have
+                monkeypatch.setattr(_native, "cuda_available", lambda: False)
         if request.param == "reference":
             monkeypatch.setattr(_native, "available", lambda: False)
             monkeypatch.setattr(_ops, "_runs_triton", lambda device: False)
@@ -60,7 +65,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
             if request.path.name != "test_cross_entropy.py":
                 pytest.skip("only this loss is CUDA C++")
             emulation.use(monkeypatch)
-        else:
+        elif request.param != "cuda":
             _native.use_instruction_set(request.param)
             stack.callback(_native.use_instruction_set, _native.instruction_sets()[-1])
         yield request.param

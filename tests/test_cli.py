@@ -143,6 +143,17 @@ def test_doctor_says_why_the_extension_is_not_there(monkeypatch: pytest.MonkeyPa
     assert "! native CPU extension: not there → planted reason; planted way out" in output
 
 
+@pytest.mark.parametrize("built", [True, False])
+def test_doctor_names_the_kernels_for_gpus(monkeypatch: pytest.MonkeyPatch, built: bool) -> None:
+    assert "not needed: this torch has no CUDA" in invoke("doctor").output or torch.version.cuda
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr("cawa_fast._native.cuda_available", lambda: built)
+    monkeypatch.setattr("cawa_fast._native.why_no_cuda", lambda: None if built else "planted reason")
+    output = " ".join(invoke("doctor").output.split())
+    assert "GPU kernels (Triton): every operator" in output
+    assert ("built for" if built else "planted reason") in output
+
+
 def test_display_prints_rate_and_remaining_time(tmp_path: Path) -> None:
     console = Console(force_terminal=True, width=140, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     with console.file:

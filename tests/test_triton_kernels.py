@@ -13,7 +13,7 @@ import torch
 
 import cawa_fast.functional as CF
 from cases import CONTENTS, LAYOUTS, RATIOS, noise, one_class, smooth
-from cawa_fast import _ops, reference
+from cawa_fast import _native, _ops, reference
 from conftest import DEVICE
 from losses import check
 
@@ -33,6 +33,7 @@ def _kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             stack.enter_context(interpreter.kernels_on_the_cpu(monkeypatch))
         else:
             stack.enter_context(torch.device(DEVICE))
+            monkeypatch.setattr(_native, "cuda_available", lambda: False)
         yield
 
 

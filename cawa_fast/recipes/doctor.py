@@ -15,8 +15,6 @@ from .config import cpu_count
 Finding = tuple[str, str, str | None]
 """Name, what was found, and what to do about it (None where nothing is)."""
 
-_GPU_ADVICE = "on a GPU the operators run in plain PyTorch: right, but not fused; nothing needs to be done"
-
 _OPTIONAL = {
     "click": "train",
     "rich": "train",
@@ -57,7 +55,19 @@ def _back_ends() -> list[Finding]:
         sets = ", ".join(info["instruction_sets"])
         text = f"runs {info['cpu']} (built for {sets}), {info['compiler']}"
         lines.append(("native CPU extension", text, None))
-    lines.append(("fused GPU kernels (Triton, CUDA C++)", "not part of this version", _GPU_ADVICE))
+    if torch.version.cuda is None:
+        lines.append(("GPU kernels (Triton, CUDA C++)", "not needed: this torch has no CUDA", None))
+        return lines
+    if importlib.util.find_spec("triton") is None:
+        advice = "pip install triton (Linux only); without it plain PyTorch computes: right, but not fused"
+        lines.append(("GPU kernels (Triton)", "not there", advice))
+    else:
+        lines.append(("GPU kernels (Triton)", "every operator, compiled when first used", None))
+    if _native.cuda_available():
+        architectures = ", ".join(f"sm_{number}" for number in (info or {}).get("cuda_architectures", []))
+        lines.append(("GPU kernels (CUDA C++)", f"cross_entropy of equal sizes, built for {architectures}", None))
+    else:
+        lines.append(("GPU kernels (CUDA C++)", "not there; Triton's serve in their place", _native.why_no_cuda()))
     return lines
 
 
