@@ -5,10 +5,11 @@ whose right-hand part belongs to the first of them; likewise the row of cells ab
 part. Per row of samples and class a lane has four sums (left and right, upper and lower); the lower ones wait for the
 next row of cells, the right ones move to the next lane. The order of all sums is fixed.
 
-Cost: 32 / 31 * (ROWS + 1) / ROWS exponentials per class and pixel. Per class and pixel of an upsampling by 4 and
-PHASES 4, CLASSES 8, as compiled for sm_90: 14 instructions, and 4 more where one of the program's classes is a label.
-One warp per program, phases unrolled: a block with phases as an axis was given another layout by the compiler, with
-exchanges through shared memory, and took 26.
+Cost: 32 / 31 * (ROWS + 1) / ROWS exponentials per class and pixel. Per class and pixel of an upsampling by 4, with
+PHASES 4 and CLASSES 4, as compiled for sm_90: 20 instructions, a third of them for what the classes share (label,
+statistics, weights), and 8 more where one of the program's classes is a label. With CLASSES 8 it would be 14, for half
+the warps. One warp per program, phases unrolled: a block with phases as an axis was given another layout by the
+compiler, with exchanges through shared memory.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def _backward(
     c = start + tl.arange(0, CLASSES)[:, None]
     is_class = c < num_classes
     class_stride = tl.cast(stride_c, tl.int64)
-    plane = logits + (image * stride_n)[None, :] + c * class_stride
+    image_start = logits + image * stride_n
     owner = (lane > 0) & exists & (cell >= 0)
     out = grad_input + (image * grad_n + offset_of(tl.zeros_like(cell), cell, 0, grad_x, WIDE))[None, :]
     out += c * tl.cast(grad_c, tl.int64)
@@ -125,7 +126,9 @@ def _backward(
         y_begin = first_output(cell_y, out_height, rows)
         y_end = tl.where(inside_y, first_output(cell_y + 1, out_height, rows), 0)
         top = tl.minimum(tl.maximum(cell_y, 0), tl.maximum(height - 2, 0))
-        corner = plane + offset_of(top, left, stride_y, stride_x, WIDE)[None, :]
+        corner = (image_start + offset_of(top, left, stride_y, stride_x, WIDE))[None, :]
+        # (the hint that _cross_entropy_forward.py explains)
+        corner = tl.max_contiguous(corner + c * class_stride, [1, 32])
         a = _moderate(corner, is_class)
         b = _moderate(corner + right, is_class)
         a_below = _moderate(corner + below, is_class)
@@ -188,8 +191,8 @@ def _backward(
         from_left = tl.gather(upper_right, tl.broadcast_to(tl.maximum(lane - 1, 0)[None, :], [CLASSES, 32]), 1)
         value = upper_left + from_left
         mask = (owner & inside_y & (r > 0))[None, :] & is_class
-        row_out = out + offset_of(tl.maximum(cell_y, 0), cell_y, grad_y, 0, WIDE)[None, :]
-        tl.store(row_out, value.to(grad_input.dtype.element_ty), mask=mask)
+        row_out = tl.max_contiguous(out + offset_of(tl.maximum(cell_y, 0), cell_y, grad_y, 0, WIDE)[None, :], [1, 32])
+        tl.store(tl.max_contiguous(row_out, [1, 32]), value.to(grad_input.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["items", "out_height", "out_width", "num_classes", "ignore_index"])
@@ -220,8 +223,10 @@ def _backward_same(
     class_stride = tl.cast(stride_c, tl.int64)
     grad_class_stride = tl.cast(grad_c, tl.int64)
     k = tl.arange(0, CLASSES)[:, None]
-    at = (logits + image * stride_n + offset_of(y, x, stride_y, stride_x, WIDE))[None, :] + k * class_stride
-    to = (grad_input + image * grad_n + offset_of(y, x, grad_y, grad_x, WIDE))[None, :] + k * grad_class_stride
+    at = (logits + image * stride_n + offset_of(y, x, stride_y, stride_x, WIDE))[None, :]
+    at = tl.max_contiguous(at + k * class_stride, [1, 32])
+    to = (grad_input + image * grad_n + offset_of(y, x, grad_y, grad_x, WIDE))[None, :]
+    to = tl.max_contiguous(to + k * grad_class_stride, [1, 32])
     for start in range(0, num_classes, CLASSES):
         c = start + k
         mask = (c < num_classes) & inside[None, :]
@@ -235,5 +240,5 @@ def _backward_same(
             class_weight, weight_sum, SMOOTHED,
         )  # fmt: skip
         tl.store(to, value.to(grad_input.dtype.element_ty), mask=mask)
-        at += CLASSES * class_stride
-        to += CLASSES * grad_class_stride
+        at = tl.max_contiguous(at + CLASSES * class_stride, [1, 32])
+        to = tl.max_contiguous(to + CLASSES * grad_class_stride, [1, 32])

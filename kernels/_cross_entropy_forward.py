@@ -4,11 +4,11 @@ A lane owns a cell (_cells.py) in one row of pixels. Its samples are read once f
 computed at a time, with CLASSES classes.
 
 Counted per class and pixel of an upsampling by 4: one exponential here and one in the backward pass, and 1 / CLASSES
-for the running maximum; 12 instructions forward and 14 to 18 backward as compiled for sm_90, one load each. An H200
+for the running maximum; 13 instructions forward and 20 to 28 backward as compiled for sm_90, one load each. An H200
 starts 16 exponentials and 128 other instructions per clock and multiprocessor: exponentials are the floor (at
-8x150x512x512 twice 315 million take 0.17 ms), and to reach half of it 32 instructions are allowed in all. To keep the
-exponentials for the backward pass would cost 4 bytes each, twice through memory: 0.6 ms. What is kept is 8 bytes per
-pixel: maximum and inverse sum, two numbers, since one log-sum-exp loses float32's precision where logits are 1e4.
+8x150x512x512 twice 315 million take 0.17 ms), and with up to 32 instructions in all half of it can be reached. To keep
+the exponentials for the backward pass would cost 4 bytes each, twice through memory: 0.6 ms. What is kept is 8 bytes
+per pixel: maximum and inverse sum, two numbers, since one log-sum-exp loses float32's precision at logits of 1e4.
 
 Equal sizes are the same kernel with one pixel per cell and no interpolation: its fallback where the CUDA C++ kernel is
 not built. Floor there: logits read twice and the gradient written once.
@@ -110,7 +110,11 @@ def _forward(
         sum_ = tl.zeros([PHASES, 1, ITEMS], tl.float32)
         weighted = tl.zeros([PHASES, 1, ITEMS], tl.float32)  # sum of weight * (logit - maximum)
         weight_sum = 0.0
-        at = base + k * class_stride
+        # The hint: neighbours along the last axis are neighbours in memory, as all but those at borders are. By it the
+        # compiler gives that axis to the lanes of a warp; without it Triton 3.6 chooses the first, and sums over
+        # classes go through shuffles (391 instructions in this loop, not 216). It has to be said of each result anew,
+        # and is lost in a function. Nothing is read in vectors, since nothing is said of alignment.
+        at = tl.max_contiguous(base + k * class_stride, [1, 1, 32])
         for start in range(0, num_classes, CLASSES):
             c = start + k
             is_class = c < num_classes
@@ -126,7 +130,7 @@ def _forward(
                 weighted += weight_sum * (before - largest)
                 weighted += tl.sum(tl.where(is_class, w * z, 0.0), 1, keep_dims=True)
                 weight_sum += tl.sum(tl.sum(tl.sum(w, 0), 0), 0)
-            at += CLASSES * class_stride  # two additions per class, where a product would take five instructions
+            at = tl.max_contiguous(at + CLASSES * class_stride, [1, 1, 32])
 
         # 2. the label's logit, in the same order of rounding, and the loss
         class_at = tl.where(valid, label, 0)

@@ -40,8 +40,7 @@ TABLES: dict[str, list[dict[str, int]]] = {
         {"ITEMS": 128, "CLASSES": 4, "PHASES": 2, "num_warps": 4},
         {"ITEMS": 128, "CLASSES": 8, "PHASES": 2, "num_warps": 4},
     ],
-    # One warp: then all of a lane's pixels and classes are in its own registers. 8 classes spill under Triton 3.6,
-    # which gives this code half as many registers again as 3.9.
+    # One warp: then all of a lane's pixels and classes are in its own registers.
     "cross_entropy_backward": [
         {"CLASSES": 4, "PHASES": 4, "ROWS": 8, "num_warps": 1, "maxnreg": 255},
         {"CLASSES": 4, "PHASES": 2, "ROWS": 8, "num_warps": 1, "maxnreg": 255},
