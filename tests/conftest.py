@@ -37,7 +37,7 @@ def _fresh_state() -> Iterator[None]:
         cf.check_labels()
 
 
-INTERPRETED = int(os.environ.get("CAWA_FAST_TEST_INTERPRETED", "10"))  # one test in so many
+INTERPRETED = int(os.environ.get("CAWA_FAST_TEST_INTERPRETED", "20"))  # one test in so many
 EMULATION = [] if emulation.why_not() else [emulation.NAME]
 BACKENDS = ["reference", "triton", *([*_native.instruction_sets(), *EMULATION] if DEVICE == "cpu" else ["cuda"])]
 
