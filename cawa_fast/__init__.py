@@ -8,7 +8,9 @@ from . import functional, weighting
 from ._checks import check_labels, set_label_check
 from .cam import GradCAM
 from .loop import CAWA
+from .metrics import segmentation_metrics
 from .nn import CrossEntropyLoss, FocalLoss
+from .sampling import unpadded
 from .weights import AdaptiveClassWeights
 
 __version__ = "0.1.0"
@@ -22,6 +24,8 @@ __all__ = [
     "__version__",
     "check_labels",
     "functional",
+    "segmentation_metrics",
     "set_label_check",
+    "unpadded",
     "weighting",
 ]

@@ -333,10 +333,14 @@ def update_weights(
     ratio_eps: float,
     w_min: float,
     w_max: float,
+    last_weight: Tensor | None = None,
+    held: Tensor | None = None,
 ) -> WeightUpdate:
     """Eq. 2 to 9 from ``counts`` ``(3, C)`` (tp, fp, fn of the whole validation set), in float64.
 
-    Classes without ground truth are left out of the sums of Eq. 5 and the mean of Eq. 9, and get weight 1.
+    Classes without ground truth are left out of the sums of Eq. 5 and the mean of Eq. 9, and get weight 1. Where
+    ``held`` ``(C,)`` is true a class keeps its ``last_weight`` and enters the sums with its last CSPS, if it has one;
+    the others share what those leave of the mean of 1.
     """
     tp, fp, fn = counts.double()
     truth = tp + fn
@@ -348,8 +352,17 @@ def update_weights(
 
     base = torch.full_like(csps, torch.nan)
     ratios, weight = base.clone(), torch.ones_like(csps)
-    base[seen] = base_weight(csps[seen], pixels[seen], eps)  # Eq. 5
-    ratios[seen] = ratio_weight(csps[seen], last_csps.double()[seen], ratio, eps, ratio_eps)  # Eq. 6
-    clipped = (base * ratios)[seen].clamp(w_min, w_max)  # Eq. 7 and 8
-    weight[seen] = clipped / clipped.mean() if clipped.sum() > 0 else 1.0  # Eq. 9; all zero is possible with w_min = 0
+    last_csps = last_csps.double()
+    kept = torch.zeros_like(seen) if held is None else held
+    known = torch.where(kept, last_csps, csps.where(seen, torch.nan))
+    scored = ~known.isnan()
+    base[scored] = base_weight(known[scored], pixels[scored], eps)  # Eq. 5
+    ratios[scored] = ratio_weight(known[scored], last_csps[scored], ratio, eps, ratio_eps)  # Eq. 6
+    new = seen & ~kept
+    clipped = (base * ratios)[new].clamp(w_min, w_max)  # Eq. 7 and 8
+    share = float(new.sum())
+    if last_weight is not None and held is not None:
+        weight[kept] = last_weight.double()[kept]
+        share += float((1 - weight[kept]).sum())
+    weight[new] = clipped / (clipped.sum() / share) if clipped.sum() > 0 else 1.0  # Eq. 9; w_min = 0 may make all 0
     return WeightUpdate(iou.where(seen, torch.nan), accuracy, csps.where(seen, torch.nan), base, ratios, weight)

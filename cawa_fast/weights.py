@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from . import _checks, reference
 from . import functional as CF
+from .estimation import Average, Estimate, estimate
+from .metrics import SegmentationMetrics, segmentation_metrics
 
 SOURCES = ("cam", "argmax")
-_RESULTS = ("iou", "pixel_accuracy", "csps", "base_weight", "ratio_weight")
+_RESULTS = ("iou", "pixel_accuracy", "csps", "base_weight", "ratio_weight", "standard_error")
 
 
 class AdaptiveClassWeights(nn.Module):
@@ -58,11 +60,19 @@ class AdaptiveClassWeights(nn.Module):
         normalize: see :func:`cawa_fast.functional.cam_counts`.
         classes: see :func:`cawa_fast.functional.cam_counts`.
         align_corners: how maps are resized to the labels.
+        momentum: share of the earlier steps' counts that enters a step's, in ``[0, 1)``: ``counts(t) + momentum *
+            (counts(t-1) + momentum * ...)``. For small validation sets and samples; 0 takes each step by itself.
+        max_error: where the weights come from a sample (``CAWA(budget=...)``), a class whose CSPS has a larger standard
+            error than this keeps its weight; positive.
+        metrics: keep a confusion matrix too, which a :class:`cawa_fast.CAWA` fills and of which each step makes
+            :attr:`metrics`: in place of a metric of one's own.
 
     Attributes:
         weight: ``(C,)`` float32, mean 1, ones before the first step.
         counts: ``(3, C)`` int64: tp, fp, fn observed since the last step.
         iou, pixel_accuracy, csps, base_weight, ratio_weight: ``(C,)`` float32, of the last step (NaN before it).
+        standard_error: ``(C,)`` float32, of CSPS: 0 where all images were observed, NaN where none has the class.
+        held: ``(C,)`` bool: the classes that kept their weight in the last step.
         history: one record per step: lists by class, for tables and plots.
 
     Raises:
@@ -85,8 +95,14 @@ class AdaptiveClassWeights(nn.Module):
     csps: Tensor
     base_weight: Tensor
     ratio_weight: Tensor
+    standard_error: Tensor
+    held: Tensor
     last_csps: Tensor
     class_counts: Tensor | None
+    confusion: Tensor | None
+    last_confusion: Tensor | None
+    average: Tensor | None
+    average_variance: Tensor | None
 
     def __init__(
         self,
@@ -106,6 +122,9 @@ class AdaptiveClassWeights(nn.Module):
         normalize: str = "max",
         classes: str = "present",
         align_corners: bool = False,
+        momentum: float = 0.0,
+        max_error: float = 0.1,
+        metrics: bool = False,
     ) -> None:
         super().__init__()
         _check(num_classes >= 1, "num_classes", num_classes, "be at least 1")
@@ -125,6 +144,8 @@ class AdaptiveClassWeights(nn.Module):
             f"be one of {', '.join(reference.NORMALIZATIONS)}",
         )
         _check(classes in reference.CLASSES, "classes", classes, f"be one of {', '.join(reference.CLASSES)}")
+        _check(0 <= momentum < 1, "momentum", momentum, "lie in [0, 1)")
+        _check(max_error > 0, "max_error", max_error, "be positive")
         if class_names is not None:
             _check(len(class_names) == num_classes, "class_names", list(class_names), f"have {num_classes} names")
 
@@ -134,46 +155,46 @@ class AdaptiveClassWeights(nn.Module):
         self.class_names = None if class_names is None else tuple(class_names)
         self.source, self.ratio, self.ratio_eps = source, ratio, ratio_eps
         self.normalize, self.classes, self.align_corners = normalize, classes, align_corners
+        self.momentum, self.max_error = momentum, max_error
         self.history: list[dict[str, Any]] = []
+        self._drawn: Tensor | None = None
+        self._rows: Tensor | None = None
 
         with torch.inference_mode(False):
             self.register_buffer("weight", torch.ones(num_classes))
             self.register_buffer("counts", torch.zeros(3, num_classes, dtype=torch.int64))
             for name in (*_RESULTS, "last_csps"):
                 self.register_buffer(name, torch.full((num_classes,), torch.nan))
+            self.register_buffer("held", torch.zeros(num_classes, dtype=torch.bool))
             self.register_buffer("class_counts", _as_counts(class_counts, num_classes))
+            square, average = (num_classes, num_classes), (3, num_classes)
+            for name in ("confusion", "last_confusion"):
+                self.register_buffer(name, torch.zeros(square, dtype=torch.int64) if metrics else None)
+            self.register_buffer("average", torch.zeros(average, dtype=torch.float64) if momentum else None)
+            variance = torch.zeros(num_classes, dtype=torch.float64) if momentum else None
+            self.register_buffer("average_variance", variance)
 
-    def observe(self, cam: Tensor, target: Tensor) -> None:
+    @property
+    def metrics(self) -> SegmentationMetrics | None:
+        """mIoU, accuracies, IoU per class of the network's predictions at the last step; None without ``metrics``."""
+        matrix = self.last_confusion
+        return segmentation_metrics(matrix.cpu()) if matrix is not None and self.history else None
+
+    def observe(self, cam: Tensor, target: Tensor, *, mask: Tensor | Sequence[bool] | None = None) -> None:
         """Add one batch to the counts, on its device and without waiting for it.
 
         Args:
             cam: ``(N, C, h, w)`` maps after the ReLU at any resolution, as :class:`cawa_fast.GradCAM` returns them;
                 with ``source="argmax"`` logits. float32, float64, bfloat16 or float16.
             target: labels ``(N, H, W)``, uint8, int16, int32 or int64.
+            mask: ``(N,)`` bool: the images that count. For those by which a ``DistributedSampler`` fills up the last
+                batch, which are others' too: see :func:`cawa_fast.unpadded`.
 
         Raises:
             ValueError: a shape or device that does not fit; labels outside ``[0, C)``.
         """
-        if cam.dim() == 4 and cam.shape[1] != self.num_classes:
-            raise ValueError(
-                f"observe: cam has {cam.shape[1]} channels, but num_classes={self.num_classes}; got {tuple(cam.shape)}"
-            )
-        self._check_device("observe: cam", cam)
-        if self.source == "cam":
-            counts = CF.cam_counts(
-                cam,
-                target,
-                tau=self.tau,
-                normalize=self.normalize,
-                classes=self.classes,
-                ignore_index=self.ignore_index,
-                align_corners=self.align_corners,
-            )
-            self.counts.add_(torch.stack(counts))
-        else:
-            self.observe_confusion(
-                CF.confusion_matrix(cam, target, ignore_index=self.ignore_index, align_corners=self.align_corners)
-            )
+        self._check_observed(cam)
+        self.counts.add_(self._count(cam, masked(target, mask, self.ignore_index)))
 
     def observe_confusion(self, matrix: Tensor) -> None:
         """Add a confusion matrix ``(C, C)`` int64 (rows = target) in place of a batch: what ``source="argmax"`` scores.
@@ -185,15 +206,37 @@ class AdaptiveClassWeights(nn.Module):
                 f"observe_confusion: matrix must be ({self.num_classes}, {self.num_classes}), got {tuple(matrix.shape)}"
             )
         self._check_device("observe_confusion: matrix", matrix)
-        tp = matrix.diagonal()
-        self.counts.add_(torch.stack((tp, matrix.sum(0) - tp, matrix.sum(1) - tp)))
+        self.counts.add_(_of_confusion(matrix))
+
+    def begin_sample(self, probability: Tensor) -> None:
+        """From now until :meth:`step`, images are observed one by one, as a sample of the validation set.
+
+        Args:
+            probability: ``(n,)`` float64 in ``(0, 1]``: with which each image of the sample was drawn. None in it:
+                the next step changes nothing.
+        """
+        self._drawn, self._rows = probability, None
+
+    def observe_sample(self, cam: Tensor, target: Tensor, first: int, stride: int = 1) -> None:
+        """Add a batch of the sample: its images are those numbered ``first, first + stride, ...`` of it."""
+        self._check_observed(cam)
+        if self._drawn is None or first + (len(cam) - 1) * stride >= len(self._drawn):
+            raise ValueError(
+                f"observe_sample: image {first} and {len(cam) - 1} more are not in the sample of "
+                f"{0 if self._drawn is None else len(self._drawn)} images; call begin_sample first"
+            )
+        if self._rows is None:
+            self._rows = torch.zeros(len(self._drawn), 3, self.num_classes, dtype=torch.int64, device=cam.device)
+        for image in range(len(cam)):  # few images, and each by itself: their spread is what tells the error
+            self._rows[first + image * stride] = self._count(cam[image : image + 1], target[image : image + 1])
 
     @torch.no_grad()
     def step(self, group: dist.ProcessGroup | None = None) -> Tensor:
         """Turn the counts of all processes into the next weights (Eq. 2 to 9), and start counting anew.
 
-        One all-reduce of ``3 * C`` int64 where ``torch.distributed`` is initialised; then every process computes the
-        same float64 arithmetic on the same integers, so that all hold the same bits. Waits for the device.
+        One all-reduce of ``3 * C`` int64 where ``torch.distributed`` is initialised (``C * C`` more with ``metrics``;
+        of a sample of n images ``n * 3 * C``); then every process computes the same float64 arithmetic on the same
+        integers, so that all hold the same bits. Waits for the device.
 
         Args:
             group: processes to sum over; by default all.
@@ -205,17 +248,36 @@ class AdaptiveClassWeights(nn.Module):
             RuntimeError: nothing with valid ground truth was observed since the last step.
             ValueError: bad labels that were met on a GPU since the last check.
         """
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self.counts, group=group)
+        self.step_with(group)
+        return self.weight
+
+    def step_with(self, group: dist.ProcessGroup | None, others: Sequence[int] = ()) -> list[int]:
+        """:meth:`step`, with some integers of the caller's in the same all-reduce; returns their sums."""
+        counts, matrix, others = self._gather(group, others)
         _checks.check_labels()  # after the collective: a process that raises must not leave the others waiting in it
-        counts = self.counts.to("cpu", copy=True)
-        if not bool((counts[0] + counts[2]).any()):
+        if self._drawn is not None and not len(self._drawn):
+            self._drawn = None
+            return others
+        if self._drawn is None and not bool((counts[0] + counts[2]).any()):
             raise RuntimeError(
                 "step: no labelled pixel was observed since the last step; call observe(cam, target) for each "
                 f"validation batch first (is every label ignore_index={self.ignore_index}?)"
             )
+        sampled = self._drawn is not None
+        if self._drawn is not None:
+            score = estimate(counts, self._drawn, self.delta)
+        else:
+            truth = counts[0] + counts[2]
+            score = Estimate(counts, torch.zeros(truth.shape).where(truth > 0, torch.nan))
+        if self.average is not None and self.average_variance is not None:
+            average = Average(self.average.cpu(), self.average_variance.cpu()).add(score, self.momentum)
+            self.average.copy_(average.counts)
+            self.average_variance.copy_(average.variance)
+            score = average.estimate()
+        # what a sample does not have may still be in the set
+        held = ~(score.error <= self.max_error) if sampled else torch.zeros(self.num_classes, dtype=torch.bool)
         update = reference.update_weights(
-            counts,
+            score.counts,
             class_counts=None if self.class_counts is None else self.class_counts.cpu(),
             last_csps=self.last_csps.cpu(),
             delta=self.delta,
@@ -224,16 +286,58 @@ class AdaptiveClassWeights(nn.Module):
             ratio_eps=self.ratio_eps,
             w_min=self.w_min,
             w_max=self.w_max,
+            last_weight=self.weight.cpu(),
+            held=held if sampled else None,
         )
-        for name, value in update._asdict().items():
+        results = update._asdict() | {"standard_error": score.error}
+        for name, value in results.items():
             getattr(self, name).copy_(value)
-        self.last_csps.copy_(self.csps.where(~self.csps.isnan(), self.last_csps))
+        self.held.copy_(held)
+        self.last_csps.copy_(self.csps.where(~(self.csps.isnan() | self.held), self.last_csps))
+        record: dict[str, Any] = {name: value.float().tolist() for name, value in results.items()}
+        record |= {"step": len(self.history) + 1, "pixels": (score.counts[0] + score.counts[2]).round().long().tolist()}
+        if self._drawn is not None:
+            record |= {"images": len(self._drawn), "held": held.tolist()}
+        self.history.append(record)
         self.counts.zero_()
-        self.history.append(
-            {name: value.float().tolist() for name, value in update._asdict().items()}
-            | {"step": len(self.history) + 1, "pixels": (counts[0] + counts[2]).tolist()}
+        if self.confusion is not None and self.last_confusion is not None and matrix is not None:
+            self.last_confusion.copy_(matrix)
+            self.confusion.zero_()
+        self._drawn = self._rows = None
+        return others
+
+    def _gather(
+        self, group: dist.ProcessGroup | None, others: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None, list[int]]:
+        """What was observed, summed over all processes, on the CPU: ``(3, C)`` or of a sample ``(n, 3, C)``."""
+        counts = self.counts
+        if self._drawn is not None:
+            shape = (len(self._drawn), 3, self.num_classes)
+            counts = counts.new_zeros(shape) if self._rows is None else self._rows
+        parts = [counts, *([] if self.confusion is None else [self.confusion])]
+        everything = torch.cat([*(part.flatten() for part in parts), counts.new_tensor(others)])
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(everything, group=group)
+        summed = everything.cpu().split([*(part.numel() for part in parts), len(others)])
+        matrix = None if self.confusion is None else summed[1].view_as(self.confusion)
+        return summed[0].view(counts.shape), matrix, summed[-1].tolist()
+
+    def _count(self, cam: Tensor, target: Tensor) -> Tensor:
+        """tp, fp, fn of a batch, ``(3, C)``."""
+        if self.source == "argmax":
+            return _of_confusion(
+                CF.confusion_matrix(cam, target, ignore_index=self.ignore_index, align_corners=self.align_corners)
+            )
+        counts = CF.cam_counts(
+            cam,
+            target,
+            tau=self.tau,
+            normalize=self.normalize,
+            classes=self.classes,
+            ignore_index=self.ignore_index,
+            align_corners=self.align_corners,
         )
-        return self.weight
+        return torch.stack(counts)
 
     def extra_repr(self) -> str:
         return (
@@ -241,13 +345,11 @@ class AdaptiveClassWeights(nn.Module):
             f"ratio={self.ratio!r}, steps={len(self.history)}"
         )
 
-    # The history travels as a tensor of JSON bytes: formats that hold tensors alone (safetensors) keep it too, and
-    # torch.load(weights_only=True) reads it. Python's JSON returns every float with the same bits, NaN included.
     def get_extra_state(self) -> Tensor:
-        return torch.frombuffer(bytearray(json.dumps(self.history), "ascii"), dtype=torch.uint8)
+        return as_bytes(self.history)
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.history = json.loads(state.cpu().numpy().tobytes())
+        self.history = from_bytes(state)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptiveClassWeights:
         # model.half() casts floating buffers; the weights stay float32 (their last bits decide the next ratio). And a
@@ -259,11 +361,53 @@ class AdaptiveClassWeights(nn.Module):
         with torch.inference_mode(False):
             return super()._apply(keep_dtype, recurse)
 
+    def _check_observed(self, cam: Tensor) -> None:
+        if cam.dim() == 4 and cam.shape[1] != self.num_classes:
+            raise ValueError(
+                f"observe: cam has {cam.shape[1]} channels, but num_classes={self.num_classes}; got {tuple(cam.shape)}"
+            )
+        self._check_device("observe: cam", cam)
+
     def _check_device(self, argument: str, tensor: Tensor) -> None:
         if tensor.device != self.counts.device:  # moving it here would make the host wait, unseen
             raise ValueError(
                 f"{argument} is on {tensor.device}, but the weights are on {self.counts.device}; move them with .to()"
             )
+
+
+def as_bytes(value: Any) -> Tensor:
+    """``value`` as a tensor of JSON bytes, for a state_dict.
+
+    Formats that hold tensors alone (safetensors) keep it too, and torch.load(weights_only=True) reads it. Python's JSON
+    returns every float with the same bits, NaN included.
+    """
+    return torch.frombuffer(bytearray(json.dumps(value), "ascii"), dtype=torch.uint8)
+
+
+def from_bytes(state: Tensor) -> Any:
+    """What :func:`as_bytes` was given."""
+    return json.loads(state.cpu().numpy().tobytes())
+
+
+def masked(target: Tensor, mask: Tensor | Sequence[bool] | None, ignore_index: int) -> Tensor:
+    """The labels ``(N, H, W)`` with ``ignore_index`` everywhere in the images whose ``mask`` ``(N,)`` is false."""
+    if mask is None:
+        return target
+    mask = torch.as_tensor(mask, device=target.device)
+    if mask.dtype != torch.bool or mask.shape != target.shape[:1]:
+        raise ValueError(
+            f"observe: mask must be bool of shape {tuple(target.shape[:1])}, one value per image; "
+            f"got {mask.dtype} {tuple(mask.shape)}"
+        )
+    limits = torch.iinfo(target.dtype)
+    if not limits.min <= ignore_index <= limits.max:
+        target = target.to(torch.int32)
+    return target.where(mask.view(-1, *[1] * (target.dim() - 1)), ignore_index)
+
+
+def _of_confusion(matrix: Tensor) -> Tensor:
+    tp = matrix.diagonal()
+    return torch.stack((tp, matrix.sum(0) - tp, matrix.sum(1) - tp))
 
 
 def _check(condition: bool, argument: str, value: object, must: str) -> None:

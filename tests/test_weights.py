@@ -1,11 +1,7 @@
-"""``AdaptiveClassWeights``: Eq. 2 to 9 on tables worked by hand, its state, and several processes."""
+"""``AdaptiveClassWeights``: Eq. 2 to 9 on tables worked by hand, and its state."""
 
 import copy
 import io
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -347,6 +343,84 @@ def test_step_inside_inference_mode_then_train():
     assert logits.grad.isfinite().all()
 
 
+def test_momentum_adds_discounted_counts():
+    """Class 3 of the first step is missing in the second, and keeps its score: its ratio is 1."""
+    averaged, plain = adaptive(4, momentum=0.5), adaptive(4)
+    first, second = (
+        [(60, 20, 20), (10, 30, 10), (8, 4, 12), (6, 2, 4)],
+        [(64, 16, 16), (16, 4, 4), (5, 15, 5), (0, 0, 0)],
+    )
+    for weights in (averaged, plain):
+        weights.observe(*batch(first))
+        weights.step()
+    assert averaged.weight.equal(plain.weight)
+    averaged.observe(*batch(second))
+    averaged.step()
+    sums = [(94, 26, 26), (21, 19, 9), (9, 17, 11), (3, 1, 2)]  # second + first / 2
+    plain.observe(*batch(sums))
+    plain.step()
+    for name in ("weight", "iou", "csps", "base_weight", "ratio_weight"):
+        torch.testing.assert_close(getattr(averaged, name), getattr(plain, name))
+    assert averaged.csps[3].item() == pytest.approx(0.9 * 6 / 12 + 0.1 * 6 / 10)
+    assert averaged.ratio_weight[3].item() == pytest.approx(1)
+    assert averaged.history[-1]["pixels"] == [120, 30, 20, 5]
+
+
+def test_momentum_is_in_the_state():
+    one, other = adaptive(4, momentum=0.7), adaptive(4, momentum=0.7)
+    for counts in (FIRST, SECOND):
+        one.observe(*batch(counts))
+        one.step()
+    other.load_state_dict(one.state_dict())
+    for weights in (one, other):
+        weights.observe(*batch(THIRD))
+        weights.step()
+    same(one, other)
+
+
+def test_metrics_are_those_of_torchmetrics(peers):
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+    model = nn.Conv2d(3, 5, 1)
+    cawa = cf.CAWA(model, 5, ignore_index=255, metrics=True)
+    assert cawa.weights.metrics is None
+    jaccard, accuracy = (
+        kind(5, average="none", ignore_index=255) for kind in (MulticlassJaccardIndex, MulticlassAccuracy)
+    )
+    overall = MulticlassAccuracy(5, average="micro", ignore_index=255)
+    for _ in range(3):
+        target = torch.randint(0, 5, (2, 12, 14))
+        target[:, :2] = 255
+        with torch.no_grad():
+            prediction = F.interpolate(model(torch.randn(2, 3, 6, 7)), size=(12, 14), mode="bilinear").argmax(1)
+        cawa.observe(target)
+        for metric in (jaccard, accuracy, overall):
+            metric.update(prediction, target)
+    cawa.step()
+    metrics = cawa.weights.metrics
+    torch.testing.assert_close(metrics.iou.float(), jaccard.compute())
+    torch.testing.assert_close(metrics.accuracy.float(), accuracy.compute())
+    assert metrics.miou == pytest.approx(jaccard.compute().mean().item())
+    assert metrics.mean_accuracy == pytest.approx(accuracy.compute().mean().item())
+    assert metrics.pixel_accuracy == pytest.approx(overall.compute().item())
+    other = cf.AdaptiveClassWeights(5, ignore_index=255, metrics=True)
+    other.load_state_dict(cawa.weights.state_dict())
+    assert other.metrics.iou.equal(metrics.iou)  # kept, and not counted twice
+    assert (other.confusion == 0).all()
+
+
+@pytest.mark.parametrize("source", ["cam", "argmax"])
+def test_metrics_change_no_weight(source):
+    model = nn.Conv2d(3, 5, 1)
+    with_metrics, without = (cf.CAWA(model, 5, source=source, metrics=on) for on in (True, False))
+    with torch.no_grad():
+        model(torch.randn(2, 3, 6, 7))
+    target = torch.randint(0, 5, (2, 12, 14))
+    for cawa in (with_metrics, without):
+        cawa.observe(target)
+    assert with_metrics.step().equal(without.step())
+
+
 def test_step_without_observe():
     weights = adaptive(4, ignore_index=255)
     with pytest.raises(RuntimeError, match=r"observe\(cam, target\).*ignore_index=255"):
@@ -392,6 +466,9 @@ def test_observe_errors():
         ({"ratio": "letter"}, "ratio must be one of paper, smoothed, none, got 'letter'"),
         ({"normalize": "softmax"}, "normalize must be one of max, minmax, gradcam, none, got 'softmax'"),
         ({"classes": "some"}, "classes must be one of present, all, got 'some'"),
+        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
+        ({"momentum": NAN}, "momentum must.*, got nan"),
+        ({"max_error": 0.0}, "max_error must be positive, got 0.0"),
         ({"class_counts": [1, 2]}, r"class_counts must have the shape \(4,\), got \(2,\)"),
         ({"class_counts": [1, 2, -3, 4]}, r"class_counts must be.*not negative.*\[1, 2, -3, 4\]"),
         ({"class_counts": [0, 0, 0, 0]}, r"class_counts must be.*not all zero.*\[0, 0, 0, 0\]"),
@@ -402,45 +479,3 @@ def test_observe_errors():
 def test_constructor_errors_name_the_argument_and_the_value(options, message):
     with pytest.raises(ValueError, match=message):
         cf.AdaptiveClassWeights(**{"num_classes": 4} | options)
-
-
-# ----------------------------------------------------------------------------------------------- processes
-
-WORKER = """
-import sys, torch, torch.distributed as dist
-import cawa_fast as cf
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-weights = cf.AdaptiveClassWeights(4, ratio="paper")
-for shards in torch.load(f"{folder}/batches.pt"):
-    for cam, target in shards[rank]:
-        weights.observe(cam, target)
-    weights.step()
-torch.save(weights.state_dict(), f"{folder}/{rank}.pt")
-dist.destroy_process_group()
-"""
-
-
-def test_two_processes_have_the_bits_of_one(tmp_path):
-    """Uneven shards, and in the second step an empty one."""
-    batches = [(torch.rand(n, 4, 5, 6), torch.randint(0, 4, (n, 20, 25))) for n in (2, 1, 3, 1, 2)]
-    steps = [[batches[:3], batches[3:]], [batches[1:3], []], [batches[:1], batches[:4]]]
-    torch.save(steps, tmp_path / "batches.pt")
-    alone = cf.AdaptiveClassWeights(4, ratio="paper")
-    for shards in steps:
-        for cam, target in shards[0] + shards[1]:
-            alone.observe(cam, target)
-        alone.step()
-    env = os.environ | {"PYTHONPATH": str(Path(cf.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", WORKER]
-    workers = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=env) for rank in range(2)]
-    try:
-        assert [worker.wait(timeout=60) for worker in workers] == [0, 0]
-    finally:
-        for worker in workers:
-            worker.kill()
-    for rank in range(2):
-        other = cf.AdaptiveClassWeights(4, ratio="paper")
-        other.load_state_dict(torch.load(tmp_path / f"{rank}.pt", weights_only=True))
-        same(alone, other)
