@@ -45,6 +45,7 @@ class _Range(click.ParamType):
 _TYPES: dict[str, Any] = {
     "int": int,
     "float": float,
+    "float | None": float,
     "str": str,
     "int | None": int,
     "str | None": str,
@@ -77,6 +78,7 @@ def main() -> None:
     \b
     cawa-fast train --epochs 10                          a small network on drawn street scenes
     cawa-fast train --dataset camvid --root CamVid       on your data
+    torchrun --nproc-per-node 4 -m cawa_fast.cli train   on several GPUs, or CPU processes
     cawa-fast report runs/a runs/b                       compare runs on one page
     cawa-fast doctor                                     what is installed, and what is missing
     """
@@ -99,7 +101,10 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
 
     Writes config.json, dataset.json, metrics.jsonl (one line an epoch), TensorBoard events, latest.pt and best.pt into
     the run folder. A run that was stopped, or killed, continues with --resume and ends with the same bits on the CPU.
+
+    Started by torchrun, its processes share every batch (--batch-size is that of all together) and the validation set.
     """
+    from .recipes import distributed
     from .recipes.display import Display
     from .recipes.run_folder import RunFolder
     from .recipes.train import Trainer
@@ -111,18 +116,21 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
             settings["root"] = str(Path(settings["root"]).resolve())
         config = TrainConfig(**settings)
         folder = RunFolder(run_dir or config.default_run_dir())
-        if folder.exists():
-            if not resume:
-                raise ValueError(
-                    f"{folder.path} already holds a run; add --resume to continue it, or choose another --run-dir"
-                )
-            config = _resumed(ctx, config, folder.read_config(), folder.path)
-        elif config.threads is None:  # stored: their number decides the last bits
-            config = replace(config, threads=cpu_count())
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop ends as cleanly as Ctrl-C
-        with Display(console, tables=tables) as display:
-            trainer = Trainer(config, folder, display)
-            trainer.fit()
+        with distributed.process_group(config.resolved_device()):
+            console.quiet = distributed.rank() > 0
+            if folder.exists():
+                if not resume:
+                    raise ValueError(
+                        f"{folder.path} already holds a run; add --resume to continue it, or choose another --run-dir"
+                    )
+                config = _resumed(ctx, config, folder.read_config(), folder.path)
+            elif config.threads is None:  # stored: their number decides the last bits
+                config = replace(config, threads=max(1, cpu_count() // distributed.local_processes()))
+            distributed.barrier()  # all have looked before the first one writes
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop ends as cleanly as Ctrl-C
+            with Display(console, tables=tables) as display:
+                trainer = Trainer(config, folder, display)
+                trainer.fit()
         final = trainer.records[-1]
         console.print(
             f"Done: mIoU {final['miou']:.4f} after {final['epoch']} epochs. "

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import cawa_fast as cf
+from tiny_runs import assert_same_run, without_times
 
 SOURCE = Path(cf.__file__).parents[1]
 
@@ -142,3 +143,58 @@ def test_what_pads_the_last_batch_is_not_counted_twice(data):
     assert one["last_confusion"].sum() == 11 * 11 * 12
     for rank in range(3):
         same(one, state(data / f"3-{rank}.pt"))
+
+
+# -------------------------------------------------------------------------------------------------- cawa-fast train
+
+
+def train(folder, processes, *options, **environment):
+    """``cawa-fast train`` on 12 drawn images and 5 for validation; returns its exit status and what it printed."""
+    script = str(SOURCE / "tests" / "train_without_norm.py")
+    settings = "--epochs 2 --train-images 12 --val-images 5 --batch-size 4 --resize 48x96 --threads 1 --workers 0"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", script]
+    command += ["train", "--device", "cpu", "--no-tables", "--run-dir", str(folder), *settings.split(), *options]
+    env = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"} | environment
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_torchrun_on_1_2_and_4_processes(tmp_path):
+    """The weights are those of one process: to the bit from the same network, and closely from one that learns."""
+    for lr, processes in (("0", 1), ("0", 2), ("0", 4), ("0.05", 1), ("0.05", 4)):
+        status, output = train(tmp_path / f"{lr}-{processes}", processes, "--lr", lr)
+        assert status == 0, output
+        assert output.count("Done:") == 1  # one of them speaks
+    fixed = [without_times(tmp_path / f"0-{processes}") for processes in (1, 2, 4)]
+    for records in fixed:
+        assert len(set(records[0]["weight"])) > 4
+        for name in ("weight", "csps", "iou", "miou", "accuracy"):
+            assert [record[name] for record in records] == [record[name] for record in fixed[0]]
+    learning = [without_times(tmp_path / f"0.05-{processes}") for processes in (1, 4)]
+    for records in learning:
+        assert records[0]["train_loss"] == pytest.approx(learning[0][0]["train_loss"], rel=1e-5)
+        assert records[1]["train_loss"] == pytest.approx(learning[0][1]["train_loss"], rel=1e-3)
+        assert records[1]["train_loss"] < fixed[0][1]["train_loss"]
+        for record, one in zip(records, learning[0], strict=True):
+            assert record["weight"] == pytest.approx(one["weight"], rel=0.02)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_of_two_processes_ends_with_the_same_bits(tmp_path):
+    options = ("--lr", "0.05", "--budget", "4", "--weight-momentum", "0.5")
+    status, output = train(tmp_path / "whole", 2, *options)
+    assert status == 0, output
+    status, _ = train(tmp_path / "parts", 2, *options, STOP_BEFORE="2")
+    assert status != 0
+    assert len(without_times(tmp_path / "parts")) == 1
+    status, output = train(tmp_path / "parts", 2, *options, "--resume")
+    assert status == 0, output
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_processes_that_cannot_share_a_batch(tmp_path):
+    status, output = train(tmp_path / "run", 3)
+    assert status != 0
+    assert "batch_size=4 is shared by 3 processes; choose a multiple of 3" in output

@@ -130,3 +130,28 @@ def test_a_part_of_camvid_is_spread_over_its_videos(tmp_path: Path) -> None:
     camvid_with_void(tmp_path, {"val": 8})
     part = build_dataset("camvid", root=str(tmp_path), split="val", length=4)
     assert [int(part.read(index)[1][0, 0]) for index in range(4)] == [0, 2, 4, 6]
+
+
+def test_new_weights_every_second_epoch(tmp_path: Path) -> None:
+    records = run(tmp_path, replace(TINY, epochs=4, every=2))
+    weights = [record["weight"] for record in records]
+    assert weights[0] == [1.0] * 10 != weights[1] == weights[2] != weights[3]
+    assert ["step" in record["seconds"] for record in records] == [False, True, False, True]
+    assert [record["awa_overhead"] > 0 for record in records] == [False, True, False, True]
+
+
+def test_a_budget_has_a_pass_of_its_own_that_counts_as_overhead(tmp_path: Path) -> None:
+    records = run(tmp_path / "part", replace(TINY, budget=3))
+    for record in records:
+        seconds = record["seconds"]
+        awa = sum(seconds[part] for part in ("sample_data", "sample_forward", "observe", "step"))
+        assert record["awa_overhead"] == pytest.approx(awa / (seconds["total"] - awa))
+    assert run(tmp_path / "whole", replace(TINY, budget=4))[0]["weight"] == run(tmp_path / "none")[0]["weight"]
+
+
+def test_a_budget_is_a_share_or_a_number_of_images() -> None:
+    assert replace(TINY, budget=0.02).sample() == 0.02
+    assert isinstance(replace(TINY, budget=3.0).sample(), int)
+    for budget in (0.0, 1.0, 2.5, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"budget must be a share.*got {budget}"):
+            replace(TINY, budget=budget)

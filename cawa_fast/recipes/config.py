@@ -63,6 +63,11 @@ class TrainConfig:
     ratio: str = _setting("smoothed", "cawa: how the change of the score enters (Eq. 6).", reference.RATIOS)
     normalize: str = _setting("max", "cawa: normalisation of the maps.", reference.NORMALIZATIONS)
     classes: str = _setting("present", "cawa: classes scored in an image.", reference.CLASSES)
+    budget: float | None = _setting(
+        None, "cawa: observe a part of the validation set: a share of training time (0.02), or images (at least 2)."
+    )
+    every: int = _setting(1, "cawa: new weights after every so many epochs.")
+    weight_momentum: float = _setting(0.0, "cawa: share of earlier counts in a step's, in [0, 1), for small samples.")
     gamma: float = _setting(2.0, "focal: focusing exponent.")
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N.", resume=True)
     amp: bool = _setting(False, "Compute in bfloat16 where autocast deems it safe.")
@@ -74,7 +79,7 @@ class TrainConfig:
             choices, value = setting.metadata["choices"], getattr(self, setting.name)
             if choices and value not in choices:
                 raise ValueError(f"{setting.name} must be one of {', '.join(choices)}; got {value!r}")
-        for name in ("epochs", "batch_size", "train_images", "val_images", "threads"):
+        for name in ("epochs", "batch_size", "train_images", "val_images", "threads", "every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -91,6 +96,8 @@ class TrainConfig:
             raise ValueError(f"scale must be LOW,HIGH with 0 < LOW <= HIGH, finite, got {self.scale}")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers must be at least 0, got {self.workers}")
+        if self.budget is not None and not (0 < self.budget < 1 or (self.budget >= 2 and self.budget % 1 == 0)):
+            raise ValueError(f"budget must be a share in (0, 1) or a number of images of at least 2, got {self.budget}")
         self.adaptive_weights(num_classes=1)  # raises for its own arguments
 
     def adaptive_weights(self, num_classes: int, **options: Any) -> weights.AdaptiveClassWeights:
@@ -102,7 +109,11 @@ class TrainConfig:
         return {
             name: getattr(self, name)
             for name in ("delta", "tau", "w_min", "w_max", "source", "ratio", "normalize", "classes")
-        }
+        } | {"momentum": self.weight_momentum}
+
+    def sample(self) -> float | int | None:
+        """``budget`` as :class:`cawa_fast.CAWA` takes it: a number of images is an int."""
+        return self.budget if self.budget is None or self.budget < 1 else int(self.budget)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -119,18 +130,21 @@ class TrainConfig:
 
     def resolved_device(self) -> torch.device:
         """The device that ``device`` names here."""
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = self.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cuda" and "LOCAL_RANK" in os.environ:
+            name = f"cuda:{os.environ['LOCAL_RANK']}"  # torchrun's processes take a GPU each
         try:
-            device = torch.device(self.device)
+            device = torch.device(name)
         except RuntimeError:
             raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}") from None
         if device.type not in ("cpu", "cuda"):
             raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device={self.device!r}, but this torch sees no CUDA device; `cawa-fast doctor` says why")
+            raise ValueError(f"device={name!r}, but this torch sees no CUDA device; `cawa-fast doctor` says why")
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ValueError(f"device={self.device!r}, but there are {torch.cuda.device_count()} CUDA devices, from 0")
+            raise ValueError(f"device={name!r}, but there are {torch.cuda.device_count()} CUDA devices, from 0")
         return device
 
     def default_run_dir(self) -> Path:

@@ -2,6 +2,9 @@
 
 Everything that decides a result is a function of the settings and of what ``latest.pt`` holds, so that a run that was
 killed ends, on the CPU, with the same bits as one that was not.
+
+Under ``torchrun`` the processes share every batch and the validation images; the losses, the counts and so the weights
+are those of the whole batch and the whole set.
 """
 
 from __future__ import annotations
@@ -13,12 +16,15 @@ import signal
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from .. import CAWA, CrossEntropyLoss, FocalLoss, check_labels, weighting
+from .. import CAWA, CrossEntropyLoss, FocalLoss, check_labels, metrics, weighting
 from .. import functional as CF
+from . import distributed
 from .config import TrainConfig, cpu_count
 from .datasets import Augmentation, EpochSampler, EvalView, SegmentationDataset, TrainView, build_dataset
 from .models import build_model
@@ -27,6 +33,7 @@ from .stopwatch import Stopwatch
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
+_EPOCH_STREAM = 4  # keeps (seed, epoch) apart from other uses of them
 
 
 class Watcher(Protocol):
@@ -79,7 +86,7 @@ class Trainer:
         torch.set_num_threads(config.threads or cpu_count())
         self.train_set, self.val_set = open_split(config, "train"), open_split(config, "val")
         self.train_loader, self.val_loader = self._loaders()
-        if not folder.exists():
+        if distributed.rank() == 0 and not folder.exists():
             folder.begin(config)  # before the images are read: what is stopped from here on can be resumed
         self.train_pixels = self._count("train", self.train_set)
         self._count("val", self.val_set)
@@ -94,8 +101,17 @@ class Trainer:
             self.train_set.num_classes,
             ignore_index=ignore,
             class_names=self.train_set.class_names,
+            budget=config.sample(),
+            every=config.every,
             **config.adaptive_options(),
         )
+        self.trained: nn.Module = self.model
+        if distributed.processes() > 1:
+            if self.device.type == "cuda":  # (there is none for the CPU)
+                self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+            # buffers are averaged before validation, which keeps what all processes have seen and not the first alone
+            self.trained = DistributedDataParallel(self.model, broadcast_buffers=False)
+        self.sample_loader = self._sample_loader() if config.weighting == "cawa" and config.budget else None
         self.adaptive = config.weighting == "cawa"
         self.criterion = self._criterion(ignore).to(self.device)
         self.optimizer = torch.optim.SGD(
@@ -114,6 +130,10 @@ class Trainer:
     def fit(self) -> list[dict[str, Any]]:
         """Run the epochs that are left; returns the records of all."""
         self.watcher.begin(self.config, self)
+        if distributed.rank() > 0:
+            for epoch in range(self.epochs_done + 1, self.config.epochs + 1):
+                self.records.append(self._epoch(epoch))
+            return self.records
         self.folder.describe(self._describe_data())
         with _tensorboard(self.folder) as log:
             for record in self.records:  # events are not flushed with the checkpoint: write those of earlier lives anew
@@ -129,22 +149,31 @@ class Trainer:
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         watch = Stopwatch(self.device)
+        # what is drawn in an epoch (dropout) depends on no epoch before: there is no state to save
+        torch.manual_seed(
+            int(np.random.SeedSequence((self.config.seed, epoch, distributed.rank())).generate_state(1)[0])
+        )
         loss = self._train(epoch, watch)
-        metrics = segmentation_metrics(self._validate(epoch, watch))
+        distributed.average_buffers(self.model)
+        due = self.adaptive and self.cawa.due()
+        found = segmentation_metrics(self._validate(epoch, watch, observe=due and self.sample_loader is None))
+        if due and self.sample_loader is not None:
+            self._observe_sample(self.sample_loader, watch)
         nothing: list[float | None] = [None] * self.train_set.num_classes
         scores = dict.fromkeys(("csps", "base_weight", "ratio_weight"), nothing)
-        if self.adaptive:
+        if due:
             with watch.part("step"):
                 self.cawa.step()
+        if self.adaptive:
             scores = {name: _numbers(getattr(self.cawa.weights, name)) for name in scores}
         check_labels()  # the device has been waited for: on a GPU, bad labels raise here
         seconds = watch.seconds()
-        awa = seconds.get("observe", 0.0) + seconds.get("step", 0.0)
+        awa = sum(seconds.get(part, 0.0) for part in ("sample_data", "sample_forward", "observe", "step"))
         record = {
             "epoch": epoch,
             "train_loss": loss,
             "lr": self.scheduler.get_last_lr()[0],
-            **metrics,
+            **found,
             **scores,
             "weight": _numbers(self._current_weight()),
             "seconds": seconds,
@@ -155,14 +184,20 @@ class Trainer:
 
     def _train(self, epoch: int, watch: Stopwatch) -> float:
         self.model.train()
-        self.train_loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        ignore = self.train_set.ignore_index
+        self.train_sampler.set_epoch(epoch)
+        ignore, classes = self.train_set.ignore_index, self.train_set.num_classes
+        together = distributed.processes() > 1
         total, batches = torch.zeros(2, device=self.device)
         for images, labels in self._batches(self.train_loader, watch, "data"):
             with watch.part("forward"), self._autocast():
-                self.model(images)
+                self.trained(images)
             with watch.part("loss"):
                 loss = self.criterion(self.cawa.logits, labels)
+                labelled = (labels != ignore).any()
+                if together:
+                    weight = None if self._is_plain() else self._current_weight()
+                    own, (factor, labelled) = labelled, distributed.share_of_mean(labels, weight, classes, ignore)
+                    loss = loss.where(own, 0) * factor
             with watch.part("backward"):
                 self.optimizer.zero_grad()
                 loss.backward()
@@ -170,11 +205,11 @@ class Trainer:
                 self.optimizer.step()
                 self.scheduler.step()
             # Stays on the device: .item() would make it wait. A crop without labels has the loss NaN and no gradient.
-            labelled = (labels != ignore).any()
             total += loss.detach().where(labelled, 0)
             batches += labelled
-            self.watcher.advance("train", epoch, len(images))
-        mean = (total / batches.clamp_min(1)).item()
+            self.watcher.advance("train", epoch, len(images) * distributed.processes())
+        distributed.sum_over_processes(total)
+        mean = (total / distributed.processes() / batches.clamp_min(1)).item()
         if not math.isfinite(mean):
             raise FloatingPointError(
                 f"the training loss of epoch {epoch} is {mean}; a smaller --lr (now {self.config.lr}) usually helps. "
@@ -183,7 +218,7 @@ class Trainer:
         return mean
 
     @torch.no_grad()
-    def _validate(self, epoch: int, watch: Stopwatch) -> Tensor:
+    def _validate(self, epoch: int, watch: Stopwatch, observe: bool) -> Tensor:
         self.model.eval()
         classes = self.val_set.num_classes
         matrix = torch.zeros(classes, classes, dtype=torch.int64, device=self.device)
@@ -193,14 +228,23 @@ class Trainer:
             with watch.part("val_metric"):
                 batch = CF.confusion_matrix(self.cawa.logits, labels, ignore_index=self.val_set.ignore_index)
                 matrix += batch
-            if self.adaptive:
+            if observe:
                 with watch.part("observe"):
                     if self.config.source == "cam":
                         self.cawa.observe(labels)
                     else:
                         self.cawa.weights.observe_confusion(batch)
-            self.watcher.advance("validate", epoch, len(images))
-        return matrix.cpu()
+            self.watcher.advance("validate", epoch, len(images) * distributed.processes())
+        return distributed.sum_over_processes(matrix).cpu()
+
+    @torch.no_grad()
+    def _observe_sample(self, loader: DataLoader[Any], watch: Stopwatch) -> None:
+        """A pass of its own for the weights, over as many validation images as the budget allows."""
+        for images, labels in self._batches(loader, watch, "sample_data"):
+            with watch.part("sample_forward"), self._autocast():
+                self.model(images)
+            with watch.part("observe"):
+                self.cawa.observe(labels)
 
     def _batches(self, loader: DataLoader[Any], watch: Stopwatch, part: str) -> Iterator[tuple[Tensor, Tensor]]:
         batches = iter(loader)
@@ -257,11 +301,26 @@ class Trainer:
             "generator": torch.Generator().manual_seed(config.seed),
         }
         train_view = TrainView(self.train_set, Augmentation(crop, scale=config.scale), seed=config.seed)
-        sampler = EpochSampler(len(self.train_set), seed=config.seed)
-        # drop_last: batch normalisation cannot train on what may be a single image
-        train = DataLoader(train_view, config.batch_size, sampler=sampler, drop_last=True, **shared)
-        val_batch = config.batch_size if self.val_set.image_size is not None else 1
-        return train, DataLoader(EvalView(self.val_set), val_batch, **shared)
+        self.train_sampler = EpochSampler(len(self.train_set), seed=config.seed)
+        # the last, smaller batch is dropped: batch normalisation cannot train on what may be a single image
+        batches = distributed.BatchShare(self.train_sampler, config.batch_size)
+        train = DataLoader(train_view, batch_sampler=batches, **shared)
+        val_batch = max(1, config.batch_size // distributed.processes()) if self.val_set.image_size is not None else 1
+        self._val_options = shared | {"batch_size": val_batch}
+        own = range(distributed.rank(), len(self.val_set), distributed.processes())
+        return train, DataLoader(EvalView(self.val_set), sampler=own, **self._val_options)
+
+    def _sample_loader(self) -> DataLoader[Any]:
+        presence = torch.zeros(len(self.val_set), self.val_set.num_classes + 1, dtype=torch.bool)
+        for index in range(len(self.val_set)):
+            labels = torch.from_numpy(np.unique(self.val_set.read(index)[1])).long()
+            presence[index, labels.clamp_max(self.val_set.num_classes)] = True
+        sampler = self.cawa.sampler(presence[:, :-1], seed=self.config.seed)
+        return DataLoader(EvalView(self.val_set), sampler=sampler, **self._val_options)
+
+    def _is_plain(self) -> bool:
+        """Whether the loss weighs no class."""
+        return not self.adaptive and self.criterion.weight is None
 
     def _describe_data(self) -> dict[str, Any]:
         return {
@@ -276,6 +335,8 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------- checkpoints
 
     def _save(self, record: dict[str, Any]) -> None:
+        if distributed.rank() > 0:
+            return
         best = all(record["miou"] > earlier["miou"] for earlier in self.records)
         checkpoint = {
             "epoch": record["epoch"],
@@ -283,11 +344,9 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "weights": self.cawa.weights.state_dict(),
-            "random": torch.get_rng_state(),
+            "loop": self.cawa.get_extra_state(),
             "metrics": [*self.records, record],
         }
-        if self.device.type == "cuda":
-            checkpoint["random_cuda"] = torch.cuda.get_rng_state(self.device)
         self.folder.save(checkpoint, best=best)
 
     def _restore(self) -> None:
@@ -298,11 +357,10 @@ class Trainer:
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scheduler.load_state_dict(checkpoint["scheduler"])
         self.cawa.weights.load_state_dict(checkpoint["weights"])
-        torch.set_rng_state(checkpoint["random"])
-        if self.device.type == "cuda" and "random_cuda" in checkpoint:
-            torch.cuda.set_rng_state(checkpoint["random_cuda"], self.device)
+        self.cawa.set_extra_state(checkpoint["loop"])
         self.records = checkpoint["metrics"]
-        self.folder.write_metrics(self.records)
+        if distributed.rank() == 0:
+            self.folder.write_metrics(self.records)
 
 
 def open_split(config: TrainConfig, split: str) -> SegmentationDataset:
@@ -319,17 +377,8 @@ def segmentation_metrics(matrix: Tensor) -> dict[str, Any]:
         >>> segmentation_metrics(torch.tensor([[3, 1], [0, 4]]))["iou"]
         [0.75, 0.8]
     """
-    matrix = matrix.double()
-    hit, truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
-    iou = hit / (truth + predicted - hit)
-    accuracy = hit / truth
-    return {
-        "miou": iou.nanmean().item(),
-        "mean_accuracy": accuracy.nanmean().item(),
-        "pixel_accuracy": (hit.sum() / truth.sum()).item(),
-        "iou": _numbers(iou),
-        "accuracy": _numbers(accuracy),
-    }
+    found = metrics.segmentation_metrics(matrix)
+    return found._asdict() | {"iou": _numbers(found.iou), "accuracy": _numbers(found.accuracy)}
 
 
 def default_workers() -> int:
