@@ -6,6 +6,7 @@ try:
     import click
 
     from .cpu import cpu
+    from .epoch.command import epoch
     from .gpu.command import gpu
     from .ratio import main as ratio
     from .realism import realism
@@ -21,6 +22,7 @@ def main() -> None:
 
     \b
     python -m bench cpu         every operator on the CPU: time, memory, floor
+    python -m bench epoch       a training epoch with adaptive weights and without: the cost of the closed loop
     python -m bench gpu         everything that needs a GPU, in one go
     python -m bench readme      the measured table into README.md
     python -m bench resources   registers, spills, shared memory of the GPU kernels; needs nvcc, no GPU
@@ -31,6 +33,7 @@ def main() -> None:
 
 COMMANDS = {
     "cpu": cpu,
+    "epoch": epoch,
     "gpu": gpu,
     "readme": readme,
     "resources": resources,

@@ -34,9 +34,18 @@ def peaks(row: str, names: list[str], quick: bool, threads: int) -> dict[str, in
     Raises:
         RuntimeError: the process failed; the message has its output.
     """
+    return in_a_process("bench.memory", row, "quick" if quick else "full", str(threads), *names)
+
+
+def in_a_process(module: str, *arguments: str) -> dict[str, int]:
+    """The JSON that ``python -m module arguments`` prints last, run so that freed memory shows; {} where it cannot.
+
+    Raises:
+        RuntimeError: the process failed; the message has its output.
+    """
     if not available():
         return {}
-    command = [sys.executable, "-m", "bench.memory", row, "quick" if quick else "full", str(threads), *names]
+    command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | _ENVIRONMENT, cwd=Path(__file__).parents[1]
     )
@@ -59,20 +68,21 @@ def _measure(key: str, quick: bool, threads: int, names: list[str]) -> dict[str,
         measured = contender(full, name)
         (measured if name == "compile" else contender(small, name)).run()
         measured.reset()
-        _native.release_gradient_memory()  # what is kept for the next step is part of what this one takes
-        found[name] = _peak(measured.run)
+        found[name] = peak(measured.run)
     return found
 
 
-def _peak(run: object) -> int:
+def peak(run: object) -> int:
+    """Bytes that ``run()`` adds at its highest to what this process holds."""
     assert callable(run)
+    _native.release_gradient_memory()  # what is kept for the next step is part of what this one takes
     ctypes.CDLL(None).malloc_trim(0)
     _RESET.write_text("5")
     before = _kilobytes("VmRSS")
     result = run()
-    peak = _kilobytes("VmHWM")
+    highest = _kilobytes("VmHWM")
     del result
-    return max(peak - before, 0) * 1024
+    return max(highest - before, 0) * 1024
 
 
 def _kilobytes(field: str) -> int:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +11,8 @@ from typing import Any
 
 import click
 from rich.table import Table
+
+from cawa_fast.recipes.run_folder import atomic
 
 ROOT = Path(__file__).parents[1]
 UNMEASURED = "Not measured yet."
@@ -208,19 +208,14 @@ def write(result: Result, out: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file under another name, then rename it."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file under another name, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        # readable by others, as a file that was simply opened would be; the umask cannot be read without setting it
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with atomic(path) as file:
+        file.write(content)
 
 
 # --------------------------------------------------------------------------------------------------------- README

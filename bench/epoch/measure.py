@@ -1,0 +1,232 @@
+"""Measures one row: all variants in turn batch by batch, so that whatever slows the machine slows all of them."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import cawa_fast as cf
+from cawa_fast.recipes.models import build_model
+from cawa_fast.recipes.stopwatch import Stopwatch
+
+from .. import cases
+from .rows import Row
+from .variants import Batch, Ours, OursAdaptive, Plain, PlainAdaptive, naive_counts, quiet
+
+_AWA = ("observe", "step")
+_SCENES = 2  # drawn; the others are their mirror images
+
+Parts = dict[str, float]
+Advance = Callable[[int], None]
+
+
+def batches(row: Row, size: tuple[int, int], images: int, device: torch.device) -> list[Batch]:
+    """Two batches of drawn scenes in colours by class, with noise."""
+    problem = cases.make("realistic", row.data.classes, (size[0] // 4, size[1] // 4), size, images=_SCENES)
+    labels = cases.repeat(problem, min(images, 4 * _SCENES), device).labels
+    labels = labels.repeat(-(-images // len(labels)), 1, 1)[:images]
+    generator = torch.Generator().manual_seed(cases.SEED)
+    colours = torch.randn(256, 3, generator=generator).to(device)
+    pictures = colours[labels.long()].movedim(-1, 1)
+    found = []
+    for _ in range(2):
+        noise = torch.randn(pictures.shape, generator=generator).to(device)
+        found.append(Batch(pictures + 0.5 * noise, labels.contiguous()))
+        pictures, labels = pictures.flip(-1), labels.flip(-1)
+    return found
+
+
+class Epoch:
+    """All variants of a row, and its batches.
+
+    Args:
+        row: what to measure.
+        device: where.
+    """
+
+    def __init__(self, row: Row, device: torch.device) -> None:
+        self.row, self.device = row, device
+        torch.manual_seed(0)
+        classes = row.data.classes
+        network = build_model(row.model, classes, backbone=row.backbone)
+        self.train_batches = batches(row, row.crop, row.batch, device)
+        self.val_batches = batches(row, row.val, row.val_batch, device)
+        contiguous, present = self._best_for_plain(network)
+        self.choices = {"contiguous logits": contiguous, "count present classes alone": present}
+        self.variants: dict[str, Plain] = {
+            "a": Plain(network, classes, device, contiguous),
+            "c": PlainAdaptive(network, classes, device, contiguous, present),
+            "d": Ours(network, classes, device, contiguous),
+            "e": OursAdaptive(network, classes, device, contiguous),
+        }
+
+    def _best_for_plain(self, network: nn.Module) -> tuple[bool, bool]:
+        """Which layout of logits, and which way to count, is the faster one for plain PyTorch: a rival at its best."""
+        plains = {flag: Plain(network, self.row.data.classes, self.device, flag) for flag in (True, False)}
+        seconds: dict[bool, list[float]] = {True: [], False: []}
+        for _ in range(4):
+            for flag, plain in plains.items():
+                found = self._timed(plain.train, self.train_batches[0])
+                seconds[flag].append(found["loss"] + found["backward"])
+        contiguous = min(seconds[True][1:]) < min(seconds[False][1:])
+        counting: dict[bool, list[float]] = {True: [], False: []}
+        for flag in (True, False):
+            adaptive = PlainAdaptive(network, self.row.data.classes, self.device, contiguous, flag)
+            for _ in range(2):
+                counting[flag].append(self._timed(adaptive.validate, self.val_batches[0])["observe"])
+        return contiguous, counting[True][-1] < counting[False][-1]
+
+    def _timed(self, call: Callable[[Batch, Stopwatch], None], batch: Batch) -> Parts:
+        watch = Stopwatch(self.device)
+        call(batch, watch)
+        return watch.seconds()
+
+    def samples(self) -> int:
+        """Steps of one round, all variants together."""
+        train, val = self._per_round()
+        return len(self.variants) * (train + val)
+
+    def _per_round(self) -> tuple[int, int]:
+        row = self.row
+        return row.train_batches or row.steps, row.val_batches or round(row.val_steps + 0.499)
+
+    def round(self, turn: int, advance: Advance) -> dict[str, Parts]:
+        """Seconds of a whole epoch by part, of each variant; ``total`` is wall time."""
+        names = list(self.variants)
+        train, val = self._per_round()
+        rotated = itertools.cycle(names)
+        for _ in range(turn):
+            next(rotated)
+        found: dict[str, Parts] = {name: defaultdict(float) for name in names}
+        for index in range(train + val):
+            training = index < train
+            source = self.train_batches if training else self.val_batches
+            share = self.row.steps / train if training else self.row.val_steps / val
+            for _ in names:
+                name = next(rotated)
+                variant = self.variants[name]
+                call = variant.train if training else variant.validate
+                for part, value in self._timed(call, source[index % 2]).items():
+                    found[name][part] += value * share
+                advance(1)
+            next(rotated)
+        for name, variant in self.variants.items():
+            watch = Stopwatch(self.device)
+            variant.step(watch)
+            for part, value in watch.seconds().items():
+                found[name][part] += value
+        return {name: dict(parts) for name, parts in found.items()}
+
+    def naive(self) -> tuple[float, int]:
+        """Seconds an image of pytorch-grad-cam for each of its classes, and on how many images that was measured."""
+        variant = self.variants["a"]
+        batch = self.val_batches[0]
+        one = Batch(batch.images[:1], batch.bytes[:1])
+        classifier = cf.cam.find_classifier(variant.network, self.row.data.classes)
+        with quiet():
+            naive_counts(variant.network, classifier, one, self.row.data.classes)  # for the first time
+            begin = time.perf_counter()
+            naive_counts(variant.network, classifier, one, self.row.data.classes)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - begin, 1
+
+
+def measure(row: Row, device: torch.device, rounds: int, until: float, advance: Advance) -> dict[str, Any]:
+    """Everything of one row but memory.
+
+    Args:
+        row: what.
+        device: where.
+        rounds: at least 1.
+        until: when ``time.monotonic()`` has passed this, no other round begins but the third.
+        advance: called with 1 after every step.
+    """
+    epoch = Epoch(row, device)
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        epoch.round(0, lambda steps: None)  # compiles, and touches memory for the first time
+        found = []
+        for turn in range(rounds):
+            if turn >= 3 and time.monotonic() > until:
+                break
+            found.append(epoch.round(turn, advance))
+    finally:
+        if collecting:
+            gc.enable()
+    return _summary(row, found) | {"choices": epoch.choices} | _naive(epoch, row)
+
+
+def _naive(epoch: Epoch, row: Row) -> dict[str, Any]:
+    try:
+        seconds, images = epoch.naive()
+    except ImportError as error:
+        return {"naive": None, "naive_failed": str(error)}
+    return {"naive": {"seconds_an_image": seconds, "images": images, "epoch": seconds * row.data.val_images}}
+
+
+def _summary(row: Row, rounds: Sequence[dict[str, Parts]]) -> dict[str, Any]:
+    """Medians of the rounds: seconds by part, and the ratios of what was measured in the same round."""
+
+    def over_rounds(value: Callable[[dict[str, Parts]], float]) -> dict[str, float]:
+        values = sorted(value(found) for found in rounds)
+        return {"median": statistics.median(values), "least": values[0], "most": values[-1]}
+
+    def added(name: str) -> Callable[[dict[str, Parts]], float]:
+        def share(found: dict[str, Parts]) -> float:
+            awa = sum(found[name].get(part, 0.0) for part in _AWA)
+            return awa / (found[name]["total"] - awa)
+
+        return share
+
+    names = list(rounds[0])
+    parts = {
+        name: {part: statistics.median(found[name][part] for found in rounds) for part in rounds[0][name]}
+        for name in names
+    }
+    return {
+        "key": row.key,
+        "network": row.title,
+        "data": row.data.title,
+        "classes": row.data.classes,
+        "crop": list(row.crop),
+        "val": list(row.val),
+        "scale": row.scale,
+        "batch": row.batch,
+        "val_batch": row.val_batch,
+        "train_images": row.data.train_images,
+        "val_images": row.data.val_images,
+        "train_batches": row.train_batches,
+        "val_batches": row.val_batches,
+        "rounds": len(rounds),
+        "seconds": parts,
+        "marginal": over_rounds(added("e")),
+        "marginal_by_difference": over_rounds(lambda found: found["e"]["total"] / found["d"]["total"] - 1),
+        "net": over_rounds(lambda found: found["e"]["total"] / found["a"]["total"] - 1),
+        "eager_marginal": over_rounds(added("c")),
+    }
+
+
+def step_of(row: Row, device: torch.device, name: str) -> Callable[[], Tensor]:
+    """A training and a validation step of one variant, for :mod:`bench.epoch.memory`; returns a result to keep."""
+    epoch = Epoch(row, device)
+    variant = epoch.variants[name]
+    epoch.variants.clear()
+
+    def run() -> Tensor:
+        variant.train(epoch.train_batches[0], Stopwatch(device))
+        variant.validate(epoch.val_batches[0], Stopwatch(device))
+        variant.step(Stopwatch(device))
+        return variant.matrix
+
+    return run
