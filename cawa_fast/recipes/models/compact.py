@@ -1,17 +1,12 @@
-"""Segmentation networks that the recipes train.
-
-One is built in: ``compact``, small enough to learn on two CPU cores within minutes. Every network here ends in a 1x1
-convolution, the attribute ``classifier``, at low resolution: that is where Grad-CAM has its closed form.
-"""
+"""``compact``: the network that is built in, small enough to learn on two CPU cores within minutes."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from .network import check_num_classes, explained
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
@@ -69,8 +64,7 @@ class CompactNet(nn.Module):
         self, num_classes: int, *, widths: tuple[int, int, int, int] = (16, 32, 64, 96), decoder: int = 48
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes} must be at least 1")
+        check_num_classes(num_classes)
         if min(*widths, decoder) < 1:
             raise ValueError(f"widths={widths} and decoder={decoder} are numbers of channels: each must be at least 1")
         half, quarter, eighth, sixteenth = widths
@@ -99,6 +93,7 @@ class CompactNet(nn.Module):
                 nn.init.zeros_(norm.weight)
         nn.init.normal_(self.classifier.weight, std=0.01)
 
+    @explained
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits (N, C, ceil(H/4), ceil(W/4)) of images (N, 3, H, W), floating point, normalised; any H, W >= 1."""
         x4 = self.stage4(self.stem(x))
@@ -108,30 +103,3 @@ class CompactNet(nn.Module):
         y = self.lateral8(x8) + F.interpolate(y, size=x8.shape[2:], mode="bilinear", align_corners=False)
         y = self.lateral4(x4) + F.interpolate(y, size=x4.shape[2:], mode="bilinear", align_corners=False)
         return self.classifier(self.fuse(F.relu(y)))
-
-
-MODELS: dict[str, Callable[..., nn.Module]] = {"compact": CompactNet}
-"""Name to a function of ``num_classes`` and the model's own keywords."""
-
-
-def build_model(name: str, num_classes: int, **kwargs: Any) -> nn.Module:
-    """Build a network with random weights.
-
-    Args:
-        name: a key of :data:`MODELS`: "compact".
-        num_classes: C >= 1.
-        **kwargs: keywords of the model's class.
-
-    Returns:
-        A module from images (N, 3, H, W) to logits (N, C, h, w); its last layer, ``classifier``, is a 1x1 convolution.
-
-    Raises:
-        ValueError: no such model, or an argument is outside its range.
-
-    >>> model = build_model("compact", num_classes=10)
-    >>> model(torch.zeros(2, 3, 96, 190)).shape
-    torch.Size([2, 10, 24, 48])
-    """
-    if name not in MODELS:
-        raise ValueError(f"model {name!r} is unknown; choose one of {', '.join(sorted(MODELS))}")
-    return MODELS[name](num_classes, **kwargs)

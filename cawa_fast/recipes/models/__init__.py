@@ -1,0 +1,73 @@
+"""Segmentation networks that the recipes train.
+
+Every one ends in a 1x1 convolution, the attribute ``classifier``, and returns its output: logits at low resolution,
+before any upsampling. That is where Grad-CAM has its closed form. ``compact`` is built in; the others need
+``pip install 'cawa_fast[models]'``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from .backbones import backbone_names
+from .compact import CompactNet
+from .network import Network
+from .ocrnet import OCRNet
+from .standard import DeepLabV3Plus, UPerNet, segformer
+
+__all__ = ["MODELS", "WITH_AUXILIARY", "CompactNet", "Network", "backbone_names", "build_model"]
+
+
+def _compact(num_classes: int, *, backbone: str | None = None, pretrained: bool = False, **kwargs: Any) -> CompactNet:
+    if backbone is not None or pretrained:
+        raise ValueError(
+            f"model 'compact' has a backbone of its own and no pretrained weights, got backbone={backbone!r} and "
+            f"pretrained={pretrained}; leave them out, or choose another model"
+        )
+    return CompactNet(num_classes, **kwargs)
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "compact": _compact,
+    "deeplabv3plus": DeepLabV3Plus,
+    "ocrnet": OCRNet,
+    "segformer": segformer,
+    "upernet": UPerNet,
+}
+"""Name to a function of ``num_classes`` and the model's own keywords."""
+
+WITH_AUXILIARY = frozenset({"deeplabv3plus", "ocrnet", "upernet"})
+"""Models that take ``auxiliary``, the factor of an auxiliary head's loss."""
+
+
+def build_model(name: str, num_classes: int, **kwargs: Any) -> nn.Module:
+    """Build a network.
+
+    Args:
+        name: a key of :data:`MODELS`.
+        num_classes: C >= 1.
+        **kwargs: keywords of the model: ``backbone``, ``pretrained`` (default False: random weights), ``auxiliary``,
+            and its own.
+
+    Returns:
+        A module from images (N, 3, H, W), floating point, normalised, to logits (N, C, h, w); its last layer,
+        ``classifier``, is a 1x1 convolution.
+
+    Raises:
+        ValueError: no such model or backbone, or an argument is outside its range.
+        ImportError: a library is missing; the message says which, and how to install it.
+        OSError: pretrained weights cannot be had.
+
+    >>> import torch
+    >>> model = build_model("compact", num_classes=10)
+    >>> model(torch.zeros(2, 3, 96, 190)).shape
+    torch.Size([2, 10, 24, 48])
+    """
+    if name not in MODELS:
+        raise ValueError(f"model {name!r} is unknown; choose one of {', '.join(sorted(MODELS))}")
+    return MODELS[name](
+        num_classes, **{key: value for key, value in kwargs.items() if (key, value) != ("backbone", None)}
+    )

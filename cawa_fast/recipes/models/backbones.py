@@ -1,0 +1,97 @@
+"""Backbones by name: those of segmentation_models_pytorch (torchvision's among them), and any of timm's with stages."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from .libraries import load
+
+_LIST = 'python -c "from cawa_fast.recipes.models import backbone_names as b; print(*b(), sep=chr(10))"'
+
+
+class Backbone(NamedTuple):
+    """What segmentation_models_pytorch wants to know of an encoder."""
+
+    name: str
+    weights: str | bool | None
+    options: dict[str, Any]
+
+
+def backbone_names() -> list[str]:
+    """Every name that ``backbone`` takes, sorted; timm's others with the prefix ``tu-`` that tells them apart."""
+    names = {name for name in load("segmentation_models_pytorch").encoders.get_encoder_names() if _current(name)}
+    return sorted(names | {f"tu-{name}" for name in load("timm").list_models()})
+
+
+def find_backbone(name: str, pretrained: bool) -> Backbone:
+    """Resolve ``name``: of segmentation_models_pytorch first, then of timm, with or without ``tu-``.
+
+    Raises:
+        ValueError: there is no such backbone, or no pretrained weights for it.
+    """
+    encoders = load("segmentation_models_pytorch").encoders.encoders
+    timm = load("timm")
+    if name in encoders and _current(name):
+        settings = encoders[name].get("pretrained_settings") or {}
+        if pretrained and not settings:
+            raise ValueError(f"backbone={name!r} has no pretrained weights; choose another one, or pretrained=False")
+        # most have "imagenet"; some only what their authors trained with more images
+        weights = ("imagenet" if "imagenet" in settings else next(iter(settings))) if pretrained else None
+        return Backbone(name, weights, {})
+    plain = name.removeprefix("tu-")
+    if not timm.is_model(plain):
+        raise ValueError(f"backbone={name!r} is unknown; {_suggestions(name)}")
+    if pretrained and not timm.models.is_model_pretrained(plain):
+        raise ValueError(f"backbone={name!r} has no pretrained weights; choose another one, or pretrained=False")
+    # Swin refuses sizes other than that of its training unless told that they are welcome: its windows pad.
+    options = {"strict_img_size": False} if plain.startswith(("swin_", "swinv2_")) and "_cr_" not in plain else {}
+    return Backbone(f"tu-{plain}", True if pretrained else None, options)
+
+
+@contextlib.contextmanager
+def building(name: str, pretrained: bool, output_stride: int = 32) -> Iterator[None]:
+    """Errors of building the backbone ``name`` say what to do.
+
+    Raises:
+        ValueError: it has no stages, or cannot be dilated to ``output_stride``.
+        OSError: its pretrained weights cannot be had.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if "downsampling pattern" in reason or "features_only" in reason or "out_indices" in reason:
+            raise ValueError(
+                f"backbone={name!r} has no stages of strides 4, 8, 16 and 32 ({reason}); choose a hierarchical one, "
+                "e.g. resnet50, mit_b0, tu-convnext_tiny or tu-swin_tiny_patch4_window7_224"
+            ) from error
+        # smp says "dilated", timm does not know the argument or asserts that the stride is 32
+        undilated = isinstance(error, (TypeError, AssertionError)) or "dilated" in reason or "output_stride" in reason
+        if output_stride != 32 and undilated:
+            raise ValueError(
+                f"backbone={name!r} cannot be dilated to stride {output_stride} ({reason}), which this model needs; "
+                "choose a convolutional one, e.g. resnet50 or tu-convnext_tiny, or model 'upernet', which takes any"
+            ) from error
+        if pretrained:
+            raise OSError(
+                f"the pretrained weights of backbone={name!r} cannot be had ({type(error).__name__}: {reason}); with "
+                "a network they are downloaded once and kept, with pretrained=False (--no-pretrained) none are needed"
+            ) from error
+        raise
+
+
+def _current(name: str) -> bool:
+    return not name.startswith("timm-")  # deprecated there: they have the prefix tu- today
+
+
+def _suggestions(name: str) -> str:
+    names = backbone_names()
+    # without the prefix and the punctuation, about which one is unsure
+    plain = {re.sub(r"[^a-z0-9]", "", known.removeprefix("tu-").lower()): known for known in reversed(names)}
+    near = difflib.get_close_matches(re.sub(r"[^a-z0-9]", "", name.removeprefix("tu-").lower()), plain, n=3, cutoff=0.6)
+    meant = f"did you mean {' or '.join(plain[word] for word in near)}? " if near else ""
+    return f"{meant}These are all: {_LIST}"
