@@ -99,7 +99,7 @@ def epoch(
                 }
             progress.remove_task(task)
             result["rows"].append(found)
-            console.print("  ".join(report.cells(found)), highlight=False)
+            console.print(f"{row.key}: {report.cells(found)[5]}, marginal {report.cells(found)[6]}", highlight=False)
             if out is not None:  # after each row: an interrupted benchmark has those that are done
                 report.write(result, out)
     console.print(report.rich_table(result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import statistics
@@ -18,6 +19,7 @@ from cawa_fast.recipes.models import build_model
 from cawa_fast.recipes.stopwatch import Stopwatch
 
 from .. import cases
+from ..libraries import import_torchvision
 from .rows import Row
 from .variants import Batch, Ours, OursAdaptive, Plain, PlainAdaptive, naive_counts, quiet
 
@@ -54,6 +56,8 @@ class Epoch:
 
     def __init__(self, row: Row, device: torch.device) -> None:
         self.row, self.device = row, device
+        with contextlib.suppress(ImportError):
+            import_torchvision()  # the networks' libraries import it, whether or not it works
         torch.manual_seed(0)
         classes = row.data.classes
         network = build_model(row.model, classes, backbone=row.backbone)
@@ -75,7 +79,7 @@ class Epoch:
         for _ in range(4):
             for flag, plain in plains.items():
                 found = self._timed(plain.train, self.train_batches[0])
-                seconds[flag].append(found["loss"] + found["backward"])
+                seconds[flag].append(found["loss"] + found["backward"])  # (whose layout follows from the loss's)
         contiguous = min(seconds[True][1:]) < min(seconds[False][1:])
         counting: dict[bool, list[float]] = {True: [], False: []}
         for flag in (True, False):

@@ -16,7 +16,7 @@ Result = dict[str, Any]
 
 PARTS = (
     ("forward", "forward", "#0072B2"),
-    ("loss", "loss", "#E69F00"),
+    ("loss", "loss and its gradient", "#E69F00"),
     ("backward", "backward", "#56B4E9"),
     ("optimizer", "optimizer", "#999999"),
     ("val_forward", "validation: forward", "#009E73"),
@@ -85,9 +85,7 @@ def cells(row: Result) -> list[str]:
         spread(row["marginal"], 2) + " " + met,
         spread(row["marginal_by_difference"], 1),
         percent(row["eager_marginal"]["median"]),
-        "–"
-        if naive is None
-        else f"{percent(naive['epoch'] / plain, 0)}; {naive['epoch'] / awa(seconds['e']):.0f}x e's",
+        by_hand,
         " / ".join(mebibytes(memory.get(name)) for name in "ade"),
     ]
 
@@ -110,8 +108,8 @@ def markdown(result: Result, picture: str | None) -> str:
     lines += [
         "- **net**: a whole epoch with the library and adaptive weights against plain PyTorch without; below 0 is "
         "faster.",
-        "- **marginal**: what adaptive weights add, as seconds of `observe` and `step` over the rest of the same epoch, "
-        "and as the difference of e and d, which has the noise of two whole epochs. Least … most of the rounds in "
+        "- **marginal**: what adaptive weights add, as seconds of `observe` and `step` over the rest of the same "
+        "epoch, and as the difference of e and d, which has the noise of two whole epochs. Least … most of the rounds in "
         "brackets.",
         "- **b** is measured on one image and scaled to the validation set: its time as a share of a's epoch, and over "
         "e's.",
@@ -141,14 +139,21 @@ def markdown(result: Result, picture: str | None) -> str:
 
 
 def rich_table(result: Result) -> Table:
-    """The main columns for the console."""
-    table = Table(title="Time of an epoch")
-    shown = (0, 1, 2, 4, 5, 6, 8, 9)
-    for index in shown:
-        table.add_column(COLUMNS[index], justify="left" if index < 2 else "right")
+    """The medians, for the console."""
+    table = Table(title="Time of an epoch; net: e against a, marginal: what adaptive weights add to ours")
+    for name in ("row", "a: PyTorch", "e: ours+CAWA", "net", "marginal", "c adds", "b adds"):
+        table.add_column(name, justify="left" if name == "row" else "right")
     for row in result["rows"]:
-        values = cells(row)
-        table.add_row(*(values[index] for index in shown))
+        plain, naive = row["seconds"]["a"]["total"], row["naive"]
+        table.add_row(
+            row["key"],
+            time(plain),
+            time(row["seconds"]["e"]["total"]),
+            percent(row["net"]["median"]),
+            percent(row["marginal"]["median"], 2),
+            percent(row["eager_marginal"]["median"]),
+            "–" if naive is None else percent(naive["epoch"] / plain, 0),
+        )
     return table
 
 
@@ -166,7 +171,7 @@ def picture(result: Result) -> bytes:
     ticks, texts = [], []
     longest = 0.0
     for place, row in enumerate(rows):
-        whole = row["seconds"]["a"]["total"]
+        whole = sum(value for part, value in row["seconds"]["a"].items() if part != "total")
         for index, name in enumerate(names):
             y = place * (len(names) + 1.4) + index
             parts = dict(row["seconds"][name])
