@@ -5,6 +5,7 @@ from __future__ import annotations
 try:
     import click
 
+    from .budget import budget
     from .cpu import cpu
     from .epoch.command import epoch
     from .gpu.command import gpu
@@ -24,6 +25,7 @@ def main() -> None:
     python -m bench cpu         every operator on the CPU: time, memory, floor
     python -m bench epoch       a training epoch with adaptive weights and without: the cost of the closed loop
     python -m bench gpu         everything that needs a GPU, in one go
+    python -m bench budget      class scores from samples of a validation set, up to a million images
     python -m bench readme      the measured table into README.md
     python -m bench resources   registers, spills, shared memory of the GPU kernels; needs nvcc, no GPU
     python -m bench realism     are the made-up logits like a network's?
@@ -32,6 +34,7 @@ def main() -> None:
 
 
 COMMANDS = {
+    "budget": budget,
     "cpu": cpu,
     "epoch": epoch,
     "gpu": gpu,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from cawa_fast.sampling import Rarest
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ class Population:
         result = torch.zeros(self.images, self.classes, dtype=torch.bool)
         result[np.repeat(np.arange(self.images), np.diff(self.start)), self.cls] = True
         return result
+
+    @functools.cached_property
+    def rarest(self) -> Rarest:
+        """The rarest class of each image."""
+        return Rarest.of(self.presence())
 
     def rows(self, drawn: Tensor) -> Tensor:
         """tp, fp, fn of some images: ``(n, 3, classes)`` int64."""

@@ -109,8 +109,8 @@ def markdown(result: Result, picture: str | None) -> str:
         "- **net**: a whole epoch with the library and adaptive weights against plain PyTorch without; below 0 is "
         "faster.",
         "- **marginal**: what adaptive weights add, as seconds of `observe` and `step` over the rest of the same "
-        "epoch, and as the difference of e and d, which has the noise of two whole epochs. Least … most of the rounds in "
-        "brackets.",
+        "epoch, and as the difference of e and d, which has the noise of two whole epochs. Least … most of the rounds "
+        "in brackets.",
         "- **b** is measured on one image and scaled to the validation set: its time as a share of a's epoch, and over "
         "e's.",
         "- **MiB**: what one training and one validation step add at their highest to what was allocated before them.",
