@@ -6,6 +6,7 @@ try:
     import click
 
     from .budget import budget
+    from .budget_training import budget_training
     from .cpu import cpu
     from .epoch.command import epoch
     from .gpu.command import gpu
@@ -26,6 +27,7 @@ def main() -> None:
     python -m bench epoch       a training epoch with adaptive weights and without: the cost of the closed loop
     python -m bench gpu         everything that needs a GPU, in one go
     python -m bench budget      class scores from samples of a validation set, up to a million images
+    python -m bench budget-training   class weights from a budget against those from all images, on CamVid
     python -m bench readme      the measured table into README.md
     python -m bench resources   registers, spills, shared memory of the GPU kernels; needs nvcc, no GPU
     python -m bench realism     are the made-up logits like a network's?
@@ -35,6 +37,7 @@ def main() -> None:
 
 COMMANDS = {
     "budget": budget,
+    "budget-training": budget_training,
     "cpu": cpu,
     "epoch": epoch,
     "gpu": gpu,

@@ -157,8 +157,9 @@ class Trainer:
         distributed.average_buffers(self.model)
         due = self.adaptive and self.cawa.due()
         found = segmentation_metrics(self._validate(epoch, watch, observe=due and self.sample_loader is None))
+        sampled = None
         if due and self.sample_loader is not None:
-            self._observe_sample(self.sample_loader, watch)
+            sampled = self._observe_sample(self.sample_loader, watch)
         nothing: list[float | None] = [None] * self.train_set.num_classes
         scores = dict.fromkeys(("csps", "base_weight", "ratio_weight"), nothing)
         if due:
@@ -176,6 +177,7 @@ class Trainer:
             **found,
             **scores,
             "weight": _numbers(self._current_weight()),
+            "sample_images": sampled,
             "seconds": seconds,
             "awa_overhead": awa / (seconds["total"] - awa),
         }
@@ -238,13 +240,14 @@ class Trainer:
         return distributed.sum_over_processes(matrix).cpu()
 
     @torch.no_grad()
-    def _observe_sample(self, loader: DataLoader[Any], watch: Stopwatch) -> None:
-        """A pass of its own for the weights, over as many validation images as the budget allows."""
+    def _observe_sample(self, loader: DataLoader[Any], watch: Stopwatch) -> int:
+        """A pass of its own for the weights, over as many validation images as the budget allows; how many."""
         for images, labels in self._batches(loader, watch, "sample_data"):
             with watch.part("sample_forward"), self._autocast():
                 self.model(images)
             with watch.part("observe"):
                 self.cawa.observe(labels)
+        return loader.sampler.size  # type: ignore[attr-defined]
 
     def _batches(self, loader: DataLoader[Any], watch: Stopwatch, part: str) -> Iterator[tuple[Tensor, Tensor]]:
         batches = iter(loader)
