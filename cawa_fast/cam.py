@@ -241,13 +241,19 @@ def closed_form(classifier: nn.Conv2d, activations: Tensor, logits: Tensor, meth
         if method in ("gradcam", "hirescam"):  # the gradient is W at every position: averaging it changes nothing
             if classifier.bias is None:
                 return logits.detach().relu()
-            return (logits.detach() - classifier.bias.to(logits.dtype).view(-1, 1, 1)).relu_()
-        weight = classifier.weight.flatten(1).to(activations.dtype)
+            return (logits.detach() - _whole(classifier.bias).to(logits.dtype).view(-1, 1, 1)).relu_()
+        weight = _whole(classifier.weight).flatten(1).to(activations.dtype)
         if method == "layercam":
             return F.conv2d(activations, weight.relu()[:, :, None, None]).relu_()
         positions = activations.shape[-2:].numel()
         alpha = positions * _gradcam_plus_plus(weight, activations.sum((-2, -1)).unsqueeze(1))
         return torch.einsum("nck,nkhw->nchw", alpha, activations).relu_()
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    """The parameter itself; of one that FSDP has spread over processes, all its parts."""
+    gather = getattr(parameter, "full_tensor", None)
+    return parameter if gather is None else gather()
 
 
 def _gradcam_plus_plus(grad: Tensor, activation_sum: Tensor) -> Tensor:

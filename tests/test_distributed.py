@@ -71,6 +71,39 @@ torch.save(cawa.weights.state_dict(), f"{folder}/{processes}-{rank}.pt")
 """
 
 
+WRAPPED = """
+import sys, torch, torch.distributed as dist
+import cawa_fast as cf
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+rank, processes, folder, how = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
+images, labels, presence, model = torch.load(f"{folder}/data.pt", weights_only=False)
+if how == "FSDP":
+    mesh = init_device_mesh("cpu", (processes,))
+    for module in (model[0], model[2], model):
+        fully_shard(module, mesh=mesh)
+    trained = validated = model
+else:
+    trained, validated = DistributedDataParallel(model), model
+cawa = cf.CAWA(trained, 5, ignore_index=255)
+optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+own = slice(rank, 10, processes)
+for _ in range(2):
+    trained(images[own])
+    optimizer.zero_grad()
+    cawa.loss(labels[own]).backward()
+    optimizer.step()
+    with torch.no_grad():
+        validated(images[own])
+        cawa.observe(labels[own])
+    cawa.step()
+torch.save(cawa.weights.state_dict(), f"{folder}/{how}-{processes}-{rank}.pt")
+"""
+
+
 def run(script, folder, processes, *arguments):
     """The script in so many processes; all have to end well, within a minute."""
     (folder / "rendezvous").unlink(missing_ok=True)
@@ -143,6 +176,19 @@ def test_what_pads_the_last_batch_is_not_counted_twice(data):
     assert one["last_confusion"].sum() == 11 * 11 * 12
     for rank in range(3):
         same(one, state(data / f"3-{rank}.pt"))
+
+
+@pytest.mark.parametrize("how", ["DDP", "FSDP"])
+def test_wrapped_networks(data, how):
+    """FSDP has spread the classifier's bias, which the maps need, over the processes."""
+    run(WRAPPED, data, 2, how)
+    run(WRAPPED, data, 1, "DDP")
+    one, other = (state(data / f"{how}-2-{rank}.pt") for rank in range(2))
+    same(one, other)
+    alone = state(data / "DDP-1-0.pt")
+    assert (one["weight"] - 1).abs().max() > 0.05
+    # gradients are means of the processes' means, which differ a little from the mean of all
+    torch.testing.assert_close(one["weight"], alone["weight"], rtol=0.05, atol=0.02)
 
 
 # -------------------------------------------------------------------------------------------------- cawa-fast train

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +148,25 @@ def test_a_budget_has_a_pass_of_its_own_that_counts_as_overhead(tmp_path: Path) 
         awa = sum(seconds[part] for part in ("sample_data", "sample_forward", "observe", "step"))
         assert record["awa_overhead"] == pytest.approx(awa / (seconds["total"] - awa))
     assert run(tmp_path / "whole", replace(TINY, budget=4))[0]["weight"] == run(tmp_path / "none")[0]["weight"]
+
+
+def test_the_table_says_which_classes_kept_their_weight(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    from cawa_fast.recipes.display import epoch_table
+
+    records = run(tmp_path, replace(TINY, budget=2, val_images=12))
+    assert records[1]["sample_images"] == 2
+    held, kept = records[1]["held"], [a == b for a, b in zip(*(r["weight"] for r in records), strict=True)]
+    assert any(held)
+    assert all(same for same, is_held in zip(kept, held, strict=True) if is_held)
+    console = Console(width=100, file=io.StringIO())
+    console.print(epoch_table(records[1], build_dataset("street").class_names, records[0]["weight"]))
+    lines = [line for line in console.file.getvalue().splitlines() if "│" in line]
+    assert ["kept" in line for line in lines] == held
+    assert [
+        f"± {100 * error:.2f}" in line for line, error in zip(lines, records[1]["csps_error"], strict=True) if error
+    ]
 
 
 def test_a_budget_is_a_share_or_a_number_of_images() -> None:

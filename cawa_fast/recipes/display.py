@@ -97,21 +97,33 @@ class Display:
 
 
 def epoch_table(record: dict[str, Any], class_names: tuple[str, ...], last_weight: list[float] | None) -> Table:
-    """Class, IoU, Acc, CSPS, weight and its change, as one epoch's record has them."""
+    """Class, IoU, Acc, CSPS, weight and its change, as one epoch's record has them.
+
+    Where the weights come from a sample, CSPS has its standard error; a class that was seen too little to be trusted
+    has "kept" for the change of its weight.
+    """
     table = Table(title=f"Validation after epoch {record['epoch']}", title_justify="left")
     table.add_column("Class")
     for name in ("IoU", "Acc", "CSPS", "Weight", "Change"):
         table.add_column(name, justify="right")
+    no = [False] * len(class_names)  # (of runs that an older version made)
     for index, name in enumerate(class_names):
         weight = record["weight"][index]
+        error = record.get("csps_error", [None] * len(class_names))[index]
         change = 0.0 if last_weight is None else weight - last_weight[index]
         table.add_row(
             name,
             percent(record["iou"][index]),
             percent(record["accuracy"][index]),
-            percent(record["csps"][index]),
+            percent(record["csps"][index]) + ("" if error is None else f" ± {100 * error:.2f}"),
             f"{weight:.3f}",
-            f"[green]{change:+.3f}[/]" if change > 0 else f"[red]{change:+.3f}[/]" if change < 0 else "",
+            "[yellow]kept[/]"
+            if record.get("held", no)[index]
+            else f"[green]{change:+.3f}[/]"
+            if change > 0
+            else f"[red]{change:+.3f}[/]"
+            if change < 0
+            else "",
         )
     return table
 

@@ -178,6 +178,8 @@ class Trainer:
             **scores,
             "weight": _numbers(self._current_weight()),
             "sample_images": sampled,
+            "csps_error": _numbers(self.cawa.weights.standard_error) if sampled else nothing,
+            "held": self.cawa.weights.held.tolist() if sampled else [False] * self.train_set.num_classes,
             "seconds": seconds,
             "awa_overhead": awa / (seconds["total"] - awa),
         }
