@@ -191,18 +191,24 @@ def picture(result: dict[str, Any]) -> bytes:
             x = [row["sample"] for row in rows]
             label = f"{total:,} images" + (", even draw" if even else "")
             for panel, part in zip(panels, ("common", "rare"), strict=False):
-                y = [row[part]["error"] for row in rows]
+                y = [row[part]["error"] or None for row in rows]  # all images of a class are drawn: no error
                 panel.loglog(x, y, style, color=colour, marker="o" if not even else None, markersize=3, label=label)
             panels[2].semilogx(x, [100 * row["rare"]["held"] for row in rows], style, color=colour, markersize=3)
     for panel, title in zip(
-        panels, ("common third of the classes", "rare third (those seen)", "rare third: held"), strict=True
+        panels,
+        ("common third of the classes", "rare third (those seen)", f"rare third: error above {MAX_ERROR}, or unseen"),
+        strict=True,
     ):
         panel.set_title(title, fontsize=10)
         panel.set_xlabel("images in the sample")
         panel.grid(alpha=0.3, which="both", linewidth=0.5)
         panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[:2]:
+        panel.set_ylim(0.005, 0.3)
+        panel.set_yticks([0.01, 0.02, 0.05, 0.1, 0.2], ["0.01", "0.02", "0.05", "0.1", "0.2"])
+        panel.minorticks_off()
     panels[0].set_ylabel("root-mean-square error of CSPS")
-    panels[2].set_ylabel(f"% with a standard error above {MAX_ERROR}, or unseen")
+    panels[2].set_ylabel("% of these classes")
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False
     )
