@@ -17,6 +17,8 @@ from torch.utils.data.distributed import DistributedSampler
 _STREAM = 3  # of the random numbers; keeps (seed, step) apart from other uses of the same seed
 _LEAST = 8
 """Images in a sample that is worth the step; until the budget has them, the weights stay."""
+_SMOOTH = 4
+"""Steps over which what was saved is spent, so that one quick pass does not empty the next."""
 _GROWTH = 4
 """By how much a sample may grow from one step to the next: what an image costs is known from the last one."""
 
@@ -229,15 +231,21 @@ class ValidationSampler(Sampler[int]):
         self._nanoseconds[0] += training
         self._nanoseconds[1] += spent
         if self.size:
-            self._cost = spent / self.size
+            cost = spent / self.size
+            self._cost = (self._cost + cost) / 2 if self._cost else cost
         if not isinstance(self.budget, int):
-            # the training to come counts as long as the last
-            room = self.budget * (self._nanoseconds[0] + training) - self._nanoseconds[1]
-            affordable = max(0, int(room / self._cost)) if self._cost else self.images
-            size = min(affordable, self.images, _GROWTH * max(self.size, _LEAST))
-            self.size = size if size >= min(_LEAST, self.images) else 0
+            saved = self.budget * self._nanoseconds[0] - self._nanoseconds[1]
+            coming = self.budget * training  # the training to come counts as long as the last
+            size = self._affordable(coming + (saved / _SMOOTH if saved > 0 else saved))
+            least = min(_LEAST, self.images)
+            if size < least:  # what one step has is too little: save up for a sample that is worth it
+                size = least if self._affordable(coming + saved) >= least else 0
+            self.size = min(size, self.images, _GROWTH * max(self.size, _LEAST))
         self.steps += 1
         self._training, self._pass_began, self._drawn, self.taken = 0, None, None, 0
+
+    def _affordable(self, nanoseconds: float) -> int:
+        return max(0, int(nanoseconds / self._cost)) if self._cost else self.images
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs."""
