@@ -27,8 +27,8 @@ _PAUSE = 0.5  # seconds between two lines about the progress within an epoch
 class Reporter:
     """A :class:`cawa_fast.recipes.train.Watcher` that writes lines of JSON.
 
-    ``{"event": "begin", "epoch": e}``, then ``{"event": "advance", "epoch": e}`` with ``e`` the epochs that are done,
-    parts of one included, and ``{"event": "epoch", "epoch": e, "miou": m}``.
+    ``{"event": "begin", "epoch": e, "pid": p}``, then ``{"event": "advance", "epoch": e}`` with ``e`` the epochs that
+    are done, parts of one included, and ``{"event": "epoch", "epoch": e, "miou": m}``.
     """
 
     def __init__(self, out: TextIO) -> None:
@@ -41,7 +41,7 @@ class Reporter:
 
     def begin(self, config: TrainConfig, trainer: Trainer) -> None:
         self._images = len(trainer.train_loader) * config.batch_size + len(trainer.val_set)
-        self.write("begin", epoch=trainer.epochs_done)
+        self.write("begin", epoch=trainer.epochs_done, pid=os.getpid())
 
     def advance(self, phase: str, epoch: int, images: int) -> None:
         if epoch != self._epoch:

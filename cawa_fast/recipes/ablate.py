@@ -75,6 +75,7 @@ class State:
         status: "waiting", "running", "done" or "failed".
         miou: after the last finished epoch.
         seconds: of an epoch, mean of those that are known.
+        pid: its process, while it runs.
         error: why it failed.
     """
 
@@ -84,6 +85,7 @@ class State:
     status: str = "waiting"
     miou: float | None = None
     seconds: float | None = None
+    pid: int | None = None
     error: str | None = None
 
 
@@ -132,7 +134,10 @@ class Ablation:
         rare_classes([1], rare)
         self.out, self.rare = Path(out), rare
         device = base.resolved_device()
-        (self.against,) = choose([against])
+        base_rows = choose([against])
+        if len(base_rows) > 1:
+            raise ValueError(f"against must be one row, but {against!r} is {len(base_rows)}")
+        self.against = base_rows[0]
         if all(row.name != self.against.name for row in rows):
             rows = [self.against, *rows]
         base = replace(base, weighting="uniform", seed=0)
@@ -189,10 +194,12 @@ class Ablation:
     def _apply(self, state: State, event: dict[str, Any]) -> None:
         state.epoch = event.get("epoch", state.epoch)
         state.miou = event.get("miou", state.miou)
+        state.pid = event.get("pid", state.pid)
         if event["event"] == "start":
             state.status = "running"
         elif event["event"] == "end":
-            state.status, state.error = "failed", event["error"] or "ended before its last epoch"
+            state.pid, state.status = None, "failed"
+            state.error = event["error"] or "ended before its last epoch"
             with contextlib.suppress(ValueError):  # damaged: then it has failed
                 done = self._state(state.name, state.config)  # what the files say
                 state.epoch, state.miou, state.seconds = done.epoch, done.miou, done.seconds
