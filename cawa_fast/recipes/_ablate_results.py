@@ -205,13 +205,14 @@ def _honesty(seeds: int) -> str:
 def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
     head = "| row | mIoU | rare IoU | pixel accuracy | Δ mIoU | Δ rare IoU | dead classes | s / epoch | AWA, % |"
     lines = [head, "|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
-    best = {
-        metric: max((s["mean"] for row in rows if (s := row["summary"][metric])), default=None) for metric in COMPARED
-    }
+    best: dict[str, float | None] = {}
+    for metric in COMPARED:
+        means = {summary["mean"] for row in rows if (summary := row["summary"][metric])}
+        best[metric] = max(means) if len(means) > 1 else None
     for row in rows:
         summary, paired = row["summary"], row["paired"]
         done = [run for run in row["runs"] if run["status"] == "done"]
-        cells = [row["title"] if row["name"] == row["title"] else f"{row['title']} (`{row['name']}`)"]
+        cells = [row["title"] if row["name"] == row["title"].replace(" ", "") else f"{row['title']} (`{row['name']}`)"]
         cells += [mean_text(summary[metric], best[metric]) for metric in COMPARED]
         cells += [difference_text(paired[metric]) for metric in ("miou", "rare_iou")]
         cells.append(", ".join(str(len(run["dead"])) for run in done) or "–")
