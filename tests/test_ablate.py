@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import statistics
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,19 @@ import torch
 from rich.console import Console
 
 from cawa_fast.recipes._ablate_display import Display, plan_text
-from cawa_fast.recipes._ablate_results import _T, compare, markdown, rare_classes, summarize, with_statistics
+from cawa_fast.recipes._ablate_results import (
+    _T,
+    compare,
+    final_values,
+    markdown,
+    rare_classes,
+    summarize,
+    with_statistics,
+)
 from cawa_fast.recipes._ablate_rows import CATALOGUE, DEFAULT_ROWS, GROUPS, choose, make_plan
 from cawa_fast.recipes.ablate import Ablation
 from cawa_fast.recipes.config import WEIGHTINGS, TrainConfig
+from cawa_fast.recipes.report import Run
 from tiny_runs import TINY, invoke
 
 # -------------------------------------------------------------------------------------------------------------- rows
@@ -237,6 +247,30 @@ def test_rare_classes_of_camvid_and_street() -> None:
     assert rare_classes(street) == [6, 7, 8, 9]
     assert rare_classes(street, part=0.5) == [5, 6, 7, 8, 9]
     assert rare_classes([50, 50, 0]) == []
+
+
+def test_values_are_the_last_epochs_and_times_leave_out_the_first() -> None:
+    def record(epoch: int, iou: list[float | None], seconds: float) -> dict[str, Any]:
+        known = [value for value in iou if value is not None]
+        shared = {"miou": statistics.mean(known), "pixel_accuracy": 0.1 * epoch, "iou": iou, "csps": iou}
+        return shared | {"epoch": epoch, "seconds": {"total": seconds}, "awa_overhead": seconds / 100}
+
+    records = (
+        record(1, [0.9, 0.8, 0.7, None], 9.0),
+        record(2, [0.6, 0.4, 0.0, None], 1.0),
+        record(3, [0.5, 0.2, 0.0, None], 3.0),
+    )
+    values = final_values(Run(Path("r"), "r", {}, {}, records), rare=[1, 2, 3])
+    assert values == {
+        "epochs": 3,
+        "miou": pytest.approx(0.7 / 3),
+        "rare_iou": pytest.approx(0.1),  # of two: the fourth class is not in the validation set
+        "pixel_accuracy": pytest.approx(0.3),
+        "seconds_per_epoch": 2.0,
+        "awa_share": 0.02,
+        "iou": [0.5, 0.2, 0.0, None],
+        "dead": [2],
+    }
 
 
 def row(name: str, values: dict[int, float], group: str = "rivals", **more: Any) -> dict[str, Any]:

@@ -73,18 +73,20 @@ class Pool:
         events: queue.SimpleQueue[tuple[str, Event] | None],
     ) -> None:
         """One run after the other; in a thread, which only reads lines."""
-        while not self._stop.is_set():
-            try:
-                name = waiting.get_nowait()
-            except queue.Empty:
-                break
-            events.put((name, {"event": "start"}))
-            try:
-                error = self._train(name, replace(configs[name], device=device), events)
-            except Exception as problem:  # nobody sees what a thread raises
-                error = f"{type(problem).__name__}: {problem}"
-            events.put((name, {"event": "end", "error": error}))
-        events.put(None)
+        try:
+            while not self._stop.is_set():
+                try:
+                    name = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                events.put((name, {"event": "start"}))
+                try:
+                    error = self._train(name, replace(configs[name], device=device), events)
+                except Exception as problem:  # nobody sees what a thread raises
+                    error = f"{type(problem).__name__}: {problem}"
+                events.put((name, {"event": "end", "error": error}))
+        finally:
+            events.put(None)
 
     def _train(self, name: str, config: TrainConfig, events: queue.SimpleQueue[tuple[str, Event] | None]) -> str | None:
         """Train one run in a process; what went wrong, or None."""
