@@ -206,7 +206,7 @@ def ablate(
       rivals     every class weighting and loss that `cawa-fast train --weighting` knows
       ladder     the method's parts, one after the other
       ratio      scored maps or predictions, and the ratio's modes
-      delta, tau, normalize, classes, cam, clip    one setting of CAWA swept
+      delta, tau, normalize, classes, cam, clip, momentum, every    one setting of CAWA swept
 
     Every run is a folder OUT/ROW-sSEED as `cawa-fast train` writes it; ablation.json and ablation.md beside them hold
     mean and deviation over seeds after the last epoch. Rows with equal settings share a run. What is done is not run

@@ -73,6 +73,8 @@ def test_the_ladder_is_the_papers_table() -> None:
         ("classes", ("classes",), [("present",), ("all",)]),
         ("cam", ("cam_method",), [("gradcam",), ("gradcam++",), ("layercam",)]),
         ("clip", ("w_max",), [(5.0,), (10.0,), (20.0,)]),
+        ("momentum", ("weight_momentum",), [(0.0,), (0.5,), (0.9,)]),
+        ("every", ("every",), [(1,), (2,), (5,)]),
     ],
 )
 def test_a_sweep_changes_its_setting_alone(

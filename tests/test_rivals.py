@@ -73,6 +73,20 @@ def test_the_dynamic_exponent_by_hand():
     torch.testing.assert_close(_rules.difficulty_weight(equal), 1 - equal, rtol=0.03, atol=0)
 
 
+def test_a_class_that_a_sample_tells_too_little_of_keeps_its_weight():
+    """Of BY_HAND's classes the second keeps 2.5; the others share the 3 - 2.5 that it leaves: .1 and 1 of 1.1."""
+    matrix = confusion(TRUTH, HITS)
+    tp = matrix.diagonal()
+    counts = torch.stack((tp, matrix.sum(0) - tp, matrix.sum(1) - tp))
+    last = torch.tensor([0.25, 2.5, 0.25, 1.0])
+    held = torch.tensor([False, True, False, False])
+    options = {"delta": 0.9, "eps": 1e-6, "ratio": "none", "ratio_eps": 0.01, "w_min": 0.1, "w_max": 20.0}
+    state = {"class_counts": None, "last_csps": torch.full((4,), NAN), "last_weight": last, "held": held}
+    update = _rules.update_weights("recall", None, counts, **options, **state)
+    close(update.weight.float(), [0.5 * 0.1 / 1.1, 2.5, 0.5 / 1.1, 1.0])
+    close(update.base_weight.float(), [0.1, NAN, 1.0, NAN])
+
+
 @pytest.mark.parametrize("rule", ["recall", "difficulty"])
 def test_perfect_classes_leave_the_weights_at_1(rule):
     weights = cf.AdaptiveClassWeights(2, source="argmax", rule=rule)

@@ -37,6 +37,8 @@ GROUPS = {
     "classes": "Classes scored in an image",
     "cam": "Kind of activation maps",
     "clip": "Largest raw weight (Eq. 8)",
+    "momentum": "Share of earlier counts in a step's",
+    "every": "Epochs between two steps",
 }
 CUSTOM = "custom"
 _FIXED = ("dataset", "seed")  # rows are compared on one data set, seed by seed
@@ -61,6 +63,8 @@ _TITLES = {
 _DELTAS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
 _TAUS = (0.2, 0.35, 0.5, 0.65, 0.8)
 _W_MAX = (5.0, 10.0, 20.0)
+_MOMENTA = (0.0, 0.5, 0.9)
+_EVERY = (1, 2, 5)
 # hirescam is left out: where the gradient is the same at every position it is gradcam.
 _CAM_METHODS = ("gradcam", "gradcam++", "layercam")
 
@@ -94,6 +98,10 @@ def _catalogue() -> Iterable[Row]:
         yield _sweep("cam", {"cam_method": method}, method)
     for w_max in _W_MAX:
         yield _sweep("clip", {"w_max": w_max}, f"w_max = {w_max:g}")
+    for momentum in _MOMENTA:
+        yield _sweep("momentum", {"weight_momentum": momentum}, f"momentum = {momentum:g}")
+    for every in _EVERY:
+        yield _sweep("every", {"every": every}, f"every = {every}")
 
 
 def _sweep(group: str, settings: dict[str, Any], title: str) -> Row:
