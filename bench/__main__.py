@@ -10,7 +10,6 @@ try:
     from .cpu import cpu
     from .epoch.command import epoch
     from .gpu.command import gpu
-    from .ratio import main as ratio
     from .realism import realism
     from .resources import resources
     from .table import readme
@@ -31,7 +30,6 @@ def main() -> None:
     python -m bench readme      the measured table into README.md
     python -m bench resources   registers, spills, shared memory of the GPU kernels; needs nvcc, no GPU
     python -m bench realism     are the made-up logits like a network's?
-    python -m bench ratio       the experiment behind the default of AdaptiveClassWeights(ratio=...)
     """
 
 
@@ -44,7 +42,6 @@ COMMANDS = {
     "readme": readme,
     "resources": resources,
     "realism": realism,
-    "ratio": ratio,
 }
 for name, command in COMMANDS.items():
     main.add_command(command, name)

@@ -9,7 +9,7 @@ from ._checks import check_labels, set_label_check
 from .cam import GradCAM
 from .loop import CAWA
 from .metrics import segmentation_metrics
-from .nn import CrossEntropyLoss, FocalLoss
+from .nn import CrossEntropyLoss, FocalLoss, LogitAdjustedLoss, RecallLoss
 from .sampling import unpadded
 from .weights import AdaptiveClassWeights
 
@@ -21,6 +21,8 @@ __all__ = [
     "CrossEntropyLoss",
     "FocalLoss",
     "GradCAM",
+    "LogitAdjustedLoss",
+    "RecallLoss",
     "__version__",
     "check_labels",
     "functional",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 from dataclasses import fields, replace
@@ -29,6 +30,18 @@ class _Size(click.ParamType):
         return int(parts[0]), int(parts[-1])
 
 
+class _Numbers(click.ParamType):
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return tuple(int(number) for number in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of whole numbers, e.g. 0,1,2", param, ctx)
+
+
 class _Range(click.ParamType):
     name = "LOW,HIGH"
 
@@ -54,9 +67,11 @@ _TYPES: dict[str, Any] = {
 }
 
 
-def _settings(command: Any) -> Any:
+def _settings(command: Any, without: tuple[str, ...] = ()) -> Any:
     """One option for each field of TrainConfig, so that a setting is described in one place."""
     for setting in reversed(fields(TrainConfig)):
+        if setting.name in without:
+            continue
         name, default, choices = f"--{setting.name.replace('_', '-')}", setting.default, setting.metadata["choices"]
         text = setting.metadata["help"]
         if setting.type == "bool":
@@ -79,6 +94,7 @@ def main() -> None:
     cawa-fast train --epochs 10                          a small network on drawn street scenes
     cawa-fast train --dataset camvid --root CamVid       on your data
     torchrun --nproc-per-node 4 -m cawa_fast.cli train   on several GPUs, or CPU processes
+    cawa-fast ablate --epochs 10                         compare weights, losses and settings over seeds
     cawa-fast report runs/a runs/b                       compare runs on one page
     cawa-fast doctor                                     what is installed, and what is missing
     """
@@ -149,6 +165,88 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
         raise click.ClickException(f"{error.name} is not installed: pip install 'cawa_fast[train]'") from error
     except (ValueError, OSError, FloatingPointError) as error:
         raise click.ClickException(str(error)) from error
+
+
+@main.command(context_settings={"max_content_width": 110})
+@click.option(
+    "--rows",
+    default="rivals,ladder",
+    show_default=True,
+    help="What to compare, comma-separated: groups, all, single rows, settings (delta=0.5+ratio=none).",
+)
+@click.option("--seeds", type=_Numbers(), default="0,1,2", show_default=True, help="Seeds of every row.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs/ablation"),
+    show_default=True,
+    help="Folder of the runs and of the results.",
+)
+@click.option("--jobs", type=click.IntRange(1), help="Runs at a time.  [default: one per core, at most 8; per GPU]")
+@click.option("--against", default="uniform", show_default=True, help="Row that the others are compared with.")
+@click.option(
+    "--rare", default=0.2, show_default=True, help="Rare are classes with less than this part of an even pixel share."
+)
+@click.option("--dry-run", is_flag=True, help="Only show the rows, what is done, and how long the rest takes.")
+@functools.partial(_settings, without=("weighting", "seed"))
+def ablate(
+    rows: str,
+    seeds: tuple[int, ...],
+    out: Path,
+    jobs: int | None,
+    against: str,
+    rare: float,
+    dry_run: bool,
+    **settings: Any,
+) -> None:
+    """Train rows of settings over several seeds, and compare them with uniform weights seed by seed.
+
+    \b
+    Groups of rows:
+      rivals     every class weighting and loss that `cawa-fast train --weighting` knows
+      ladder     the method's parts, one after the other
+      ratio      scored maps or predictions, and the ratio's modes
+      delta, tau, normalize, classes, cam, clip, momentum, every    one setting of CAWA swept
+
+    Every run is a folder OUT/ROW-sSEED as `cawa-fast train` writes it; ablation.json and ablation.md beside them hold
+    mean and deviation over seeds after the last epoch. Rows with equal settings share a run. What is done is not run
+    again: after a stop, a kill or a failure the same command continues, on the CPU with the same bits.
+    """
+    from .recipes._ablate_display import Display, plan_table, plan_text, result_table
+    from .recipes.ablate import Ablation, choose
+
+    console = Console(soft_wrap=True)
+    ablation = None
+    try:
+        if settings["root"] is not None:
+            settings["root"] = str(Path(settings["root"]).resolve())
+        chosen = choose([word.strip() for word in rows.split(",") if word.strip()])
+        ablation = Ablation(out, TrainConfig(**settings), chosen, seeds, jobs=jobs, against=against, rare=rare)
+        if dry_run:
+            console.print(plan_table(ablation))
+        console.print(plan_text(ablation), highlight=False, markup=False)
+        if dry_run:
+            return
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with Display(console, ablation) as display:
+            ablation.run(display)
+        result = ablation.results()
+        if result is not None:
+            console.print(result_table(result))
+            console.print(f"Written: {out / 'ablation.md'}, {out / 'ablation.json'}. ", highlight=False, markup=False)
+            console.print(f"See the runs with `cawa-fast report {out}/*`.", highlight=False, markup=False)
+    except KeyboardInterrupt:
+        console.print("\nStopped; all finished epochs are saved. The same command continues.", highlight=False)
+        sys.exit(130)
+    except ImportError as error:
+        raise click.ClickException(f"{error.name} is not installed: pip install 'cawa_fast[train]'") from error
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    if ablation.failed:
+        for state in ablation.failed:
+            console.print(f"{state.name} failed: {state.error}", highlight=False, markup=False)
+        console.print("The same command tries them again.", highlight=False)
+        sys.exit(1)
 
 
 def _resumed(ctx: click.Context, given: TrainConfig, stored: TrainConfig, path: Path) -> TrainConfig:

@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from . import _arguments
 from . import functional as CF
-from .cam import closed_form, find_classifier
+from .cam import METHODS, closed_form, find_classifier
 from .nn import CrossEntropyLoss
 from .sampling import HasPresence, ValidationSampler, as_presence
 from .weights import AdaptiveClassWeights, as_bytes, from_bytes, masked
@@ -65,6 +66,7 @@ class CAWA(nn.Module):
             or a number of images for each step, an int of at least 2. Use :meth:`sampler` for the validation loader.
             None: every image.
         every: with :meth:`due`: at every how many calls the weights are due, at least 1.
+        method: of the activation maps, as in :class:`cawa_fast.GradCAM`; all have a closed form here.
         **options: of :class:`cawa_fast.AdaptiveClassWeights`: ``delta``, ``tau``, ``w_min``, ``w_max``, ``ratio``,
             ``momentum``, ``metrics``, ...
 
@@ -101,6 +103,7 @@ class CAWA(nn.Module):
         align_corners: bool = False,
         budget: float | None = None,
         every: int = 1,
+        method: str = "gradcam",
         **options: Any,
     ) -> None:
         super().__init__()
@@ -113,6 +116,8 @@ class CAWA(nn.Module):
             raise ValueError(f"CAWA: every must be at least 1, got {every!r}")
         if budget is not None and options.get("metrics"):
             raise ValueError("CAWA: metrics=True needs all images, and budget= observes a part; leave out one of them")
+        _arguments.check_choice("CAWA", "method", method, METHODS)
+        self.method = method
         module = find_classifier(model, num_classes, classifier)
         self.weights = AdaptiveClassWeights(
             num_classes, ignore_index=ignore_index, align_corners=align_corners, **options
@@ -141,8 +146,8 @@ class CAWA(nn.Module):
         return self._last()[1]
 
     def maps(self) -> Tensor:
-        """``(N, C, h, w)``: Grad-CAM of the last forward pass, after the ReLU, before normalisation."""
-        return closed_form(self._parts[0], *self._last())
+        """``(N, C, h, w)``: activation maps of the last forward pass, after the ReLU, before normalisation."""
+        return closed_form(self._parts[0], *self._last(), self.method)
 
     def loss(self, target: Tensor) -> Tensor:
         """The weighted cross-entropy of the last forward pass against labels ``(N, H, W)`` of any resolution."""

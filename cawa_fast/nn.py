@@ -1,14 +1,16 @@
-"""Loss modules: ``CrossEntropyLoss`` and ``FocalLoss``."""
+"""Loss modules: ``CrossEntropyLoss``, and its rivals ``FocalLoss``, ``LogitAdjustedLoss`` and ``RecallLoss``."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from . import _arguments, _checks, reference
+from . import _arguments, _checks, reference, weighting
 from . import functional as CF
+from .weighting import Counts
 from .weights import AdaptiveClassWeights
 
 
@@ -154,6 +156,122 @@ class FocalLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"gamma={self.gamma}, ignore_index={self.ignore_index}, reduction={self.reduction!r}"
+
+
+class LogitAdjustedLoss(CrossEntropyLoss):
+    r"""Logit-adjusted softmax cross-entropy (Menon et al. 2021), a rival of class weights.
+
+    .. math:: l = -\log \mathrm{softmax}_y(z + \tau \ln \pi), \quad \pi_i = n_i / \sum_j n_j
+
+    In training a frequent class gets a head start, so that a rare one must win by a margin; predict from the bare
+    logits. The constants are added before the resize: the weights of a resize sum to 1, so that this equals adding
+    them at the labels' resolution. The paper counts training images per class; here they are pixels.
+
+    Args:
+        class_counts: ``(C,)`` pixels per class in the training set; see :mod:`cawa_fast.weighting`. A class without
+            pixels gets the prior of the rarest one.
+        tau: finite; 1, the paper's, is consistent for the balanced error, 0 is plain cross-entropy.
+        weight, ignore_index, reduction, label_smoothing, align_corners: as for :class:`CrossEntropyLoss`.
+
+    Raises:
+        ValueError: an argument out of range, named; logits with another number of classes.
+
+    Example:
+        >>> import torch, cawa_fast as cf
+        >>> loss_fn = cf.LogitAdjustedLoss([75, 25])
+        >>> logits = torch.zeros(1, 2, 4, 4)
+        >>> loss = loss_fn(logits, torch.ones(1, 8, 8, dtype=torch.uint8))
+        >>> print(f"{loss:.4f}")  # -log 0.25
+        1.3863
+    """
+
+    adjustment: Tensor
+
+    def __init__(
+        self,
+        class_counts: Counts,
+        tau: float = 1.0,
+        weight: Tensor | AdaptiveClassWeights | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        align_corners: bool = False,
+    ) -> None:
+        super().__init__(weight, ignore_index, reduction, label_smoothing, align_corners)
+        if not math.isfinite(tau):
+            raise ValueError(f"LogitAdjustedLoss: tau must be finite, got {tau}")
+        self.tau = tau
+        self.register_buffer("adjustment", tau * weighting.log_prior(class_counts))
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        axis = min(input.dim() - 1, 1)
+        if axis < 0 or input.shape[axis] != len(self.adjustment):
+            raise ValueError(
+                f"LogitAdjustedLoss: input {tuple(input.shape)} must have the {len(self.adjustment)} classes of "
+                "class_counts"
+            )
+        # float32 for bfloat16 logits too: its steps are too coarse for a sum of the two
+        adjusted = input + self.adjustment.view(-1, *[1] * (input.dim() - 1 - axis))
+        return super().forward(adjusted, target)
+
+    def extra_repr(self) -> str:
+        return f"tau={self.tau}, {super().extra_repr()}"
+
+
+class RecallLoss(nn.Module):
+    r"""Recall loss as published (Tian et al. 2022): each batch's cross-entropy, weighted by that batch's own recall.
+
+    .. math:: l = -w_y \log p_y, \quad w_i = 1 - R_i = FN_i / (TP_i + FN_i)
+
+    with the counts of the argmax over the batch, without a host sync; no gradient flows through them. With
+    ``AdaptiveClassWeights(rule="recall")`` the recall is that of the last validation pass instead.
+
+    What differs from the authors' code: there a class of the batch without a false negative keeps the weight
+    ``1 / (TP + FN)`` where the formula says 0, ignored pixels enter another class's counts, and the mean is taken over
+    ignored pixels too (``reduction="pixel_mean"``).
+
+    Args:
+        ignore_index, align_corners: as for :class:`CrossEntropyLoss`.
+        reduction: as for :class:`CrossEntropyLoss`. ``"valid_mean"``, the paper's mean over pixels, lets the loss fade
+            as recall rises; with ``"mean"`` only the weights' proportions count.
+
+    Attributes:
+        weight: ``(C,)``: the last batch's; 1 for a class without pixels in it. None before the first.
+
+    Shape:
+        Logits ``(N, C, h, w)`` and labels ``(N, H, W)``.
+
+    Raises:
+        ValueError: an argument out of range, named.
+
+    Example:
+        >>> import torch, cawa_fast as cf
+        >>> loss_fn = cf.RecallLoss()
+        >>> logits = torch.tensor([[[[1.0, 1.0, -1.0, -1.0]], [[0.0, 0.0, 0.0, 0.0]]]])  # predicts 0, 0, 1, 1
+        >>> loss = loss_fn(logits, torch.tensor([[[0, 1, 1, 1]]]))
+        >>> loss_fn.weight  # recall 1 and 2/3
+        tensor([0.0000, 0.3333])
+    """
+
+    def __init__(self, ignore_index: int = -100, reduction: str = "valid_mean", align_corners: bool = False) -> None:
+        super().__init__()
+        _arguments.check_choice("RecallLoss", "reduction", reduction, reference.REDUCTIONS)
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+        self.align_corners = align_corners
+        self.weight: Tensor | None = None
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        options: dict[str, Any] = {"ignore_index": self.ignore_index, "align_corners": self.align_corners}
+        matrix = CF.confusion_matrix(input.detach(), target, **options)
+        truth = matrix.sum(1)
+        recall = matrix.diagonal() / truth
+        # A new tensor each time: the last batch's may still be waiting for its backward pass.
+        self.weight = (1 - recall).where(truth > 0, 1.0).to(reference.compute_dtype(input.dtype))
+        return CF.cross_entropy(input, target, self.weight, reduction=self.reduction, **options)
+
+    def extra_repr(self) -> str:
+        return f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, align_corners={self.align_corners}"
 
 
 def _register_weight(module: CrossEntropyLoss | FocalLoss, weight: Tensor | AdaptiveClassWeights | None) -> None:

@@ -351,7 +351,7 @@ def update_weights(
     pixels = truth if class_counts is None else class_counts.double()
 
     base = torch.full_like(csps, torch.nan)
-    ratios, weight = base.clone(), torch.ones_like(csps)
+    ratios = base.clone()
     last_csps = last_csps.double()
     kept = torch.zeros_like(seen) if held is None else held
     known = torch.where(kept, last_csps, csps.where(seen, torch.nan))
@@ -360,9 +360,19 @@ def update_weights(
     ratios[scored] = ratio_weight(known[scored], last_csps[scored], ratio, eps, ratio_eps)  # Eq. 6
     new = seen & ~kept
     clipped = (base * ratios)[new].clamp(w_min, w_max)  # Eq. 7 and 8
+    weight = normalized(clipped, new, last_weight, held)  # Eq. 9
+    return WeightUpdate(iou.where(seen, torch.nan), accuracy, csps.where(seen, torch.nan), base, ratios, weight)
+
+
+def normalized(raw: Tensor, new: Tensor, last_weight: Tensor | None, held: Tensor | None) -> Tensor:
+    """Eq. 9: weights ``(C,)`` of mean 1, from the ``raw`` ones of the classes in ``new`` ``(C,)`` bool.
+
+    Where ``held`` is true it is the ``last_weight``, and the others share what those leave; where neither, it is 1.
+    """
+    weight = raw.new_ones(new.shape)
     share = float(new.sum())
     if last_weight is not None and held is not None:
-        weight[kept] = last_weight.double()[kept]
-        share += float((1 - weight[kept]).sum())
-    weight[new] = clipped / (clipped.sum() / share) if clipped.sum() > 0 else 1.0  # Eq. 9; w_min = 0 may make all 0
-    return WeightUpdate(iou.where(seen, torch.nan), accuracy, csps.where(seen, torch.nan), base, ratios, weight)
+        weight[held] = last_weight.double()[held]
+        share += float((1 - weight[held]).sum())
+    weight[new] = raw / (raw.sum() / share) if raw.sum() > 0 else 1.0  # w_min = 0 may make all of them 0
+    return weight

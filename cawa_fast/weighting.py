@@ -110,13 +110,31 @@ def log_frequency(counts: Counts) -> Tensor:
     return _per_class(counts, lambda n: torch.log1p(n.sum() / n))
 
 
+def log_prior(counts: Counts) -> Tensor:
+    r""":math:`\ln(n_i / \sum_j n_j)`, no weight but what :class:`cawa_fast.LogitAdjustedLoss` adds to the logits.
+
+    A class with no pixels, whose logarithm would be infinite, gets the rarest class's.
+
+    Example:
+        >>> log_prior([75, 25, 0])
+        tensor([-0.2877, -1.3863, -1.3863])
+    """
+    n = _checked(counts)
+    return (n / n.sum()).where(n > 0, n[n > 0].min() / n.sum()).log().float()
+
+
 def _per_class(counts: Counts, formula: Callable[[Tensor], Tensor]) -> Tensor:
+    n = _checked(counts)
+    seen = n > 0
+    weight = torch.ones_like(n)
+    weight[seen] = formula(n[seen])
+    return weight.float()
+
+
+def _checked(counts: Counts) -> Tensor:
     n = torch.as_tensor(counts).detach().double()
     if n.dim() != 1 or n.numel() == 0:
         raise ValueError(f"counts must be (C,) pixels per class, got shape {tuple(n.shape)}")
     if not bool(((n >= 0) & n.isfinite()).all()) or not bool((n > 0).any()):
         raise ValueError(f"counts must be finite, not negative and not all zero, got {n.tolist()}")
-    seen = n > 0
-    weight = torch.ones_like(n)
-    weight[seen] = formula(n[seen])
-    return weight.float()
+    return n

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import _checks, reference
+from . import _checks, _rules, reference
 from . import functional as CF
 from .estimation import Average, Estimate, estimate
 from .metrics import SegmentationMetrics, segmentation_metrics
@@ -66,6 +66,11 @@ class AdaptiveClassWeights(nn.Module):
             error than this keeps its weight; positive.
         metrics: keep a confusion matrix too, which a :class:`cawa_fast.CAWA` fills and of which each step makes
             :attr:`metrics`: in place of a metric of one's own.
+        rule: ``"cawa"``: the equations above. Two rivals, through the same counts, best with ``source="argmax"``:
+            ``"recall"``: ``1 - PA`` (recall loss, Tian et al. 2022, here per step and not per batch);
+            ``"difficulty"``: ``(1 - PA)^gamma`` (Sinha et al. 2020). Both are divided by their mean and not clipped.
+        gamma: exponent of ``"difficulty"``, at least 0; by default the paper's, which grows from 1 to 2 with the
+            distance between the best and the worst class.
 
     Attributes:
         weight: ``(C,)`` float32, mean 1, ones before the first step.
@@ -125,6 +130,8 @@ class AdaptiveClassWeights(nn.Module):
         momentum: float = 0.0,
         max_error: float = 0.1,
         metrics: bool = False,
+        rule: str = "cawa",
+        gamma: float | None = None,
     ) -> None:
         super().__init__()
         _check(num_classes >= 1, "num_classes", num_classes, "be at least 1")
@@ -146,6 +153,8 @@ class AdaptiveClassWeights(nn.Module):
         _check(classes in reference.CLASSES, "classes", classes, f"be one of {', '.join(reference.CLASSES)}")
         _check(0 <= momentum < 1, "momentum", momentum, "lie in [0, 1)")
         _check(max_error > 0, "max_error", max_error, "be positive")
+        _check(rule in _rules.RULES, "rule", rule, f"be one of {', '.join(_rules.RULES)}")
+        _check(gamma is None or 0 <= gamma < math.inf, "gamma", gamma, "be finite and at least 0, or None")
         if class_names is not None:
             _check(len(class_names) == num_classes, "class_names", list(class_names), f"have {num_classes} names")
 
@@ -156,6 +165,7 @@ class AdaptiveClassWeights(nn.Module):
         self.source, self.ratio, self.ratio_eps = source, ratio, ratio_eps
         self.normalize, self.classes, self.align_corners = normalize, classes, align_corners
         self.momentum, self.max_error = momentum, max_error
+        self.rule, self.gamma = rule, gamma
         self.history: list[dict[str, Any]] = []
         self._drawn: Tensor | None = None
         self._rows: Tensor | None = None
@@ -276,7 +286,9 @@ class AdaptiveClassWeights(nn.Module):
             score = average.estimate()
         # what a sample does not have may still be in the set
         held = ~(score.error <= self.max_error) if sampled else torch.zeros(self.num_classes, dtype=torch.bool)
-        update = reference.update_weights(
+        update = _rules.update_weights(
+            self.rule,
+            self.gamma,
             score.counts,
             class_counts=None if self.class_counts is None else self.class_counts.cpu(),
             last_csps=self.last_csps.cpu(),

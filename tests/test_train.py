@@ -35,11 +35,11 @@ def test_every_weighting_trains_and_writes_the_documented_records(tmp_path: Path
         parts = {"data", "forward", "loss", "backward", "optimizer", "val_data", "val_forward", "val_metric", "total"}
         assert parts <= record["seconds"].keys()
         assert sum(record["seconds"].values()) - record["seconds"]["total"] <= record["seconds"]["total"]
-    adaptive = weighting == "cawa"
+    adaptive = weighting in ("cawa", "recall", "difficulty")
     assert ("observe" in records[0]["seconds"]) == adaptive
     assert (records[0]["awa_overhead"] > 0) == adaptive
     assert any(value is not None for value in records[0]["csps"]) == adaptive
-    assert (len(set(records[-1]["weight"])) == 1) == (weighting in ("uniform", "focal"))
+    assert (len(set(records[-1]["weight"])) == 1) == (weighting in ("uniform", "focal", "logit_adjustment"))
     assert {path.name for path in tmp_path.iterdir() if "tfevents" not in path.name} == {
         "config.json",
         "dataset.json",

@@ -9,12 +9,16 @@ from typing import Any
 
 import torch
 
-from .. import reference, weights
+from .. import cam, reference, weights
+from .._rules import RULES
 from .datasets import DATASETS
 from .models import MODELS
 
+ADAPTIVE = RULES
+"""Weightings that follow a score of the classes: the rules of :class:`cawa_fast.AdaptiveClassWeights`."""
+
 WEIGHTINGS = (
-    "cawa",
+    *ADAPTIVE,
     "uniform",
     "inverse_frequency",
     "median_frequency",
@@ -22,6 +26,8 @@ WEIGHTINGS = (
     "enet",
     "log_frequency",
     "focal",
+    "logit_adjustment",
+    "recall_batch",
 )
 
 
@@ -44,7 +50,7 @@ class TrainConfig:
     root: str | None = _setting(None, "Folder of the data set's files.", resume=True)
     resize: tuple[int, int] | None = _setting(None, "Resize every image on load, e.g. 180x240 (height x width).")
     model: str = _setting("compact", "Network: 'compact' is built in and learns on a CPU.", tuple(sorted(MODELS)))
-    weighting: str = _setting("cawa", "Class weights of the loss: adaptive (cawa), or a static rival.", WEIGHTINGS)
+    weighting: str = _setting("cawa", "Class weights of the loss: adaptive (cawa), or a rival.", WEIGHTINGS)
     epochs: int = _setting(50, "Passes over the training images.")
     batch_size: int = _setting(8, "Images per step.")
     crop: tuple[int, int] | None = _setting(None, "Training crop, e.g. 96x192; default: the image's size.")
@@ -68,7 +74,12 @@ class TrainConfig:
     )
     every: int = _setting(1, "cawa: new weights after every so many epochs.")
     weight_momentum: float = _setting(0.0, "cawa: share of earlier counts in a step's, in [0, 1), for small samples.")
+    cam_method: str = _setting("gradcam", "cawa: kind of activation maps.", cam.METHODS)
     gamma: float = _setting(2.0, "focal: focusing exponent.")
+    difficulty_gamma: float | None = _setting(
+        None, "difficulty: exponent; default: from 1 to 2 with the distance of best and worst class."
+    )
+    logit_tau: float = _setting(1.0, "logit_adjustment: factor of the log prior.")
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N.", resume=True)
     amp: bool = _setting(False, "Compute in bfloat16 where autocast deems it safe.")
     threads: int | None = _setting(None, "CPU threads; default: all cores.")
@@ -83,7 +94,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("lr", "momentum", "weight_decay", "seed", "gamma"):
+        for name in ("lr", "momentum", "weight_decay", "seed", "gamma", "logit_tau"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
         for name in ("crop", "resize"):
@@ -106,10 +117,14 @@ class TrainConfig:
 
     def adaptive_options(self) -> dict[str, Any]:
         """The settings that :class:`cawa_fast.AdaptiveClassWeights` takes."""
-        return {
+        options = {
             name: getattr(self, name)
             for name in ("delta", "tau", "w_min", "w_max", "source", "ratio", "normalize", "classes")
-        } | {"momentum": self.weight_momentum}
+        }
+        rule = self.weighting if self.weighting in ADAPTIVE else "cawa"
+        if rule != "cawa":  # the rivals are defined on predictions
+            options["source"] = "argmax"
+        return options | {"momentum": self.weight_momentum, "rule": rule, "gamma": self.difficulty_gamma}
 
     def sample(self) -> float | int | None:
         """``budget`` as :class:`cawa_fast.CAWA` takes it: a number of images is an int."""

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from .. import CAWA, CrossEntropyLoss, FocalLoss, check_labels, metrics, weighting
+from .. import CAWA, CrossEntropyLoss, FocalLoss, LogitAdjustedLoss, RecallLoss, check_labels, metrics, weighting
 from .. import functional as CF
 from . import distributed
-from .config import TrainConfig, cpu_count
+from .config import ADAPTIVE, TrainConfig, cpu_count
 from .datasets import Augmentation, EpochSampler, EvalView, SegmentationDataset, TrainView, build_dataset
 from .models import build_model
 from .run_folder import RunFolder
@@ -103,6 +103,7 @@ class Trainer:
             class_names=self.train_set.class_names,
             budget=config.sample(),
             every=config.every,
+            method=config.cam_method,
             **config.adaptive_options(),
         )
         self.trained: nn.Module = self.model
@@ -111,8 +112,8 @@ class Trainer:
                 self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
             # buffers are averaged before validation, which keeps what all processes have seen and not the first alone
             self.trained = DistributedDataParallel(self.model, broadcast_buffers=False)
-        self.sample_loader = self._sample_loader() if config.weighting == "cawa" and config.budget else None
-        self.adaptive = config.weighting == "cawa"
+        self.adaptive = config.weighting in ADAPTIVE
+        self.sample_loader = self._sample_loader() if self.adaptive and config.budget else None
         self.criterion = self._criterion(ignore).to(self.device)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
@@ -234,7 +235,7 @@ class Trainer:
                 matrix += batch
             if observe:
                 with watch.part("observe"):
-                    if self.config.source == "cam":
+                    if self.cawa.weights.source == "cam":
                         self.cawa.observe(labels)
                     else:
                         self.cawa.weights.observe_confusion(batch)
@@ -273,12 +274,16 @@ class Trainer:
             raise ValueError(f"no image of the split {split!r} of {self.config.dataset} has a labelled pixel")
         return counts
 
-    def _criterion(self, ignore_index: int) -> CrossEntropyLoss | FocalLoss:
+    def _criterion(self, ignore_index: int) -> CrossEntropyLoss | FocalLoss | RecallLoss:
         name = self.config.weighting
-        if name == "cawa":
+        if self.adaptive:
             return self.cawa.criterion
         if name == "focal":
             return FocalLoss(self.config.gamma, ignore_index=ignore_index)
+        if name == "logit_adjustment":
+            return LogitAdjustedLoss(self.train_pixels, self.config.logit_tau, ignore_index=ignore_index)
+        if name == "recall_batch":
+            return RecallLoss(ignore_index)
         return CrossEntropyLoss(getattr(weighting, name)(self.train_pixels), ignore_index)
 
     def _current_weight(self) -> Tensor:
@@ -324,8 +329,8 @@ class Trainer:
         return DataLoader(EvalView(self.val_set), sampler=sampler, **self._val_options)
 
     def _is_plain(self) -> bool:
-        """Whether the loss weighs no class."""
-        return not self.adaptive and self.criterion.weight is None
+        """Whether the loss divides by a number of pixels, not by a sum of weights."""
+        return not self.adaptive and (isinstance(self.criterion, RecallLoss) or self.criterion.weight is None)
 
     def _describe_data(self) -> dict[str, Any]:
         return {
