@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from .. import reference, weights
 from .datasets import DATASETS
+from .datasets._parallel import cpu_count as cpu_count
 from .models import MODELS
 
 WEIGHTINGS = (
@@ -150,10 +150,3 @@ class TrainConfig:
     def default_run_dir(self) -> Path:
         """``runs/<dataset>-<model>-<weighting>-s<seed>``."""
         return Path("runs") / f"{self.dataset}-{self.model}-{self.weighting}-s{self.seed}"
-
-
-def cpu_count() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
