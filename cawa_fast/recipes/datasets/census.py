@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from ._parallel import map_chunks
 from .base import Progress
 from .files import FileDataset, resized
-from .labels import LabelRule, histogram, open_image, read_codes
+from .labels import LabelRule, histogram, naming, read_codes
 
 _VERSION = 1  # of the cache's layout and of what a code means
 
@@ -156,15 +157,10 @@ def _read_label(file: str, rule: LabelRule, resize: tuple[int, int] | None) -> L
 
 
 def _read_image(file: str, decode: bool) -> ImageRecord:
-    from PIL import Image
-
-    from .files import header_size
-
     try:
-        if decode:
-            open_image(file)
-        header_size(Path(file))
-        with Image.open(file) as image:
+        with naming(file), Image.open(file) as image:
+            if decode:
+                image.load()
             orientation = image.getexif().get(_ORIENTATION, 1) if "exif" in image.info else 1
             return ImageRecord((image.size[1], image.size[0]), image.mode, int(orientation))
     except ValueError as error:

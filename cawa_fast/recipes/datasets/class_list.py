@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ._colours import voc_colour
-from .labels import IGNORE, LabelRule, pack
+from .labels import IGNORE, Hint, LabelRule, pack
 
 FILES = ("classes.txt", "classes.json", "classes.csv", "class_dict.csv", "labelmap.txt")
 """Names under which a list is looked for, in this order."""
@@ -102,7 +102,12 @@ def _checked(file: Path, entries: list[Entry]) -> ClassList:
     else:
         remedy = f"add what is missing to {file.name}, with its colour; 'ignore' is a name for what is no class"
     palette = tuple(entry.colour or voc_colour(index + 1) for index, entry in enumerate(kept))
-    return ClassList(tuple(entry.name for entry in kept), palette, LabelRule(codes, allowed, remedy))
+    one_based = Hint(
+        "counts-from-one",
+        f"if the masks count classes from 1 and 0 is nothing, put a line 'ignore' first in {file.name}",
+    )
+    hints = {} if len(entries) in codes else {len(entries): one_based}
+    return ClassList(tuple(entry.name for entry in kept), palette, LabelRule(codes, allowed, remedy, hints))
 
 
 _TEXT = re.compile(

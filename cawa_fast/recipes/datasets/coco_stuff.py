@@ -77,7 +77,7 @@ class COCOStuff10kDataset(FileDataset):
         root: folder that holds ``images``, ``annotations`` and ``imagesLists`` (or ``imageLists``).
         split: "train", "val" (the list ``test.txt``), or the name of another list.
         labels: "labelTrainIds" reads MMSegmentation's converted maps (1..171, 0 is ignored); "raw" reads the MATLAB
-            files as they are distributed (category ids 1..182, 0 is ignored; needs SciPy); "auto" takes the former where
+            files as they are distributed (category ids 1..182, 0 is ignored; needs SciPy); "auto" takes the first where
             there are any.
         resize: ``(H, W)`` in pixels to which pairs are resized as they load. None keeps the files' size.
         **options: ``length`` and more of :class:`FileDataset`.

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 from .base import Progress, SegmentationDataset
-from .labels import LabelRule, open_image, read_codes
+from .labels import LabelRule, naming, open_image, read_codes
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _SAMPLED = 16  # images whose headers tell how much memory all of them would take
@@ -31,10 +32,11 @@ class Pair(NamedTuple):
 
 
 class Unpaired(NamedTuple):
-    """A file without its partner, and what the partner should be called."""
+    """What is missing of a pair ("image", "label" or "both"), a file that shows it, and the sentence that says so."""
 
+    missing: str
     file: Path
-    partner: str
+    text: str
 
 
 @dataclass
@@ -89,10 +91,9 @@ class FileDataset(SegmentationDataset):
         self.root, self.split, self.resize, self.rule = Path(root), split, resize, rule
         self.unpaired = tuple(listing.unpaired)
         if self.unpaired and not allow_unpaired:
-            file, partner = self.unpaired[0]
             raise FileNotFoundError(
-                f"{file} has no partner named {partner} ({len(self.unpaired)} such files); add the missing files, or "
-                f"see them all with: cawa-fast doctor data --dataset {self.name} --root {self.root}"
+                f"{self.unpaired[0].text} ({len(self.unpaired)} such files); add the missing files, or see them all "
+                f"with: cawa-fast doctor data --dataset {self.name} --root {self.root}"
             )
         self._pairs = listing.pairs
         if length is not None:
@@ -178,8 +179,6 @@ class FileDataset(SegmentationDataset):
         return ClassIndex.build(self, progress).class_counts()
 
     def _load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        from PIL import Image
-
         image_file, label_file = self._pairs[index]
         image = open_image(image_file).convert("RGB")
         label = self._label(label_file)
@@ -243,9 +242,17 @@ def pair_folders(
         raise FileNotFoundError(f"{labels} holds no label maps (*{', *'.join(label_ends)})")
     listing = Listing([Pair(left[stem], right[stem]) for stem in sorted(left.keys() & right.keys())])
     for stem in sorted(left.keys() ^ right.keys()):
-        file, folder, ends = (left[stem], labels, label_ends) if stem in left else (right[stem], images, image_ends)
-        listing.unpaired.append(Unpaired(file, f"{stem}{ends[0] if len(ends) == 1 else '.*'} in {folder}"))
+        if stem in left:
+            listing.unpaired.append(_lonely("label", left[stem], stem, label_ends, labels))
+        else:
+            listing.unpaired.append(_lonely("image", right[stem], stem, image_ends, images))
     return listing
+
+
+def _lonely(missing: str, file: Path, stem: str, ends: Sequence[str], folder: Path) -> Unpaired:
+    return Unpaired(
+        missing, file, f"{file} has no partner named {stem}{ends[0] if len(ends) == 1 else '.*'} in {folder}"
+    )
 
 
 def _by_stem(folder: Path, ends: Sequence[str], excluded: str | None = None) -> dict[str, Path]:
@@ -278,11 +285,12 @@ def pair_names(names: Sequence[str], images: Path, labels: Path, image_end: str,
         if image in here and label in there:
             listing.pairs.append(Pair(images / image, labels / label))
         elif image in here:
-            listing.unpaired.append(Unpaired(images / image, f"{label} in {labels}"))
+            listing.unpaired.append(_lonely("label", images / image, name, (label_end,), labels))
         elif label in there:
-            listing.unpaired.append(Unpaired(labels / label, f"{image} in {images}"))
+            listing.unpaired.append(_lonely("image", labels / label, name, (image_end,), images))
         else:
-            listing.unpaired.append(Unpaired(Path(name), f"{image} in {images}, nor {label} in {labels}"))
+            text = f"{name!r} is listed, but neither {images / image} nor {labels / label} is there"
+            listing.unpaired.append(Unpaired("both", images / image, text))
     return listing
 
 
@@ -300,28 +308,32 @@ def listed_pairs(root: Path, listing: Path) -> Listing:
     Paths may be relative to the root, or stale absolute ones such as ``/SegNet/CamVid/train/x.png``: the longest tail
     of the path that exists under the root is taken.
     """
-    pairs = []
+    listed = Listing()
     for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
         if not (words := line.split()):
             continue
         if len(words) != 2:
             raise ValueError(f"{listing}, line {number}: expected 'image annotation', found {line!r}")
-        image, label = (_resolve(root, word, f"{listing}, line {number}") for word in words)
-        pairs.append(Pair(image, label))
-    if not pairs:
+        found = [_resolve(root, word) for word in words]
+        if found[0] is not None and found[1] is not None:
+            listed.pairs.append(Pair(found[0], found[1]))
+            continue
+        absent = [word for word, file in zip(words, found, strict=True) if file is None]
+        missing = "both" if len(absent) == 2 else "label" if found[0] else "image"
+        text = f"{listing}, line {number}: {absent[0]!r} is not under {root}, nor is any tail of that path"
+        listed.unpaired.append(Unpaired(missing, root / absent[0].lstrip("/"), text))
+    if not listed.pairs and not listed.unpaired:
         raise ValueError(f"{listing} lists no pairs; fill it, or delete it to use the folders")
-    return Listing(pairs)
+    return listed
 
 
-def _resolve(root: Path, listed: str, where: str) -> Path:
+def _resolve(root: Path, listed: str) -> Path | None:
     parts = PurePosixPath(listed).parts
     for start in range(len(parts)):
         tail = PurePosixPath(*parts[start:])
         if not tail.is_absolute() and (file := root / tail).is_file():
             return file
-    raise FileNotFoundError(
-        f"{where}: {listed!r} is not under {root}, nor is any tail of that path; add the file or remove the line"
-    )
+    return None
 
 
 # ------------------------------------------------------------------------------------------------------------ sizes
@@ -329,15 +341,8 @@ def _resolve(root: Path, listed: str, where: str) -> Path:
 
 def header_size(file: Path) -> tuple[int, int]:
     """``(H, W)`` of an image, from its header alone."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as opened:
-            return opened.size[1], opened.size[0]
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"{file} cannot be read as an image ({error}); replace it by an intact copy") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{file} is too large for Pillow ({error}); cut it into tiles") from error
+    with naming(file), Image.open(file) as opened:
+        return opened.size[1], opened.size[0]
 
 
 def check_sizes(image: Path, image_size: tuple[int, ...], label: Path, label_size: tuple[int, ...]) -> None:
@@ -353,7 +358,5 @@ def resized(label: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     """A label map at another size ``(H, W)``, by the nearest pixel; None leaves it."""
     if size is None or label.shape == tuple(size):
         return label
-    from PIL import Image
-
     mode = label if label.dtype == np.uint8 else label.astype(np.int32)
     return np.array(Image.fromarray(mode).resize(size[::-1], Image.Resampling.NEAREST))

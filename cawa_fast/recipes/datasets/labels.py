@@ -6,13 +6,15 @@ mask. A :class:`LabelRule` says which codes are which classes; any other code is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 IGNORE = 255
 COLOUR = 1 << 24
@@ -116,12 +118,16 @@ def pack(colour: tuple[int, int, int]) -> int:
 
 def open_image(file: str | Path) -> Any:
     """A decoded Pillow image; a ``ValueError`` that names the file if it is broken or none."""
-    from PIL import Image, UnidentifiedImageError
+    with naming(file), Image.open(file) as image:
+        image.load()
+        return image
 
+
+@contextlib.contextmanager
+def naming(file: str | Path) -> Iterator[None]:
+    """Turn what Pillow raises into a ``ValueError`` that names the file."""
     try:
-        with Image.open(file) as image:
-            image.load()
-            return image
+        yield
     except (UnidentifiedImageError, OSError, SyntaxError) as error:  # SyntaxError: Pillow's for a broken PNG
         raise ValueError(f"{file} cannot be read as an image ({error}); replace it by an intact copy") from error
     except Image.DecompressionBombError as error:
