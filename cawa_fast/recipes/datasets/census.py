@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,17 +198,17 @@ def _cache_files(dataset: FileDataset) -> list[Path]:
 def _load_cache(places: Sequence[Path]) -> dict[str, tuple[tuple[int, int], LabelRecord]]:
     for place in places:
         try:
-            with np.load(place, allow_pickle=False) as stored:
+            # opened here: NumPy leaves a file that is no archive open
+            with open(place, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 names = bytes(stored["names"]).decode("utf-8", "surrogateescape").split("\0")
                 stamps, sizes = stored["stamps"].tolist(), stored["sizes"].tolist()
                 ends, values, counts = stored["ends"].tolist(), stored["values"].tolist(), stored["counts"].tolist()
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return {
+                name: (tuple(stamp), LabelRecord(tuple(size), tuple(values[start:end]), tuple(counts[start:end])))
+                for name, stamp, size, start, end in zip(names, stamps, sizes, [0, *ends[:-1]], ends, strict=True)
+            }
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             continue  # absent, cut off, or of another version: it is made again
-        starts = [0, *ends[:-1]]
-        return {
-            name: (tuple(stamp), LabelRecord(tuple(size), tuple(values[start:end]), tuple(counts[start:end])))
-            for name, stamp, size, start, end in zip(names, stamps, sizes, starts, ends, strict=True)
-        }
     return {}
 
 

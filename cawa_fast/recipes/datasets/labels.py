@@ -241,6 +241,7 @@ def _from_palette(image: Any, rule: LabelRule) -> np.ndarray | None:
 def _from_matlab(file: str | Path) -> np.ndarray:
     try:
         from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
     except ImportError as error:
         raise ImportError(
             f"{file}: MATLAB files need SciPy: pip install scipy, or convert the maps to *_labelTrainIds.png",
@@ -248,6 +249,6 @@ def _from_matlab(file: str | Path) -> np.ndarray:
         ) from error
     try:
         codes = np.asarray(loadmat(str(file), variable_names=["S"])["S"])
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    except (OSError, ValueError, KeyError, NotImplementedError, MatReadError) as error:
         raise ValueError(f"{file} holds no label map S ({error!r}); replace it by an intact copy") from error
     return codes if codes.dtype == np.uint8 else codes.astype(np.int64)
