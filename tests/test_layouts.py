@@ -267,7 +267,7 @@ def test_voc_lists_and_the_augmented_set(tmp_path):
     trees.voc(tmp_path, "trainaug", [trees.stripes([2])] * 3, labels="SegmentationClassAug")
     assert len(build_dataset("voc_aug", root=str(tmp_path))) == 3
     lists = tmp_path / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
-    (lists / "val.txt").write_text("2007_000000\nnot_there\n")
+    (lists / "val.txt").write_text("val_000000\nnot_there\n")
     with pytest.raises(FileNotFoundError, match=r"'not_there' is listed, but neither .* nor .* is there"):
         VOCDataset(tmp_path / "VOCdevkit", "val")
     (lists / "val.txt").write_text("\n")

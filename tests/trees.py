@@ -92,7 +92,7 @@ def voc(root: Path, split: str, maps: list[np.ndarray], *, labels: str = "Segmen
     base = root / "VOCdevkit" / "VOC2012"
     files, names = [], []
     for k, codes in enumerate(maps):
-        names.append(f"2007_{k:06}")
+        names.append(f"{split}_{k:06}")
         write_image(base / "JPEGImages" / f"{names[-1]}.jpg", codes.shape[:2], seed=k)
         files.append(base / labels / f"{names[-1]}.png")
         write_label(files[-1], codes)
