@@ -10,6 +10,7 @@ try:
     from .cpu import cpu
     from .epoch.command import epoch
     from .gpu.command import gpu
+    from .label_maps import label_maps
     from .ratio import main as ratio
     from .realism import realism
     from .resources import resources
@@ -31,6 +32,7 @@ def main() -> None:
     python -m bench readme      the measured table into README.md
     python -m bench resources   registers, spills, shared memory of the GPU kernels; needs nvcc, no GPU
     python -m bench realism     are the made-up logits like a network's?
+    python -m bench label-maps  how fast label maps are read and counted
     python -m bench ratio       the experiment behind the default of AdaptiveClassWeights(ratio=...)
     """
 
@@ -41,6 +43,7 @@ COMMANDS = {
     "cpu": cpu,
     "epoch": epoch,
     "gpu": gpu,
+    "label-maps": label_maps,
     "readme": readme,
     "resources": resources,
     "realism": realism,

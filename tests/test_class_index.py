@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from PIL import Image
 
 import trees
 from arrays import Arrays, coded
+from cawa_fast.recipes import train
 from cawa_fast.recipes.datasets import ADE20KDataset, ClassIndex, FolderDataset, build_dataset, census
 from cawa_fast.recipes.datasets import labels as label_files
 from cawa_fast.recipes.datasets._parallel import map_chunks
 from cawa_fast.recipes.datasets.census import take_census
+from tiny_runs import TINY, Silent
 
 
 @pytest.fixture(autouse=True)
@@ -228,3 +231,19 @@ def test_size_of_mixed_images_is_none_and_of_equal_ones_theirs(tmp_path):
     assert FolderDataset(tmp_path / "own", "val").image_size is None
     with pytest.raises(ValueError, match=r"2\.jpg is 5x5 pixels \(W x H\), .*2\.png 24x16"):
         FolderDataset(tmp_path / "own", "val").read(2)
+
+
+@pytest.mark.parametrize(("fits", "rank", "order"), [
+    (False, 0, ["count", "wait"]), (False, 1, ["wait", "count"]), (True, 0, ["count"]), (True, 1, ["count"]),
+])  # fmt: skip
+def test_of_several_processes_one_reads_the_label_files(tmp_path, monkeypatch, fits, rank, order):
+    """The others find what it has kept. Images that fit into memory every process reads: each needs them."""
+    happened = []
+    monkeypatch.setattr(train.distributed, "rank", lambda: rank)
+    monkeypatch.setattr(train.distributed, "barrier", lambda: happened.append("wait"))
+    data = ade(tmp_path, cache_limit=1 << 20 if fits else 0)
+    counts = data.class_counts()
+    monkeypatch.setattr(data, "class_counts", lambda progress: happened.append("count") or counts)
+    trainer = SimpleNamespace(config=TINY, watcher=Silent())
+    assert torch.equal(train.Trainer._count(trainer, "val", data), counts)
+    assert happened == order

@@ -125,7 +125,6 @@ class ClassIndex:
         """(N, C) int64, pixels of each class in each image. Dense: 24 MB for ADE20K, 162 MB for COCO-Stuff 164k."""
         dense = np.zeros((self.images, self.num_classes), dtype=np.int64)
         dense[self._rows, self._classes] = self._counts
-        dense.flags.writeable = False
         return dense
 
     @cached_property
@@ -133,7 +132,6 @@ class ClassIndex:
         """(N, C) bool, whether the class has a pixel in the image."""
         dense = np.zeros((self.images, self.num_classes), dtype=bool)
         dense[self._rows, self._classes] = True
-        dense.flags.writeable = False
         return dense
 
     def class_counts(self) -> torch.Tensor:
