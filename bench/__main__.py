@@ -10,6 +10,7 @@ try:
     from .cpu import cpu
     from .epoch.command import epoch
     from .gpu.command import gpu
+    from .label_maps import label_maps
     from .realism import realism
     from .resources import resources
     from .table import readme
@@ -30,6 +31,7 @@ def main() -> None:
     python -m bench readme      the measured table into README.md
     python -m bench resources   registers, spills, shared memory of the GPU kernels; needs nvcc, no GPU
     python -m bench realism     are the made-up logits like a network's?
+    python -m bench label-maps  how fast label maps are read and counted
     """
 
 
@@ -39,6 +41,7 @@ COMMANDS = {
     "cpu": cpu,
     "epoch": epoch,
     "gpu": gpu,
+    "label-maps": label_maps,
     "readme": readme,
     "resources": resources,
     "realism": realism,

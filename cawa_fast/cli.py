@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import signal
 import sys
 from dataclasses import fields, replace
@@ -14,6 +15,7 @@ try:
     from rich.console import Console
 
     from .recipes.config import TrainConfig, cpu_count
+    from .recipes.datasets import FILE_DATASETS
 except ImportError as error:  # the core installs without the extra
     raise SystemExit(f"cawa-fast needs {error.name}: pip install 'cawa_fast[train]'") from None
 
@@ -97,6 +99,7 @@ def main() -> None:
     cawa-fast ablate --epochs 10                         compare weights, losses and settings over seeds
     cawa-fast report runs/a runs/b                       compare runs on one page
     cawa-fast doctor                                     what is installed, and what is missing
+    cawa-fast doctor data --dataset camvid --root CamVid what is in a data set, and what is wrong with it
     """
 
 
@@ -296,11 +299,17 @@ def report(runs: tuple[Path, ...], out: Path, images: int) -> None:
     console.print(f"Page: {page}", highlight=False, markup=False)
 
 
-@main.command()
-def doctor() -> None:
-    """Say what is installed, which back ends are there, and for those that are not, why and what to do."""
+@main.group(invoke_without_command=True)
+@click.pass_context
+def doctor(ctx: click.Context) -> None:
+    """Say what is installed, which back ends are there, and for those that are not, why and what to do.
+
+    `cawa-fast doctor data` does the same for a data set.
+    """
     from .recipes.doctor import findings
 
+    if ctx.invoked_subcommand is not None:
+        return
     console = Console(soft_wrap=True)
     missing = False
     for group, lines in findings().items():
@@ -313,6 +322,92 @@ def doctor() -> None:
                 console.print(f"      → {advice}", highlight=False, markup=False)
     if not missing:
         console.print("Everything is there.")
+
+
+def _trees() -> str:
+    """The layouts of the data sets, for the help."""
+    return "\n\n".join(
+        f"\b\n{name}\n" + "\n".join(f"    {line}" for line in cls.tree.splitlines())
+        for name, cls in FILE_DATASETS.items()
+    )
+
+
+@doctor.command(
+    "data",
+    context_settings={"max_content_width": 120},
+    epilog=f"Trees under --root:\n\n{_trees()}",
+)
+@click.option("--dataset", type=click.Choice(sorted(FILE_DATASETS)), required=True, help="What the tree is.")
+@click.option("--root", type=click.Path(path_type=Path), required=True, help="Folder of the data set's files.")
+@click.option(
+    "--split", "splits", multiple=True, default=("train", "val"), show_default=True, help="Split to read; repeatable."
+)
+@click.option("--strict", is_flag=True, help="Warnings fail, too.")
+@click.option("--decode-images", is_flag=True, help="Decode the images, to find those that are cut off. Takes minutes.")
+@click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one per core]")
+@click.option(
+    "--cache/--no-cache", default=True, show_default=True, help="Use what is known of files that are unchanged."
+)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write everything here.")
+@click.option(
+    "--picture",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("class-shares.png"),
+    show_default=True,
+    help="Write the classes' shares as bars here.",
+)
+@click.option("--no-picture", is_flag=True, help="Write no picture.")
+def doctor_data(
+    dataset: str,
+    root: Path,
+    splits: tuple[str, ...],
+    strict: bool,
+    decode_images: bool,
+    workers: int | None,
+    cache: bool,
+    json_file: Path | None,
+    picture: Path,
+    no_picture: bool,
+) -> None:
+    """Check a data set and show what is in it.
+
+    Finds pairs with a missing file, files that cannot be read, sizes that differ, label values that are no class (with
+    counts and files), zero that was reduced twice, classes that never occur, the same image in two splits. Shows the
+    share of each class in the pixels and in how many images it is. Ends with 0 if there are no errors, and with 1 if
+    there are, or with --strict if there are warnings.
+    """
+    from .recipes._data_view import save_picture, show
+    from .recipes.data_doctor import examine
+    from .recipes.display import Display
+    from .recipes.run_folder import atomic
+
+    console = Console(soft_wrap=True)
+    try:
+        with Display(console) as display:
+            examination = examine(
+                dataset,
+                root,
+                splits,
+                progress=lambda split: functools.partial(display.prepare, f"{split} labels"),
+                workers=workers,
+                cache=cache,
+                decode_images=decode_images,
+            )
+        show(examination, console)
+        if json_file is not None:
+            with atomic(json_file) as file:
+                file.write((json.dumps(examination.as_dict(), indent=1) + "\n").encode())
+        if examination.splits and not no_picture:
+            save_picture(examination, picture)
+            console.print(f"Picture: {picture}", highlight=False, markup=False)
+    except KeyboardInterrupt:
+        console.print("\nStopped; nothing was written.", highlight=False)
+        sys.exit(130)
+    except ImportError as error:
+        raise click.ClickException(f"{error.name} is not installed: pip install 'cawa_fast[train]'") from error
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    sys.exit(1 if examination.count("error") or (strict and examination.count("warning")) else 0)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from .. import cam, reference, weights
 from .._rules import RULES
 from .datasets import DATASETS
+from .datasets._parallel import cpu_count as cpu_count
 from .models import MODELS
 
 ADAPTIVE = RULES
@@ -165,10 +166,3 @@ class TrainConfig:
     def default_run_dir(self) -> Path:
         """``runs/<dataset>-<model>-<weighting>-s<seed>``."""
         return Path("runs") / f"{self.dataset}-{self.model}-{self.weighting}-s{self.seed}"
-
-
-def cpu_count() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

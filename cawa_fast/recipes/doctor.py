@@ -22,6 +22,7 @@ _OPTIONAL = {
     "matplotlib": "train",
     "jinja2": "train",
     "tensorboard": "train",
+    "kornia_rs": "train",
 }
 
 

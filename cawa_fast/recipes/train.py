@@ -26,7 +26,16 @@ from .. import CAWA, CrossEntropyLoss, FocalLoss, LogitAdjustedLoss, RecallLoss,
 from .. import functional as CF
 from . import distributed
 from .config import ADAPTIVE, TrainConfig, cpu_count
-from .datasets import Augmentation, EpochSampler, EvalView, SegmentationDataset, TrainView, build_dataset
+from .datasets import (
+    Augmentation,
+    ClassIndex,
+    EpochSampler,
+    EvalView,
+    FileDataset,
+    SegmentationDataset,
+    TrainView,
+    build_dataset,
+)
 from .models import build_model
 from .run_folder import RunFolder
 from .stopwatch import Stopwatch
@@ -268,8 +277,15 @@ class Trainer:
     # --------------------------------------------------------------------------------------------- the parts of it
 
     def _count(self, split: str, dataset: SegmentationDataset) -> Tensor:
-        """Pixels per class. Reads every image, which fills the cache and finds what is broken before any training."""
+        """Pixels per class. Reads all labels, and images that fit into memory: what is broken shows before training."""
+        first = distributed.rank() == 0
+        # Where images do not fit into memory, one process reads the label files, and the others what it keeps of them.
+        alone = isinstance(dataset, FileDataset) and not dataset.fits_cache
+        if alone and not first:
+            distributed.barrier()
         counts = dataset.class_counts(functools.partial(self.watcher.prepare, f"{split} images"))
+        if alone and first:
+            distributed.barrier()
         if not counts.any():
             raise ValueError(f"no image of the split {split!r} of {self.config.dataset} has a labelled pixel")
         return counts
@@ -321,11 +337,7 @@ class Trainer:
         return train, DataLoader(EvalView(self.val_set), sampler=own, **self._val_options)
 
     def _sample_loader(self) -> DataLoader[Any]:
-        presence = torch.zeros(len(self.val_set), self.val_set.num_classes + 1, dtype=torch.bool)
-        for index in range(len(self.val_set)):
-            labels = torch.from_numpy(np.unique(self.val_set.read(index)[1])).long()
-            presence[index, labels.clamp_max(self.val_set.num_classes)] = True
-        sampler = self.cawa.sampler(presence[:, :-1], seed=self.config.seed)
+        sampler = self.cawa.sampler(ClassIndex.build(self.val_set), seed=self.config.seed)
         return DataLoader(EvalView(self.val_set), sampler=sampler, **self._val_options)
 
     def _is_plain(self) -> bool:

@@ -1,5 +1,22 @@
 """Data sets of the recipes, by name.
 
+=================  =====================================  ==========================================
+name               images (training, validation)          classes, source of the labels
+=================  =====================================  ==========================================
+``street``         drawn on the fly, no files             10
+``camvid``         367 and 101 of 360x480                 11; 11 is ignored
+``cityscapes``     2,975 and 500 of 1024x2048             19; ``labelTrainIds``, or ``labelIds`` remapped
+``ade20k``         20,210 and 2,000 of many sizes         150; 0 is ignored, the rest shifts down by one
+``coco_stuff10k``  9,000 and 1,000 of many sizes          171; train ids 1..171, or the MATLAB files
+``coco_stuff164k`` 118,287 and 5,000 of many sizes        171; train ids 0..170, or the raw maps remapped
+``voc``            1,464 and 1,449 of many sizes          21; 255 is ignored
+``voc_aug``        10,582 and 1,449 of many sizes         21; 255 is ignored
+``folder``         your own                               a class list; index or colour masks
+=================  =====================================  ==========================================
+
+The expected tree of each is its attribute ``tree``, and in ``cawa-fast doctor data --help``, which also checks one.
+Nothing is downloaded; the data sets' own terms apply.
+
 >>> from cawa_fast.recipes.datasets import build_dataset
 >>> val = build_dataset("street", split="val", length=4)
 >>> image, label = val.read(0)
@@ -12,20 +29,37 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from .ade20k import ADE20KDataset
 from .augment import Augmentation, EpochSampler, EvalView, TrainView
 from .base import SegmentationDataset
 from .camvid import CamVidDataset
+from .cityscapes import CityscapesDataset
+from .class_index import ClassIndex
+from .coco_stuff import COCOStuff10kDataset, COCOStuff164kDataset
+from .files import FileDataset
+from .folder import FolderDataset
 from .street import StreetDataset
+from .voc import VOCAugDataset, VOCDataset
 
 __all__ = [
     "DATASETS",
+    "FILE_DATASETS",
+    "ADE20KDataset",
     "Augmentation",
+    "COCOStuff10kDataset",
+    "COCOStuff164kDataset",
     "CamVidDataset",
+    "CityscapesDataset",
+    "ClassIndex",
     "EpochSampler",
     "EvalView",
+    "FileDataset",
+    "FolderDataset",
     "SegmentationDataset",
     "StreetDataset",
     "TrainView",
+    "VOCAugDataset",
+    "VOCDataset",
     "build_dataset",
 ]
 
@@ -40,17 +74,36 @@ def _street(
     return StreetDataset(split, seed=seed, **options)
 
 
-def _camvid(
-    *, root: str | None, split: str, resize: tuple[int, int] | None, seed: int, **options: Any
-) -> SegmentationDataset:
-    if root is None:
-        raise ValueError(
-            "root=None: 'camvid' reads files; give the folder that holds train/, trainannot/, val/, valannot/"
-        )
-    return CamVidDataset(root, split, resize=resize, **options)
+def _of_files(cls: Callable[..., FileDataset]) -> Callable[..., FileDataset]:
+    def build(
+        *, root: str | None, split: str, resize: tuple[int, int] | None, seed: int, **options: Any
+    ) -> FileDataset:
+        if root is None:
+            raise ValueError(f"root=None: {cls.name!r} reads files; give the folder that holds:\n{cls.tree}")  # type: ignore[attr-defined]
+        return cls(root, split, resize=resize, **options)
+
+    return build
 
 
-DATASETS: dict[str, Callable[..., SegmentationDataset]] = {"street": _street, "camvid": _camvid}
+FILE_DATASETS: dict[str, Any] = {
+    cls.name: cls
+    for cls in (
+        ADE20KDataset,
+        CamVidDataset,
+        CityscapesDataset,
+        COCOStuff10kDataset,
+        COCOStuff164kDataset,
+        FolderDataset,
+        VOCDataset,
+        VOCAugDataset,
+    )
+}
+"""Name to class of the data sets that read files."""
+
+DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
+    "street": _street,
+    **{name: _of_files(cls) for name, cls in FILE_DATASETS.items()},
+}
 """Name to a function of the keywords ``root``, ``split``, ``resize``, ``seed`` and the data set's own options."""
 
 
@@ -66,7 +119,7 @@ def build_dataset(
     """Open a data set.
 
     Args:
-        name: a key of :data:`DATASETS`: "street" (drawn on the fly) or "camvid".
+        name: a key of :data:`DATASETS`.
         root: folder of the files; None for "street".
         split: "train" or "val".
         resize: ``(H, W)`` in pixels of every image; None keeps the data set's own.

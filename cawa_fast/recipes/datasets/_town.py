@@ -8,18 +8,13 @@ from functools import partial
 import numpy as np
 
 from ._camera import NEAR, Colour, Stage, shaded
+from ._colours import colours
 
 # in the order of StreetDataset.class_names
 ROAD, SIDEWALK, BUILDING, VEGETATION, SKY, CAR, POLE, SIGN, PERSON, RIDER = range(10)
 IGNORE = 255
 
 _FAR = 110.0  # metres
-
-
-def colours(codes: str) -> tuple[tuple[int, int, int], ...]:
-    """RGB triples of hexadecimal codes."""
-    return tuple((code >> 16, code >> 8 & 255, code & 255) for code in (int(word, 16) for word in codes.split()))
-
 
 _WALLS = colours("b8a890 9c5e4c ccc4b8 88807c d8bc88 a8b0b8 804e42 dcd6cc c89a80")
 _LEAVES = colours("4c6e30 647c3a 406038 807838 587a34")

@@ -27,7 +27,7 @@ class SegmentationDataset(ABC):
     Attributes:
         name: the data set's name in :data:`cawa_fast.recipes.datasets.DATASETS`.
         class_names: one name per class, in the order of the label values.
-        palette: one RGB triple (0..255) per class, all distinct.
+        palette: one RGB triple (0..255) per class; distinct where the data set's own colours are.
         ignore_index: the label of pixels that count for nothing, 255.
     """
 
@@ -94,6 +94,17 @@ class SegmentationDataset(ABC):
             self._cache_room -= size
             self._cache[index] = image, label
         return image, label
+
+    def read_label(self, index: int) -> np.ndarray:
+        """The label of :meth:`read` alone; data sets of files do not decode the image for it.
+
+        Args:
+            index: in [0, len(self)).
+
+        Returns:
+            (H, W) uint8, read-only.
+        """
+        return self.read(index)[1]
 
     def preload(self, progress: Progress | None = None) -> None:
         """Read every pair once: fills the cache and finds every broken file and label.

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ._town import ROAD, SIDEWALK, Town, colours
+from ._colours import colours
+from ._town import ROAD, SIDEWALK, Town
 from .base import SegmentationDataset
 
 # per class and for what is ignored: standard deviation of the fine and of the coarse texture, relative to brightness

@@ -1,0 +1,78 @@
+"""Any images and masks: folders or lists of pairs, and a class list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .class_list import find_class_list, read_class_list
+from .files import IMAGE_SUFFIXES, FileDataset, Listing, listed_pairs, open_root, pair_folders
+
+_IMAGES, _MASKS = ("images", "image", "imgs", "img"), ("masks", "mask", "labels", "label", "annotations", "annotation")
+_IMAGE_ENDS = (*IMAGE_SUFFIXES, ".tif", ".tiff", ".bmp", ".webp")
+# no JPEG: it changes values
+_MASK_ENDS = tuple(
+    f"{tag}{suffix}"
+    for tag in ("_mask", "_label", "_labels", "_labelIds", "_labelTrainIds", "_gt", "_seg", "")
+    for suffix in (".png", ".tif", ".tiff", ".bmp", ".gif")
+)
+
+
+class FolderDataset(FileDataset):
+    """Images and masks of one's own, with a class list.
+
+    Masks hold class indices (grey or palette, 8 or 16 bits), or the colours of the class list. 255 is ignored, and so
+    is every class called "ignore", "void" or "unlabelled". If all colours of the list are greys, grey masks hold those
+    (such as 0 and 255 of two classes). Lists: :func:`~cawa_fast.recipes.datasets.class_list.read_class_list`.
+
+    Args:
+        root: folder that holds the tree.
+        split: "train", "val" or the name of another.
+        classes: the class list; None looks for one of ``class_list.FILES`` in the root.
+        resize: ``(H, W)`` in pixels to which pairs are resized as they load. None keeps the files' size.
+        **options: ``length`` and more of :class:`FileDataset`.
+
+    Raises:
+        FileNotFoundError: the root, the class list, the split, or one file of a pair is missing.
+        ValueError: the class list cannot be read. When a pair is read: broken files, sizes or values that are wrong.
+    """
+
+    name = "folder"
+    tree = (
+        "classes.txt                            a class a line: 'road', 'road #804080' or 'road 128 64 128'\n"
+        "images/{train,val}/**  masks/{train,val}/**    the same names, masks perhaps with _mask or _label; or\n"
+        "{train,val}/images/**  {train,val}/masks/**    'labels' and 'annotations' do for 'masks'; or\n"
+        'train.txt  val.txt                     lists of "image mask", relative to the root'
+    )
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        *,
+        classes: str | Path | None = None,
+        resize: tuple[int, int] | None = None,
+        **options: Any,
+    ) -> None:
+        base = open_root(root, ".", self.tree)
+        file = find_class_list(base) if classes is None else Path(classes)
+        if not file.is_file():
+            raise FileNotFoundError(f"classes={str(classes)!r} is not a file; give the class list")
+        self.class_names, self.palette, rule = read_class_list(file)
+        listing = base / f"{split}.txt"
+        found = listed_pairs(base, listing) if listing.is_file() else _found(base, split)
+        super().__init__(base, split, found, rule, resize=resize, **options)
+
+
+def _found(root: Path, split: str) -> Listing:
+    def place(names: tuple[str, ...]) -> Path | None:
+        return next((p for name in names for p in (root / name / split, root / split / name) if p.is_dir()), None)
+
+    images, masks = place(_IMAGES), place(_MASKS)
+    if images is None or masks is None:
+        lacking = "images" if images is None else "masks"
+        raise FileNotFoundError(
+            f"{root} holds neither {lacking}/{split} nor {split}/{lacking} nor {split}.txt; expected under the root:\n"
+            f"{FolderDataset.tree}"
+        )
+    return pair_folders(images, masks, _IMAGE_ENDS, _MASK_ENDS)
