@@ -152,7 +152,7 @@ def test_validation_images_of_any_size_are_tried_too(tmp_path: Path) -> None:
 
     camvid_with_void(tmp_path / "data", {"train": 8, "val": 8})
     for folder in ("val", "valannot"):
-        path = tmp_path / "data" / folder / "3.png"
+        path = tmp_path / "data" / folder / "4.png"
         Image.open(path).resize((50, 70), Image.Resampling.NEAREST).save(path)
     config = replace(
         DEEPLAB, dataset="camvid", root=str(tmp_path / "data"), resize=None, crop=(32, 64), train_images=None

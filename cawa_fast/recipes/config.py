@@ -151,8 +151,9 @@ class TrainConfig:
         Raises:
             ValueError, ImportError, OSError: as :func:`cawa_fast.recipes.models.build_model`.
         """
-        options: dict[str, Any] = {"backbone": self.backbone}
-        options["pretrained"] = self.pretrained if pretrained is None else pretrained
+        options: dict[str, Any] = {} if self.backbone is None else {"backbone": self.backbone}
+        if self.pretrained if pretrained is None else pretrained:
+            options["pretrained"] = True
         if self.model in WITH_AUXILIARY:
             options["auxiliary"] = self.auxiliary
         return build_model(self.model, num_classes, **options)
