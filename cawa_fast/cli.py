@@ -107,7 +107,7 @@ def main() -> None:
 @click.option(
     "--run-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Folder of the run.  [default: runs/DATASET-MODEL-WEIGHTING-sSEED]",
+    help="Folder of the run.  [default: runs/DATASET-MODEL[-BACKBONE]-WEIGHTING-sSEED]",
 )
 @click.option("--resume", is_flag=True, help="Continue the run in --run-dir with its own settings, or begin it.")
 @click.option(
@@ -165,6 +165,8 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
         console.print(f"\nStopped; {saved}", highlight=False, markup=False)
         sys.exit(130)
     except ImportError as error:
+        if "pip install" in str(error):  # says which extra, or more
+            raise click.ClickException(str(error)) from error
         raise click.ClickException(f"{error.name} is not installed: pip install 'cawa_fast[train]'") from error
     except (ValueError, OSError, FloatingPointError) as error:
         raise click.ClickException(str(error)) from error

@@ -42,7 +42,10 @@ def run(path: Path, config: TrainConfig = TINY) -> list[dict[str, Any]]:
 def arguments(config: TrainConfig, path: Path) -> list[str]:
     result = ["train", "--run-dir", str(path), "--no-tables"]
     for name, value in config.as_dict().items():
-        if value is None or name == "amp":
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            result.append(f"--{'' if value else 'no-'}{name}")
             continue
         text = ("," if name == "scale" else "x").join(map(str, value)) if isinstance(value, tuple) else str(value)
         result += [f"--{name.replace('_', '-')}", text]

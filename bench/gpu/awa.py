@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import cawa_fast as cf
+from cawa_fast.recipes.models.libraries import without_source_tree
 
 from .. import cases
 from ..libraries import import_torchvision
 from ..peers import Contender
-from ..table import ROOT
 from .timing import Machine, UncapturableError, replayed, samples
 
 KEY = "awa"
@@ -35,7 +32,7 @@ def network(machine: Machine, rehearse: bool) -> tuple[nn.Module, str]:
     """
     torch.manual_seed(0)
     try:
-        with _without_source_tree():
+        with without_source_tree():
             with contextlib.suppress(ImportError):
                 import_torchvision()  # transformers imports it where it is installed, whether or not it works
             from transformers import SegformerConfig, SegformerForSemanticSegmentation
@@ -49,18 +46,6 @@ def network(machine: Machine, rehearse: bool) -> tuple[nn.Module, str]:
         return model.to(machine.device).eval(), "SegFormer-B0"
     layers = (nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.ReLU(), nn.Conv2d(8, CLASSES, 1))
     return nn.Sequential(*layers).to(machine.device).eval(), "three layers in its place"
-
-
-@contextlib.contextmanager
-def _without_source_tree() -> Iterator[None]:
-    """Imports do not find the repository's own folders: transformers looks for a package named ``kernels`` and would
-    meet ours, which is not importable by that name."""
-    before = sys.path[:]
-    sys.path[:] = [entry for entry in before if Path(entry).resolve() != ROOT]
-    try:
-        yield
-    finally:
-        sys.path[:] = before
 
 
 @torch.no_grad()

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from .. import GradCAM, reference
 from .datasets import SegmentationDataset
-from .models import build_model
 from .report import Run
 
 _SCANNED = 200  # validation images among which to choose: reading all labels of a large set takes minutes
@@ -79,13 +78,16 @@ def _open(run: Run) -> SegmentationDataset:
 
 
 def _load_network(run: Run) -> torch.nn.Module:
+    from .config import TrainConfig
+
     file = next((run.path / name for name in ("latest.pt", "best.pt") if (run.path / name).is_file()), None)
     if file is None:
         raise FileNotFoundError(
             f"{run.path / 'latest.pt'} is missing, and best.pt too, but the pictures need a network; train the run "
             "again, or pass images=0 for a report without pictures"
         )
-    network = build_model(run.config["model"], len(run.dataset["class_names"]))
+    config = TrainConfig.from_dict(dict(run.config))
+    network = config.network(len(run.dataset["class_names"]), pretrained=False)
     network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["model"])
     return network.eval()
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from .. import cam, reference, weights
 from .._rules import RULES
 from .datasets import DATASETS
 from .datasets._parallel import cpu_count as cpu_count
-from .models import MODELS
+from .models import MODELS, WITH_AUXILIARY, build_model
 
 ADAPTIVE = RULES
 """Weightings that follow a score of the classes: the rules of :class:`cawa_fast.AdaptiveClassWeights`."""
@@ -50,7 +51,16 @@ class TrainConfig:
     )
     root: str | None = _setting(None, "Folder of the data set's files.", resume=True)
     resize: tuple[int, int] | None = _setting(None, "Resize every image on load, e.g. 180x240 (height x width).")
-    model: str = _setting("compact", "Network: 'compact' is built in and learns on a CPU.", tuple(sorted(MODELS)))
+    model: str = _setting(
+        "compact", "Network: 'compact' is built in and learns on a CPU; others: extra 'models'.", tuple(sorted(MODELS))
+    )
+    backbone: str | None = _setting(
+        None, "Backbone of the network, e.g. resnet101, mit_b2, tu-convnext_tiny (timm's); default: the network's."
+    )
+    pretrained: bool = _setting(False, "Begin with a backbone trained on ImageNet, downloaded once.")
+    auxiliary: float = _setting(
+        0.4, "deeplabv3plus, ocrnet, upernet: factor of the auxiliary head's loss; 0: without it."
+    )
     weighting: str = _setting("cawa", "Class weights of the loss: adaptive (cawa), or a rival.", WEIGHTINGS)
     epochs: int = _setting(50, "Passes over the training images.")
     batch_size: int = _setting(8, "Images per step.")
@@ -95,7 +105,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("lr", "momentum", "weight_decay", "seed", "gamma", "logit_tau"):
+        for name in ("lr", "momentum", "weight_decay", "seed", "gamma", "logit_tau", "auxiliary"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
         for name in ("crop", "resize"):
@@ -131,6 +141,23 @@ class TrainConfig:
         """``budget`` as :class:`cawa_fast.CAWA` takes it: a number of images is an int."""
         return self.budget if self.budget is None or self.budget < 1 else int(self.budget)
 
+    def network(self, num_classes: int, *, pretrained: bool | None = None) -> nn.Module:
+        """The network that these settings describe.
+
+        Args:
+            num_classes: C.
+            pretrained: False where a checkpoint follows: saves the download. Default: as the settings say.
+
+        Raises:
+            ValueError, ImportError, OSError: as :func:`cawa_fast.recipes.models.build_model`.
+        """
+        options: dict[str, Any] = {} if self.backbone is None else {"backbone": self.backbone}
+        if self.pretrained if pretrained is None else pretrained:
+            options["pretrained"] = True
+        if self.model in WITH_AUXILIARY:
+            options["auxiliary"] = self.auxiliary
+        return build_model(self.model, num_classes, **options)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self)
@@ -164,5 +191,6 @@ class TrainConfig:
         return device
 
     def default_run_dir(self) -> Path:
-        """``runs/<dataset>-<model>-<weighting>-s<seed>``."""
-        return Path("runs") / f"{self.dataset}-{self.model}-{self.weighting}-s{self.seed}"
+        """``runs/<dataset>-<model>[-<backbone>]-<weighting>-s<seed>``."""
+        network = self.model if self.backbone is None else f"{self.model}-{self.backbone}"
+        return Path("runs") / f"{self.dataset}-{network}-{self.weighting}-s{self.seed}"

@@ -36,7 +36,8 @@ from .datasets import (
     TrainView,
     build_dataset,
 )
-from .models import build_model
+from .models import Network
+from .models.network import try_size
 from .run_folder import RunFolder
 from .stopwatch import Stopwatch
 
@@ -78,6 +79,9 @@ def _imagenet(device: torch.device) -> tuple[Tensor, Tensor]:
 class Trainer:
     """One run: the data, the network, the loop, its checkpoints.
 
+    A record's ``train_loss`` is the mean over the epoch's batches of the weighted loss of the network's own output. The
+    loss of an auxiliary head is trained with, but is not in it, so that runs with and without one compare.
+
     Args:
         config: the settings.
         folder: where the run is written. If it holds a checkpoint, the run continues from it.
@@ -95,15 +99,12 @@ class Trainer:
         torch.set_num_threads(config.threads or cpu_count())
         self.train_set, self.val_set = open_split(config, "train"), open_split(config, "val")
         self.train_loader, self.val_loader = self._loaders()
+        self.model = self._network()
         if distributed.rank() == 0 and not folder.exists():
             folder.begin(config)  # before the images are read: what is stopped from here on can be resumed
         self.train_pixels = self._count("train", self.train_set)
         self._count("val", self.val_set)
 
-        torch.manual_seed(config.seed)
-        # channels_last: the layout in which both oneDNN and cuDNN run convolutions fastest
-        network = build_model(config.model, self.train_set.num_classes)
-        self.model = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         ignore = self.train_set.ignore_index
         self.cawa = CAWA(
             self.model,
@@ -206,15 +207,19 @@ class Trainer:
             with watch.part("forward"), self._autocast():
                 self.trained(images)
             with watch.part("loss"):
+                auxiliary = getattr(self.model, "auxiliary_logits", None)
+                # first, for criteria that keep the weights of what they have seen last
+                extra = 0 if auxiliary is None else self.config.auxiliary * self.criterion(auxiliary, labels)
                 loss = self.criterion(self.cawa.logits, labels)
+                objective = loss + extra
                 labelled = (labels != ignore).any()
                 if together:
                     weight = None if self._is_plain() else self._current_weight()
                     own, (factor, labelled) = labelled, distributed.share_of_mean(labels, weight, classes, ignore)
-                    loss = loss.where(own, 0) * factor
+                    loss, objective = (part.where(own, 0) * factor for part in (loss, objective))
             with watch.part("backward"):
                 self.optimizer.zero_grad()
-                loss.backward()
+                objective.backward()
             with watch.part("optimizer"):
                 self.optimizer.step()
                 self.scheduler.step()
@@ -275,6 +280,26 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp)
 
     # --------------------------------------------------------------------------------------------- the parts of it
+
+    def _network(self) -> nn.Module:
+        """The network on its device, after a trial of the sizes to come: what does not fit is said before the work."""
+        config = self.config
+        torch.manual_seed(config.seed)
+        # what is pretrained comes with the checkpoint, where there is one
+        network = config.network(
+            self.train_set.num_classes, pretrained=config.pretrained and not self.folder.latest.exists()
+        )
+        # channels_last: the layout in which both oneDNN and cuDNN run convolutions fastest
+        network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if isinstance(network, Network):
+            crop = config.crop or self.train_set.image_size
+            assert crop is not None  # the loaders need it too
+            # SyncBatchNorm, which CUDA has, sees the whole batch
+            batch = config.batch_size // (1 if self.device.type == "cuda" else distributed.processes())
+            try_size(network, crop, batch=batch)
+            # images that differ in size: by sides that no power of two divides
+            try_size(network, self.val_set.image_size or (crop[0] | 1, crop[1] | 1))
+        return network
 
     def _count(self, split: str, dataset: SegmentationDataset) -> Tensor:
         """Pixels per class. Reads all labels, and images that fit into memory: what is broken shows before training."""

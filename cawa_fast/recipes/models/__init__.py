@@ -1,8 +1,35 @@
 """Segmentation networks that the recipes train.
 
 Every one ends in a 1x1 convolution, the attribute ``classifier``, and returns its output: logits at low resolution,
-before any upsampling. That is where Grad-CAM has its closed form. ``compact`` is built in; the others need
-``pip install 'cawa_fast[models]'``.
+before any upsampling. That is where Grad-CAM has its closed form, and :func:`cawa_fast.cam.find_classifier` finds it.
+``compact`` is built in; the others need ``pip install 'cawa_fast[models]'``.
+
+With 19 classes, an auxiliary head where there is one, and random weights:
+
+=============  =========  ==========  ======  ===========================================  =============================
+model          backbone   parameters  stride  layer in front of the classifier             source
+=============  =========  ==========  ======  ===========================================  =============================
+compact        its own       493,859  4       ``fuse`` (48)                                this project
+deeplabv3plus  resnet50   29,046,902  4       ``decoder`` (256)                            Chen et al., ECCV 2018
+deeplabv3plus  resnet101  48,039,030  4       ``decoder`` (256)                            Chen et al., ECCV 2018
+ocrnet         resnet50   38,869,606  8       ``context`` (512)                            Yuan et al., ECCV 2020
+ocrnet         hrnet_w48  70,371,446  4       ``context`` (512)                            Yuan et al., ECCV 2020
+segformer      mit_b0      3,719,027  4       ``network.decode_head.dropout`` (256)        Xie et al., NeurIPS 2021
+segformer      mit_b5     84,607,955  4       ``network.decode_head.dropout`` (768)        Xie et al., NeurIPS 2021
+upernet        resnet50   66,403,686  4       ``decoder`` (512)                            Xiao et al., ECCV 2018
+=============  =========  ==========  ======  ===========================================  =============================
+
+Backbones are named as in segmentation_models_pytorch (torchvision's among them) or timm; :func:`backbone_names` lists
+them. Pretrained ones expect images normalised with ImageNet's mean and deviation, as
+:func:`cawa_fast.recipes.train.normalize_images` does; the few that were trained otherwise adapt.
+
+Networks with an auxiliary head hold its logits of the last forward pass in training as ``auxiliary_logits``:
+
+>>> def objective(model, criterion, images, labels):
+...     loss = criterion(model(images), labels)
+...     if (auxiliary := getattr(model, "auxiliary_logits", None)) is not None:
+...         loss = loss + model.auxiliary_factor * criterion(auxiliary, labels)
+...     return loss
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def find_backbone(name: str, pretrained: bool) -> Backbone:
         return Backbone(name, weights, {})
     plain = name.removeprefix("tu-")
     if not timm.is_model(plain):
-        raise ValueError(f"backbone={name!r} is unknown; {_suggestions(name)}")
+        raise ValueError(f"backbone={name!r} is unknown. {_suggestions(name)}")
     if pretrained and not timm.models.is_model_pretrained(plain):
         raise ValueError(f"backbone={name!r} has no pretrained weights; choose another one, or pretrained=False")
     # Swin refuses sizes other than that of its training unless told that they are welcome: its windows pad.
@@ -69,14 +69,14 @@ def building(name: str, pretrained: bool, output_stride: int = 32) -> Iterator[N
                 f"backbone={name!r} has no stages of strides 4, 8, 16 and 32 ({reason}); choose a hierarchical one, "
                 "e.g. resnet50, mit_b0, tu-convnext_tiny or tu-swin_tiny_patch4_window7_224"
             ) from error
-        # smp says "dilated", timm does not know the argument or asserts that the stride is 32
-        undilated = isinstance(error, (TypeError, AssertionError)) or "dilated" in reason or "output_stride" in reason
+        # smp says "dilated", timm does not know the argument, or asserts without a word that the stride is 32
+        undilated = isinstance(error, AssertionError) or "dilated" in reason or "output_stride" in reason
         if output_stride != 32 and undilated:
             raise ValueError(
                 f"backbone={name!r} cannot be dilated to stride {output_stride} ({reason}), which this model needs; "
                 "choose a convolutional one, e.g. resnet50 or tu-convnext_tiny, or model 'upernet', which takes any"
             ) from error
-        if pretrained:
+        if pretrained and type(error) not in (ValueError, TypeError, KeyError, AssertionError):  # as the hub's are not
             raise OSError(
                 f"the pretrained weights of backbone={name!r} cannot be had ({type(error).__name__}: {reason}); with "
                 "a network they are downloaded once and kept, with pretrained=False (--no-pretrained) none are needed"
@@ -93,5 +93,5 @@ def _suggestions(name: str) -> str:
     # without the prefix and the punctuation, about which one is unsure
     plain = {re.sub(r"[^a-z0-9]", "", known.removeprefix("tu-").lower()): known for known in reversed(names)}
     near = difflib.get_close_matches(re.sub(r"[^a-z0-9]", "", name.removeprefix("tu-").lower()), plain, n=3, cutoff=0.6)
-    meant = f"did you mean {' or '.join(plain[word] for word in near)}? " if near else ""
-    return f"{meant}These are all: {_LIST}"
+    meant = f"Did you mean {' or '.join(plain[word] for word in near)}? " if near else ""
+    return f"{meant}All names: {_LIST}"

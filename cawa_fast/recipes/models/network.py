@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
-from collections.abc import Callable
+import numbers
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +18,7 @@ _MULTIPLES = (4, 8, 16, 32, 64, 128, 256)
 
 def check_num_classes(num_classes: int) -> None:
     """Raises ``ValueError`` unless ``num_classes`` is an integer of at least 1."""
-    if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1:
+    if not isinstance(num_classes, numbers.Integral) or num_classes < 1:
         raise ValueError(f"num_classes={num_classes!r} must be at least 1, an integer")
 
 
@@ -70,16 +73,43 @@ def _advice(
 
 
 def _runs(network: nn.Module, forward: Callable[[Any, Tensor], Tensor], images: Tensor, size: Any) -> bool:
-    modes = {module: module.training for module in network.modules()}
     try:
-        with torch.no_grad():
-            forward(network.eval(), images.new_zeros(1, 3, *size))
+        with torch.no_grad(), _evaluating(network):
+            forward(network, images.new_zeros(1, 3, *size))
     except (ValueError, RuntimeError, AssertionError):
         return False
+    return True
+
+
+@contextlib.contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
     finally:
         for module, training in modes.items():
             module.training = training
-    return True
+
+
+def try_size(network: nn.Module, size: tuple[int, int], batch: int | None = None) -> None:
+    """One forward pass of a blank image ``(H, W)``, which leaves no trace in the network.
+
+    Args:
+        network: on its device.
+        size: H, W.
+        batch: images at once in training: with 1, also whether the network can be trained on so few.
+
+    Raises:
+        ValueError: the network cannot take it; the message says what it can.
+    """
+    device = next(network.parameters()).device
+    blank = torch.zeros(1, 3, *size, device=device)
+    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with _evaluating(network):
+            network(blank)
+        if batch == 1:
+            copy.deepcopy(network).train()(blank)
 
 
 class AuxiliaryHead(nn.Sequential):
