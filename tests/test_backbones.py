@@ -148,6 +148,7 @@ def test_images_of_the_wrong_kind(name: str) -> None:
     [
         ("ocrnet", "tu-hrnet_w18_small", (67, 45), 32, "96x64"),
         ("ocrnet", "tu-hrnet_w18_small", (96, 112), 32, "96x128"),
+        ("ocrnet", "tu-hrnet_w18_small", (60, 60), 32, "64x64"),  # whose next multiple of 8 is one of 32 by chance
         ("upernet", "swin_tiny_patch4_window7_224", (67, 45), 4, "68x48"),
         ("segformer", "mit_b0", (16, 96), 32, "32x96"),  # its attention shrinks what it looks at eightfold
         ("segformer", "maxvit_nano_rw_256", (128, 256), 256, "256x256"),
@@ -156,9 +157,12 @@ def test_images_of_the_wrong_kind(name: str) -> None:
 def test_a_size_that_does_not_fit_is_named_with_one_that_does(
     name: str, backbone: str, size: tuple[int, int], multiple: int, example: str
 ) -> None:
-    model = build_model(name, 3, backbone=backbone).train()
-    buffers = {key: value.clone() for key, value in model.named_buffers()}
+    model = build_model(name, 3, backbone=backbone)
     message = rf"cannot take images of {size[0]}x{size[1]} \(.+\)\. Multiples of {multiple} fit, e\.g\. {example}:"
+    with pytest.raises(ValueError, match=message):
+        model.train()(images(2, *size))
+    assert all(module.training for module in model.modules())
+    buffers = {key: value.clone() for key, value in model.named_buffers()}
     with pytest.raises(ValueError, match=message):
         model.eval()(images(1, *size))
     assert not model.training
