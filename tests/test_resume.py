@@ -98,6 +98,19 @@ def test_a_file_appears_complete_or_not_at_all(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_the_process_that_writes_removes_what_a_killed_one_left(
+    tmp_path: Path, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others may find the file that the first is writing."""
+    run(tmp_path)
+    half_written = tmp_path / ".dataset.json.abc"
+    half_written.touch()
+    monkeypatch.setattr("cawa_fast.recipes.distributed.rank", lambda: rank)
+    Trainer(TINY, RunFolder(tmp_path), Silent())
+    assert half_written.exists() == (rank == 1)
+
+
 def test_metrics_that_ran_ahead_of_the_checkpoint_are_cut_back(tmp_path: Path) -> None:
     run(tmp_path)
     metrics = tmp_path / "metrics.jsonl"

@@ -104,11 +104,15 @@ class RunFolder:
             torch.save(checkpoint, file)
         self.write_metrics(checkpoint["metrics"])
 
-    def load(self) -> dict[str, Any] | None:
-        """The latest checkpoint on the CPU, or None if no epoch was finished."""
+    def load(self, *, tidy: bool = True) -> dict[str, Any] | None:
+        """The latest checkpoint on the CPU, or None if no epoch was finished.
+
+        Args:
+            tidy: remove what a killed process left half written. False where another process may be writing just now.
+        """
         if not self.exists():
             return None
-        for name in ("latest.pt", "best.pt", "metrics.jsonl", "config.json", "dataset.json"):
+        for name in ("latest.pt", "best.pt", "metrics.jsonl", "config.json", "dataset.json") if tidy else ():
             for leftover in self.path.glob(f".{name}.*"):  # of a process that was killed while it wrote
                 leftover.unlink()
         if not self.latest.exists():

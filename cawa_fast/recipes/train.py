@@ -397,7 +397,7 @@ class Trainer:
         self.folder.save(checkpoint, best=best)
 
     def _restore(self) -> None:
-        checkpoint = self.folder.load()
+        checkpoint = self.folder.load(tidy=distributed.rank() == 0)
         if checkpoint is None:
             return
         self.model.load_state_dict(checkpoint["model"])
