@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -31,8 +32,6 @@ from cawa_fast.recipes.datasets import labels as label_files
 from cawa_fast.recipes.datasets._colours import voc_colour
 from cawa_fast.recipes.datasets.class_list import read_class_list
 from cawa_fast.recipes.datasets.labels import COLOUR, LabelRule, histogram, pack, read_codes
-
-SHARED = {"ade20k": "ade20k_sample", "camvid": "camvid"}
 
 
 def open_layout(key: str, root: Path, split: str = "val", **options):
@@ -118,12 +117,12 @@ def test_a_data_set_can_be_sent_to_a_process(key, tmp_path):
     np.testing.assert_array_equal(copy.read(0)[1], data.read(0)[1])
 
 
-@pytest.mark.parametrize(("name", "folder"), SHARED.items())
-def test_real_trees(name, folder):
-    """Where the machine has them."""
-    root = Path("../shared/data") / folder
+@pytest.mark.parametrize("name", FILE_DATASETS)
+def test_real_trees(name):
+    """Where there are any: CAWA_FAST_DATA names a folder with a folder for each data set, by its name."""
+    root = Path(os.environ.get("CAWA_FAST_DATA", "nowhere")) / name
     if not root.is_dir():
-        pytest.skip(f"{root} is not there")
+        pytest.skip("CAWA_FAST_DATA names no such tree")
     data = build_dataset(name, root=str(root), split="val")
     image, label = data.read(len(data) - 1)
     assert image.shape[:2] == label.shape
@@ -246,7 +245,7 @@ def test_coco_stuff10k_as_distributed(tmp_path):
 def test_matlab_files_name_what_they_need(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
     monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(ImportError, match="MATLAB files need SciPy"):
+    with pytest.raises(ValueError, match=r"a\.mat: MATLAB files need SciPy: pip install scipy"):
         read_codes(tmp_path / "a.mat", LabelRule({0: 0}, "0", "none"))
 
 
@@ -400,6 +399,13 @@ def test_folder_trees(tmp_path, layout, tag):
 
 
 TWO = ((128, 64, 128), (0, 0, 142))
+
+
+def test_image_names_may_end_like_masks(tmp_path):
+    trees.folder(tmp_path, "val", [trees.stripes([2])])
+    (tmp_path / "images" / "val" / "0.jpg").rename(tmp_path / "images" / "val" / "0_gt.jpg")
+    (tmp_path / "masks" / "val" / "0.png").rename(tmp_path / "masks" / "val" / "0_gt.png")
+    assert (FolderDataset(tmp_path, "val").read(0)[1] == 2).all()
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def _choose(data: SegmentationDataset, rare: Sequence[int], count: int) -> Itera
     step = max(1, -(-len(data) // _SCANNED))
     pixels: dict[int, np.ndarray] = {}
     for index in range(0, len(data), step):
-        label = data.read(index)[1]
+        label = data.read_label(index)
         share = np.bincount(label.reshape(-1), minlength=256)[list(rare)] / label.size
         pixels[index] = np.where(share >= _LEAST_SHARE, share, 0)
     shown = np.zeros(len(rare))

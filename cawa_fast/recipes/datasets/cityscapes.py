@@ -83,7 +83,7 @@ class CityscapesDataset(FileDataset):
         images = need_folder(base / "leftImg8bit" / split, self.tree)
         truth = need_folder(base / "gtFine" / split, self.tree)
         trained = labels == "labelTrainIds" or (labels == "auto" and next(truth.rglob(f"*{_TRAIN}"), None) is not None)
-        found = pair_folders(images, truth, ("_leftImg8bit.png",), (_TRAIN if trained else _IDS,))
+        found = pair_folders(images, truth, ("_leftImg8bit.png", "_leftImg8bit.jpg"), (_TRAIN if trained else _IDS,))
         super().__init__(base, split, found, _train_rule() if trained else _id_rule(), resize=resize, **options)
 
 

@@ -11,11 +11,8 @@ from .files import IMAGE_SUFFIXES, FileDataset, Listing, listed_pairs, open_root
 _IMAGES, _MASKS = ("images", "image", "imgs", "img"), ("masks", "mask", "labels", "label", "annotations", "annotation")
 _IMAGE_ENDS = (*IMAGE_SUFFIXES, ".tif", ".tiff", ".bmp", ".webp")
 # no JPEG: it changes values
-_MASK_ENDS = tuple(
-    f"{tag}{suffix}"
-    for tag in ("_mask", "_label", "_labels", "_labelIds", "_labelTrainIds", "_gt", "_seg", "")
-    for suffix in (".png", ".tif", ".tiff", ".bmp", ".gif")
-)
+_MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
+_TAGS = ("_mask", "_label", "_labels", "_labelIds", "_labelTrainIds", "_gt", "_seg", "")
 
 
 class FolderDataset(FileDataset):
@@ -75,4 +72,8 @@ def _found(root: Path, split: str) -> Listing:
             f"{root} holds neither {lacking}/{split} nor {split}/{lacking} nor {split}.txt; expected under the root:\n"
             f"{FolderDataset.tree}"
         )
-    return pair_folders(images, masks, _IMAGE_ENDS, _MASK_ENDS)
+    same = pair_folders(images, masks, _IMAGE_ENDS, _MASK_SUFFIXES)
+    if not same.unpaired:
+        return same
+    ends = [f"{tag}{suffix}" for tag in _TAGS for suffix in _MASK_SUFFIXES]
+    return max(same, pair_folders(images, masks, _IMAGE_ENDS, ends), key=lambda listing: len(listing.pairs))

@@ -243,9 +243,8 @@ def _from_matlab(file: str | Path) -> np.ndarray:
         from scipy.io import loadmat
         from scipy.io.matlab import MatReadError
     except ImportError as error:
-        raise ImportError(
-            f"{file}: MATLAB files need SciPy: pip install scipy, or convert the maps to *_labelTrainIds.png",
-            name="scipy",
+        raise ValueError(
+            f"{file}: MATLAB files need SciPy: pip install scipy, or convert the maps to *_labelTrainIds.png"
         ) from error
     try:
         codes = np.asarray(loadmat(str(file), variable_names=["S"])["S"])
