@@ -296,8 +296,8 @@ def test_peak_memory_counts_what_a_call_allocates() -> None:
         torch.ones(size, dtype=torch.uint8)  # freed at once; the peak remembers
         return torch.ones(size // 2, dtype=torch.uint8)
 
-    assert size <= memory._peak(run) + 2**20
-    assert memory._peak(run) < 2 * size
+    assert size <= memory.peak(run) + 2**20
+    assert memory.peak(run) < 2 * size
 
 
 # ------------------------------------------------------------------------------------------------------------ the rows

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import cawa_fast as cf
-from cawa_fast.recipes.models import build_model
+from cawa_fast.recipes.models import WITH_AUXILIARY, build_model
 from cawa_fast.recipes.stopwatch import Stopwatch
 
 from .. import cases
@@ -60,7 +60,8 @@ class Epoch:
             import_torchvision()  # the networks' libraries import it, whether or not it works
         torch.manual_seed(0)
         classes = row.data.classes
-        network = build_model(row.model, classes, backbone=row.backbone)
+        options = {"auxiliary": 0} if row.model in WITH_AUXILIARY else {}
+        network = build_model(row.model, classes, backbone=row.backbone, **options)
         self.train_batches = batches(row, row.crop, row.batch, device)
         self.val_batches = batches(row, row.val, row.val_batch, device)
         contiguous, present = self._best_for_plain(network)
