@@ -114,9 +114,10 @@ def _report_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
     if _checks.label_check_is_off():
         return
     if _runs_triton(target.device):
-        report = _checks.open_report("target", target.device, num_classes, ignore_index)
-        kernels("labels").label_histogram(target.reshape(1, -1), None, report, num_classes, ignore_index)
-        _checks.close_report("target", report, num_classes, ignore_index)
+        with _on_device_of(target):  # which those who leave the rest to plain PyTorch have not made the current one
+            report = _checks.open_report("target", target.device, num_classes, ignore_index)
+            kernels("labels").label_histogram(target.reshape(1, -1), None, report, num_classes, ignore_index)
+            _checks.close_report("target", report, num_classes, ignore_index)
         return
     native = target.device.type == "cpu" and _native.available()
     find = torch.ops.cawa_fast_cpu.bad_labels if native else reference.bad_labels

@@ -103,7 +103,7 @@ def bad_labels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     labels = target.to(torch.int64)
     bad = ((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)
     if bad.numel() == 0:
-        return labels.new_tensor((0, _INT64.max, _INT64.min))
+        return torch.stack([labels.new_full((), value) for value in (0, _INT64.max, _INT64.min)])  # copied from nowhere
     return torch.stack((bad.sum(), labels.where(bad, _INT64.max).amin(), labels.where(bad, _INT64.min).amax()))
 
 

@@ -117,7 +117,8 @@ double run(const Tensor& input, const Tensor& target, const Tensor* grad_input, 
   STD_TORCH_CHECK(equal || target.dim() == 3, "sizes may differ for input (N, C, h, w) and target (N, H, W) only");
   const Labels labels = labels_of(target, input.size(1), ignore_index);
   if (input.numel() == 0 || target.numel() == 0) {
-    if (grad_input) std::memset(grad_input->mutable_data_ptr(), 0, grad_input->numel() * grad_input->element_size());
+    const int64_t bytes = grad_input ? grad_input->numel() * static_cast<int64_t>(grad_input->element_size()) : 0;
+    if (bytes > 0) std::memset(grad_input->mutable_data_ptr(), 0, bytes);  // of nothing, the address may be null
     return 0;
   }
   return equal ? run_equal(input, grad_input, labels, loss)

@@ -235,12 +235,14 @@ def _counts(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PATCH_ROWS: tl.constexpr, PATCH_COLUMNS: tl.constexpr,
     NORMALIZE: tl.constexpr, SAME: tl.constexpr, ALIGN_CORNERS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    # (tiles, images)
-    image = tl.program_id(1).to(tl.int64)
+    # (images * tiles,)
     class_stride = tl.cast(stride_c, tl.int64)
     tiles_x = tl.cdiv(out_width, COLUMNS)
-    first_y = tl.program_id(0) // tiles_x * ROWS
-    first_x = tl.program_id(0) % tiles_x * COLUMNS
+    tiles = tiles_x * tl.cdiv(out_height, ROWS)
+    image = (tl.program_id(0) // tiles).to(tl.int64)
+    tile = tl.program_id(0) % tiles
+    first_y = tile // tiles_x * ROWS
+    first_x = tile % tiles_x * COLUMNS
     index = tl.arange(0, ROWS * COLUMNS)
     y, x = first_y + index // COLUMNS, first_x + index % COLUMNS
     inside = (y < out_height) & (x < out_width)
@@ -355,5 +357,5 @@ def cam_counts(
     arguments |= {"ROWS": tile["ROWS"], "COLUMNS": tile["COLUMNS"], "PATCH_ROWS": patch[0], "PATCH_COLUMNS": patch[1]}
     arguments |= {"SAME": same, "ALIGN_CORNERS": align_corners} | strides | low | high | common | wide
     tiles = cdiv(out_height, tile["ROWS"]) * cdiv(out_width, tile["COLUMNS"])
-    launch(_counts, (tiles, images), arguments, tile)
+    launch(_counts, (images * tiles,), arguments, tile)
     return counts[0], counts[1], counts[2]

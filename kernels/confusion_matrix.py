@@ -48,12 +48,14 @@ def _confusion_matrix(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PATCH_ROWS: tl.constexpr, PATCH_COLUMNS: tl.constexpr,
     DISTINCT: tl.constexpr, CHECK: tl.constexpr, SAME: tl.constexpr, ALIGN_CORNERS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    # (tiles, images); PATCH_ROWS 0: every class is interpolated at every pixel
-    image = tl.program_id(1).to(tl.int64)
+    # (images * tiles,); PATCH_ROWS 0: every class is interpolated at every pixel
     class_stride = tl.cast(stride_c, tl.int64)
     tiles_x = tl.cdiv(out_width, COLUMNS)
-    first_y = tl.program_id(0) // tiles_x * ROWS
-    first_x = tl.program_id(0) % tiles_x * COLUMNS
+    tiles = tiles_x * tl.cdiv(out_height, ROWS)
+    image = (tl.program_id(0) // tiles).to(tl.int64)
+    tile = tl.program_id(0) % tiles
+    first_y = tile // tiles_x * ROWS
+    first_x = tile % tiles_x * COLUMNS
     index = tl.arange(0, ROWS * COLUMNS)
     y, x = first_y + index // COLUMNS, first_x + index % COLUMNS
     inside = (y < out_height) & (x < out_width)
@@ -172,4 +174,4 @@ def confusion_matrix(
         "WIDE": needs_64_bits(input),
     }
     tiles = cdiv(out_height, tile["ROWS"]) * cdiv(out_width, tile["COLUMNS"])
-    launch(_confusion_matrix, (tiles, images), arguments, tile)
+    launch(_confusion_matrix, (images * tiles,), arguments, tile)

@@ -16,16 +16,17 @@ def _label_histogram(
     target, counts, report, pixels, num_classes, ignore_index,
     BLOCK: tl.constexpr, DISTINCT: tl.constexpr, COUNT: tl.constexpr, CHECK: tl.constexpr,
 ):  # fmt: skip
-    # (blocks, images)
-    image = tl.program_id(1)
-    offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    # (images * blocks,)
+    blocks = tl.cdiv(pixels, BLOCK)
+    image = (tl.program_id(0) // blocks).to(tl.int64)
+    offset = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offset < pixels
-    label = tl.load(target + image.to(tl.int64) * pixels + offset, mask=inside, other=0).to(tl.int64)
+    label = tl.load(target + image * pixels + offset, mask=inside, other=0).to(tl.int64)
     kept = inside & (label != ignore_index)
     is_class = (label >= 0) & (label < num_classes)
     if COUNT:
         keys = tl.where(kept & is_class, label, -1).to(tl.int32)
-        add_counts(keys, counts + image.to(tl.int64) * num_classes, DISTINCT)
+        add_counts(keys, counts + image * num_classes, DISTINCT)
     if CHECK:
         report_bad(label, kept & (is_class == 0), report)
 
@@ -59,7 +60,7 @@ def label_histogram(
         "COUNT": counts is not None,
         "CHECK": report is not None,
     }
-    launch(_label_histogram, (cdiv(pixels, tile["BLOCK"]), images), arguments, tile)
+    launch(_label_histogram, (images * cdiv(pixels, tile["BLOCK"]),), arguments, tile)
 
 
 @triton.jit(do_not_specialize=["pixels", "num_classes", "ignore_index"])

@@ -1,19 +1,22 @@
 """Fixtures of the whole suite.
 
 CAWA_FAST_TEST_DEVICE=cuda in the environment runs the tests of the operators on a GPU: its kernels, and plain PyTorch
-there. Otherwise the Triton kernels run in Triton's interpreter.
+there. Otherwise the Triton kernels run in Triton's interpreter; with CAWA_FAST_TEST_DEVICE=pretend on tensors that say
+that they are not on the CPU (pretend.py), to find out without a GPU whether the tests themselves suit one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import warnings
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 DEVICE = os.environ.get("CAWA_FAST_TEST_DEVICE", "cpu")
-if DEVICE == "cpu":
+if DEVICE in ("cpu", "pretend"):
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before any import
 
 import pytest
@@ -33,13 +36,55 @@ def _fresh_state() -> Iterator[None]:
     previous = cf.set_label_check("auto")
     yield
     cf.set_label_check(previous)
+    _read_labels()
+
+
+def _read_labels() -> None:
     with contextlib.suppress(ValueError):  # a test's own, which it did not read
         cf.check_labels()
 
 
-INTERPRETED = int(os.environ.get("CAWA_FAST_TEST_INTERPRETED", "20"))  # one test in so many
+def _moved(value: Any) -> Any:
+    """``value`` with its CPU tensors on the device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(DEVICE) if value.device.type == "cpu" else value
+    if isinstance(value, dict):
+        return {key: _moved(item) for key, item in value.items()}
+    return type(value)(map(_moved, value)) if type(value) in (tuple, list) else value
+
+
+on_a_cpu = pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU the host would have to wait for the values")
+
+
+# Of tests that are marked so, one combination in so many runs in Triton's interpreter, and at least LEAST of each test.
+SAMPLED, LEAST = int(os.environ.get("CAWA_FAST_TEST_SAMPLED", "20")), 2
 EMULATION = [] if emulation.why_not() else [emulation.NAME]
-BACKENDS = ["reference", "triton", *([*_native.instruction_sets(), *EMULATION] if DEVICE == "cpu" else ["cuda"])]
+BACKENDS = ["reference", "triton"]
+BACKENDS += {"cpu": [*_native.instruction_sets(), *EMULATION], "pretend": []}.get(DEVICE, ["cuda"])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On a device, whose time is short, the tests that need it come first. On a CPU what the interpreter has no time
+    for is left out; all other tests run in it, with every combination."""
+    if DEVICE != "cpu":
+        items.sort(key=_without_device)
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec and callspec.params.get("backend") == "triton" and item.get_closest_marker("sampled"):
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    skip = pytest.mark.skip(reason="the interpreter is slow: it runs some of the combinations")
+    for combinations in tests.values() if DEVICE != "cuda" else ():
+        combinations.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
+        for item in combinations[max(LEAST, -(-len(combinations) // SAMPLED)) :]:
+            item.add_marker(skip)
+
+
+def _without_device(item: pytest.Item) -> int:
+    """How little a test is about a device."""
+    if item.get_closest_marker("gpu"):
+        return 0
+    return 1 if "backend" in item.fixturenames or item.path.name == "test_triton_kernels.py" else 2
 
 
 @pytest.fixture(params=BACKENDS)
@@ -47,20 +92,31 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Runs a test with plain PyTorch, with the compiled operators of each instruction set, and with Triton kernels."""
     with contextlib.ExitStack() as stack:
         if DEVICE != "cpu":
-            stack.enter_context(torch.device(DEVICE))
+            if DEVICE == "pretend":
+                import pretend
+
+                stack.enter_context(pretend.device())
+                stack.callback(_read_labels)
+            else:
+                stack.enter_context(torch.device(DEVICE))
+            cf.set_label_check("sync")  # errors at once, as on a CPU; tests of other modes set theirs
             for name, value in vars(request.module).items():
                 if isinstance(value, torch.Tensor):  # made before this
-                    monkeypatch.setattr(request.module, name, value.to(DEVICE))
+                    monkeypatch.setattr(request.module, name, _moved(value))
+            callspec = getattr(request.node, "callspec", None)
+            for name in callspec.params if callspec else ():
+                if name != "backend":
+                    request.node.funcargs[name] = _moved(callspec.params[name])
             if request.param != "cuda":  # CUDA C++, and Triton for what that does not have
                 monkeypatch.setattr(_native, "cuda_available", lambda: False)
         if request.param == "reference":
             monkeypatch.setattr(_native, "available", lambda: False)
             monkeypatch.setattr(_ops, "_runs_triton", lambda device: False)
         elif request.param == "triton":
-            if DEVICE == "cpu":
-                if zlib.crc32(request.node.nodeid.encode()) % INTERPRETED != 0:
-                    pytest.skip("the interpreter is slow: it runs one of several combinations")
+            if DEVICE != "cuda":
                 stack.enter_context(interpreter.kernels_on_the_cpu(monkeypatch))
+                if DEVICE == "pretend":
+                    pretend.use_kernels(monkeypatch)
         elif request.param == emulation.NAME:
             if request.path.name != "test_cross_entropy.py":
                 pytest.skip("only this loss is CUDA C++")
@@ -71,15 +127,27 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         yield request.param
 
 
+def _import_peers(*names: str) -> None:
+    """All of them import torchvision. A GPU's image may lack some: there their tests are skipped, here they fail."""
+    try:
+        import_torchvision()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # other people's deprecations, while they are imported
+            for name in names:
+                importlib.import_module(name)
+    except ImportError as error:
+        if DEVICE == "cpu":
+            raise
+        pytest.skip(str(error))
+
+
 @pytest.fixture(scope="session")
 def peers() -> None:
-    """Makes the libraries importable that results are compared with: pytorch-grad-cam, torch-cam, torchmetrics.
+    """Makes the libraries importable that results are compared with: pytorch-grad-cam, torch-cam, torchmetrics."""
+    _import_peers("pytorch_grad_cam", "torchcam.methods", "torchmetrics")
 
-    All of them import torchvision.
-    """
-    import_torchvision()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # other people's deprecations, while they are imported
-        import pytorch_grad_cam  # noqa: F401
-        import torchcam.methods  # noqa: F401
-        import torchmetrics  # noqa: F401
+
+@pytest.fixture(scope="session")
+def torchmetrics() -> None:
+    """Makes torchmetrics alone importable."""
+    _import_peers("torchmetrics")

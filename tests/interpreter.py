@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import types
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ import triton.language as tl
 import triton.runtime.interpreter as interpreter
 from cawa_fast.kernels import _tiling
 
-from cawa_fast import _ops
+from cawa_fast import _native, _ops
 
 SMALL = {
     "label_histogram": {"BLOCK": 1024, "DISTINCT": 3, "num_warps": 1},
@@ -70,7 +71,11 @@ def kernels_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", _fused_multiply_add)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "cast_impl", _cast_to_nearest)
     monkeypatch.setattr(_ops, "_runs_triton", lambda device: True)
-    with contextlib.ExitStack() as stack, np.errstate(all="ignore"):
+    monkeypatch.setattr(
+        _native, "cuda_available", lambda: False
+    )  # for CUDA tensors, where torch has CUDA and it is built
+    with contextlib.ExitStack() as stack, np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)  # which has a maximum: NaN
         stack.enter_context(_patched_language(monkeypatch))
         # Triton 3.6 makes an integer of an array of one value, which NumPy 2.4 refuses
         monkeypatch.setattr(tl.core.tensor, "__index__", lambda self: int(self.handle.data.reshape(())), raising=False)

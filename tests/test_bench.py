@@ -68,7 +68,7 @@ def test_bfloat16_computes_the_same_loss() -> None:
 @pytest.mark.parametrize("rival", ["eager", "eager, channels_last", "torchmetrics", "torchmetrics, deterministic"])
 def test_confusion_matrix_rivals_agree(rival: str, content: str, request: pytest.FixtureRequest) -> None:
     if rival.startswith("torchmetrics"):
-        request.getfixturevalue("peers")  # imports it, or fails as the tests of the peers do
+        request.getfixturevalue("torchmetrics")  # imports it, or fails as the tests of the peers do
     given = problem(content)
     (ours,), (theirs,) = results("ours", "confusion_matrix", given), results(rival, "confusion_matrix", given)
     assert ours.sum() == theirs.sum() == (given.labels != cases.IGNORE).sum()
@@ -90,7 +90,7 @@ def test_mmsegmentation_counts_the_same_areas() -> None:
 @pytest.mark.parametrize("rival", ["eager", "eager, present", "torchmetrics"])
 def test_cam_counts_rivals_agree(rival: str, content: str, request: pytest.FixtureRequest) -> None:
     if rival == "torchmetrics":
-        request.getfixturevalue("peers")
+        request.getfixturevalue("torchmetrics")
     given = problem(content)
     for ours, theirs in zip(results("ours", "cam_counts", given), results(rival, "cam_counts", given), strict=True):
         assert (ours - theirs).abs().sum() <= 4, "more than a few pixels differ: that is no rounding"

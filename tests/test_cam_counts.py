@@ -171,6 +171,7 @@ def by_definition(cam, target, tau, normalize, classes, corners):
     return counts.tolist()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("classes", ["present", "all"])
 @pytest.mark.parametrize("normalize", NORMALIZE)
 @pytest.mark.parametrize("content", CONTENTS)
@@ -187,6 +188,7 @@ def test_definition(ratio, content, normalize, classes):
             assert (counts.tp + counts.fn).equal(truth)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("labels", LABELS)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_dtypes(dtype, labels):
@@ -196,6 +198,7 @@ def test_dtypes(dtype, labels):
     assert lists(counts) == by_definition(cam, case.target, 0.5, "max", "present", False)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("normalize", NORMALIZE)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout, normalize):
@@ -208,6 +211,7 @@ def test_layouts(layout, normalize):
         assert lists(counts) == lists(expected)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("content", ["noise", "smooth"])
 @pytest.mark.parametrize("ratio", ["same", "x4", "non-integer", "anisotropic"])
 def test_order_of_pytorch_grad_cam(ratio, content, peers):
@@ -217,10 +221,11 @@ def test_order_of_pytorch_grad_cam(ratio, content, peers):
     cam = case.logits.relu()
     counts = CF.cam_counts(cam, case.target, normalize="gradcam", classes="all", ignore_index=255)
     high = case.target.shape[:0:-1]
-    scaled = torch.stack([torch.tensor(scale_cam_image(scale_cam_image(c, high))) for c in cam.numpy()])
+    scaled = torch.stack([torch.tensor(scale_cam_image(scale_cam_image(c, high))) for c in cam.cpu().numpy()])
     assert_agree(counts, scaled, case.target)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("content", ["noise", "smooth"])
 @pytest.mark.parametrize("ratio", ["same", "x4", "non-integer", "anisotropic"])
 def test_order_of_torchcam(ratio, content, peers):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import cawa_fast as cf
+from conftest import DEVICE
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -200,7 +201,7 @@ def test_autocast():
     model = network().eval()
     cawa = cf.CAWA(model, C, ignore_index=255)
     images, target = batch()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         model(images)
         loss = cawa.loss(target)
         cawa.observe(target)

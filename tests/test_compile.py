@@ -29,6 +29,7 @@ def transposed(target):
     return target.mT.contiguous().mT
 
 
+@pytest.mark.sampled
 @every_backend
 @pytest.mark.parametrize("weight", [WEIGHT, None], ids=["weighted", "plain"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -43,6 +44,7 @@ def test_opcheck_cross_entropy(size, reduction, weight):
 CHEAP = ("test_schema", "test_faketensor")  # what layouts and dtypes can break
 
 
+@pytest.mark.sampled
 @every_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("reduction", ["mean", "none", "class_mean"])
@@ -67,6 +69,7 @@ def test_opcheck_counting(size):
     torch.library.opcheck(OPS.cam_counts, (logits.relu(), target, 0.5, "max", "present", 255, False))
 
 
+@pytest.mark.sampled
 @every_backend
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", SIZES)

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 import cawa_fast as cf
 import cawa_fast.functional as CF
 from cases import FINITE, FLOATS, LABELS, LAYOUTS, RATIOS, noise
+from cawa_fast import _ops
+from conftest import DEVICE, on_a_cpu
 from losses import by_formula, check
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -18,6 +20,7 @@ C = 7
 WEIGHT = torch.tensor([0.2, 1.0, 3.0, 0.0, 0.7, 1.4, 2.5])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("corners", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("ratio", RATIOS)
@@ -29,6 +32,7 @@ def test_value_and_gradient(reduction, ratio, smoothing, corners):
     check(*case, WEIGHT, reduction=reduction, smoothing=smoothing, corners=corners, grad=grad)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("content", [name for name in FINITE if name not in ("all_ignored", "empty")])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("ratio", ["same", "x4", "non-integer", "down"])
@@ -47,6 +51,7 @@ def test_strided_target(transform):
     check(case.logits, target, WEIGHT, reduction="none", grad=torch.randn(target.shape))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("ratio", ["same", "non-integer"])
 @pytest.mark.parametrize("labels", LABELS)
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -74,12 +79,14 @@ def test_weights_that_are_zero_for_all_labels_there_are():
         assert CF.cross_entropy(logits, target, WEIGHT, label_smoothing=smoothing).isnan()
 
 
+@on_a_cpu
 def test_weight_that_float32_cannot_hold():
     weight = torch.tensor([1e39, *[1.0] * (C - 1)], dtype=torch.float64)
     with pytest.raises(ValueError, match=r"weight must be finite.*weight\[0\] is inf"):
         CF.cross_entropy(torch.randn(1, C, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64), weight)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("classes", [1, 2, 3, 16, 17, 150, 257])
 def test_number_of_classes(classes):
     case = noise(classes, 2, (5, 7), (20, 21))
@@ -144,7 +151,7 @@ def test_empty(reduction, shape):
     assert leaf.grad.shape == shape
 
 
-def test_expanded_gradient():
+def test_expanded_gradient(backend):
     """``loss.sum().backward()`` hands down a gradient of stride 0."""
     case = noise(C, 2, (6, 9), (24, 36))
     grads = []
@@ -152,7 +159,8 @@ def test_expanded_gradient():
         leaf = case.logits.clone().requires_grad_()
         CF.cross_entropy(leaf, case.target, WEIGHT, ignore_index=255, reduction="none").backward(grad)
         grads.append(leaf.grad)
-    assert grads[0].equal(grads[1])
+    exact = backend != "reference" or DEVICE == "cpu"  # PyTorch's sums on a GPU are in no fixed order
+    torch.testing.assert_close(grads[0], grads[1], rtol=0 if exact else 1e-5, atol=0 if exact else 1e-7)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -253,8 +261,8 @@ def labels(*shape, dtype=torch.int64):
         ((logits(), labels()), {"reduction": "average"}, ValueError, "reduction.*mean.*'average'"),
         ((logits(), labels()), {"label_smoothing": 1.5}, ValueError, "label_smoothing.*1.5"),
         ((logits(), labels()), {"label_smoothing": float("nan")}, ValueError, "label_smoothing.*nan"),
-        ((logits(), labels().to("meta")), {}, ValueError, "target is on meta.*cpu"),
-        ((logits(), labels(), torch.ones(C, device="meta")), {}, ValueError, "weight is on meta.*cpu"),
+        ((logits(), labels().to("meta")), {}, ValueError, f"target is on meta.*{DEVICE}"),
+        ((logits(), labels(), torch.ones(C, device="meta")), {}, ValueError, f"weight is on meta.*{DEVICE}"),
     ],
 )
 def test_errors_name_the_argument_and_the_value(arguments, options, error, message):
@@ -266,7 +274,7 @@ def test_autocast():
     """A network under autocast gives bfloat16 logits; the loss is float32, the gradients reach its float32 weights."""
     layer = torch.nn.Conv2d(4, C, 1)
     case = noise(C, 2, (6, 9), (24, 36))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         out = layer(torch.randn(2, 4, 6, 9))
         loss = CF.cross_entropy(out, case.target, WEIGHT, ignore_index=255)
     assert (out.dtype, loss.dtype) == (torch.bfloat16, torch.float32)
@@ -329,5 +337,7 @@ def test_module_errors(options, message):
 )
 def test_any_size(sizes, classes, corners, seed):
     torch.manual_seed(seed)
+    if DEVICE == "cpu" and _ops._runs_triton(torch.device(DEVICE)):  # the interpreter is slow
+        sizes, classes = [1 + size % 12 for size in sizes], 1 + classes % 6
     case = noise(classes, 1, sizes[:2], sizes[2:])
     check(*case, torch.rand(classes) + 0.1, reduction="valid_mean", corners=corners)

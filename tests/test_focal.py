@@ -29,6 +29,7 @@ def by_formula(dtype, logits, target, gamma, weight, reduction):
     return pixel if reduction == "none" else pixel.sum() / divisor
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("ratio", ["same", "x4", "down"])
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
@@ -47,6 +48,7 @@ def test_formula(gamma, ratio, reduction):
     assert_no_worse(leaf.grad, results[1], results[3])
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_gamma_0_is_cross_entropy(dtype, reduction):

@@ -5,6 +5,7 @@ import torch
 
 import cawa_fast as cf
 import cawa_fast.functional as CF
+from conftest import on_a_cpu
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -131,7 +132,7 @@ def test_off_reports_nothing():
     cf.check_labels()
 
 
-@pytest.mark.parametrize("mode", ["auto", "sync"])
+@pytest.mark.parametrize("mode", [pytest.param("auto", marks=on_a_cpu), "sync"])
 def test_at_once(mode):
     cf.set_label_check(mode)
     with pytest.raises(ValueError, match="the value 9"):
@@ -140,6 +141,7 @@ def test_at_once(mode):
 
 
 def test_modes():
+    cf.set_label_check("auto")
     assert cf.set_label_check("sync") == "auto"
     assert cf.set_label_check("off") == "sync"
     assert cf.set_label_check("deferred") == "off"
@@ -155,6 +157,7 @@ def test_bad_predictions_are_reported_as_such():
         cf.check_labels()
 
 
+@on_a_cpu
 @pytest.mark.parametrize("value", [-0.5, torch.nan, torch.inf, -torch.inf])
 def test_weights_must_be_finite_and_not_negative(value):
     with pytest.raises(ValueError, match=rf"weight must be finite and not negative; weight\[1\] is {value}"):

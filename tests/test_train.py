@@ -61,7 +61,7 @@ def test_tensorboard_events_hold_the_metrics(tmp_path: Path) -> None:
         assert event.value == pytest.approx(record["weight"][6])
 
 
-def test_metrics_equal_torchmetrics(peers: None) -> None:
+def test_metrics_equal_torchmetrics(torchmetrics: None) -> None:
     from torchmetrics.functional.classification import multiclass_accuracy, multiclass_jaccard_index
 
     generator = torch.Generator().manual_seed(0)

@@ -114,17 +114,24 @@ def _reason(output: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- tests
 
 
-def tests(run: Run, seconds: float, result: Found) -> None:
-    """The whole test suite on the device."""
-    junit = run.out / ".tests.xml"
-    junit.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--maxfail=50", "--tb=short", "-rfE"]
+def pytest_command(run: Run, junit: Path) -> list[str]:
+    """pytest on the whole suite, but for the tests that take long and use no device; conftest.py puts those first that
+    need one, should the time be up before the end."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--maxfail=200", "--tb=short", "-rfE"]
     command += [f"--junitxml={junit}"]
     if run.rehearse:
-        command += ["tests/test_floors.py"]
-    elif importlib.util.find_spec("xdist") is not None:
-        # every process has a CUDA context of its own
-        command += ["-n", str(max(1, min(8, (os.cpu_count() or 1) // 2)))]
+        return [*command, "tests/test_floors.py"]
+    return [*command, "-m", "not slow or gpu"]
+
+
+def tests(run: Run, seconds: float, result: Found) -> None:
+    """The test suite on the device."""
+    junit = run.out / ".tests.xml"
+    junit.unlink(missing_ok=True)
+    command = pytest_command(run, junit)
+    if not run.rehearse and importlib.util.find_spec("xdist") is not None:
+        # every process has a CUDA context of its own; most of the time goes into compiling kernels, on the CPU
+        command += ["-n", str(max(1, min(12, (os.cpu_count() or 1) - 2)))]
     done = run.spawn(command, seconds, environment=run.environment(OMP_NUM_THREADS="1"))
     result.update(parse_tests(done, junit))
     junit.unlink(missing_ok=True)

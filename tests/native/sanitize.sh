@@ -29,7 +29,8 @@ for sanitizer in ASAN UBSAN TSAN; do
     # first in the process, and the C++ library with it, or exceptions are not seen
     preload="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)"
   fi
-  # Python does not free everything at its end
+  # Python does not free everything at its end. --capture=sys: or what a sanitizer says before it ends the process is
+  # lost with pytest's own capture.
   env LD_PRELOAD="$preload" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 \
-    "$python" -m pytest -q -x -p no:cacheprovider -o pythonpath="$site" -k "not reference" $tests
+    "$python" -m pytest -q -x --capture=sys -p no:cacheprovider -o pythonpath="$site" -k "not reference" $tests
 done
