@@ -27,6 +27,11 @@ def compiler_options(tile: Mapping[str, int], fuse: bool) -> dict[str, Any]:
 FOUR_WARPS = {"num_warps": 4}
 
 
+def warps_of(block: int) -> dict[str, int]:
+    """For a program that holds ``block`` values at once in several registers each, which thousands would overflow."""
+    return {"num_warps": min(max(block // 256, 4), 32)}
+
+
 def needs_64_bits(tensor: Tensor) -> bool:
     """Whether offsets within the last two dimensions of ``tensor`` exceed 32 bits."""
     return (

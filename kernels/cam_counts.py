@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _tiling
-from ._launch import FOUR_WARPS, cdiv, launch, needs_64_bits, power_of_2
+from ._launch import FOUR_WARPS, cdiv, launch, needs_64_bits, power_of_2, warps_of
 from ._math import INFINITY, class_of, mix, offset_of, patch_offsets, somewhat_less, somewhat_more, taps
 
 NORMALIZATIONS = ("max", "minmax", "gradcam", "none")
@@ -348,7 +348,7 @@ def cam_counts(
     arguments = {"truth": truth, "ranges": ranges, "largest": extremes[0], "least": extremes[1], "wanted": wanted}
     arguments |= {"number": number, "threshold": threshold, "tp": counts[0], "fp": counts[1], "fn": counts[2]}
     arguments |= {"tau": tau, "images": images, "ALL": every, "BLOCK": power_of_2(num_classes)} | common
-    launch(_thresholds, (images,), arguments, FOUR_WARPS)
+    launch(_thresholds, (images,), arguments, warps_of(power_of_2(num_classes)))
 
     tile = _tiling.choose("cam_counts")
     patch = (0, 0) if same else _tiling.patch(tile, (height, width), (out_height, out_width), align_corners)

@@ -143,7 +143,9 @@ def confusion_matrix(
     target = target.contiguous()
     images, num_classes, height, width = input.shape
     out_height, out_width = target.shape[1:]
-    tile = _tiling.choose("confusion_matrix")
+    tile, wide = _tiling.choose("confusion_matrix"), needs_64_bits(input)
+    if wide and "maxnreg" in tile:
+        tile = {**tile, "maxnreg": 168}  # offsets of 64 bits need twice the registers
     same = (height, width) == (out_height, out_width)
     patch = (0, 0) if same else _tiling.patch(tile, (height, width), (out_height, out_width), align_corners)
     arguments = {
@@ -171,7 +173,7 @@ def confusion_matrix(
         "DISTINCT": tile["DISTINCT"],
         "SAME": same,
         "ALIGN_CORNERS": align_corners,
-        "WIDE": needs_64_bits(input),
+        "WIDE": wide,
     }
     tiles = cdiv(out_height, tile["ROWS"]) * cdiv(out_width, tile["COLUMNS"])
     launch(_confusion_matrix, (images * tiles,), arguments, tile)

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _tiling
 from ._cross_entropy_backward import _backward, _backward_same
 from ._cross_entropy_forward import COUNTED, _forward, _scale, _total
-from ._launch import FOUR_WARPS, cdiv, launch, needs_64_bits, power_of_2
+from ._launch import FOUR_WARPS, cdiv, launch, needs_64_bits, power_of_2, warps_of
 
 
 def reduction_scale(counts: Tensor | None, pixels: int, weight: Tensor | None, like: Tensor, reduction: str) -> Tensor:
@@ -28,7 +28,7 @@ def reduction_scale(counts: Tensor | None, pixels: int, weight: Tensor | None, l
         value = 1 / max(pixels, 1) if reduction == "pixel_mean" else 1.0
         return torch.full((num_classes,), value, dtype=torch.float32, device=like.device)
     scale = torch.empty(num_classes, dtype=torch.float32, device=like.device)
-    arguments = {
+    arguments: dict[str, Any] = {
         "counts": counts,
         "weight": weight,
         "scale": scale,
@@ -38,7 +38,7 @@ def reduction_scale(counts: Tensor | None, pixels: int, weight: Tensor | None, l
         "HOW": COUNTED.index(reduction),
         "WEIGHTED": weight is not None,
     }
-    launch(_scale, (1,), arguments, FOUR_WARPS, fuse=True)
+    launch(_scale, (1,), arguments, warps_of(arguments["BLOCK"]), fuse=True)
     return scale
 
 
