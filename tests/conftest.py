@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ from typing import Any
 DEVICE = os.environ.get("CAWA_FAST_TEST_DEVICE", "cpu")
 if DEVICE in ("cpu", "pretend"):
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before any import
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a suite in the background; what it starts would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch

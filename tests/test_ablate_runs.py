@@ -215,7 +215,10 @@ def test_ctrl_c_ends_all_processes_and_the_same_command_continues(tmp_path: Path
     process, children = started(tmp_path)
     assert len(children) == 2
     process.send_signal(kind)
-    out, error = process.communicate(timeout=60)
+    try:
+        out, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     wait_for_the_end(children)
     assert process.returncode == 130
     assert "Stopped; all finished epochs are saved. The same command continues." in out
