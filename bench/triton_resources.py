@@ -68,25 +68,34 @@ def _problem(
     return input, torch.empty(8, 512, 512, dtype=label, device=META)
 
 
-def _loss(input: Tensor, target: Tensor, *, smoothing: float = 0.0, per_pixel: bool = False) -> None:
+def _wide(classes: int = 150) -> tuple[Tensor, Tensor]:
+    """Offsets within a plane of more than 32 bits."""
+    input, target = _problem(classes=classes, label=torch.int16)
+    n, c, h, w = input.shape
+    return input.as_strided((n, c, h, w), (1, 1, 2**32 // h, 1)), target
+
+
+def _loss(
+    input: Tensor, target: Tensor, *, smoothing: float = 0.0, per_pixel: bool = False, corners: bool = False
+) -> None:
     weight = torch.empty(input.shape[1], device=META)
     counts = torch.empty(8, input.shape[1], dtype=torch.int64, device=META)
     scale = cross_entropy.reduction_scale(counts, target.numel(), weight, input, "mean")
-    loss, stats = cross_entropy.cross_entropy(input, target, weight, scale, 255, per_pixel, smoothing, False, True)
+    loss, stats = cross_entropy.cross_entropy(input, target, weight, scale, 255, per_pixel, smoothing, corners, True)
     cross_entropy.cross_entropy_backward(
-        torch.empty_like(loss), input, target, weight, scale, stats, 255, smoothing, False
+        torch.empty_like(loss), input, target, weight, scale, stats, 255, smoothing, corners
     )
 
 
-def _confusion(input: Tensor, target: Tensor) -> None:
+def _confusion(input: Tensor, target: Tensor, *, corners: bool = False) -> None:
     counts = torch.empty(input.shape[1], input.shape[1], dtype=torch.int64, device=META)
     report = torch.empty(3, dtype=torch.int64, device=META)
-    confusion_matrix.confusion_matrix(input, target, counts, report, 255, False)
+    confusion_matrix.confusion_matrix(input, target, counts, report, 255, corners)
 
 
-def _cam(input: Tensor, target: Tensor, normalize: str = "max") -> None:
+def _cam(input: Tensor, target: Tensor, normalize: str = "max", *, corners: bool = False) -> None:
     truth = torch.empty(8, input.shape[1], dtype=torch.int64, device=META)
-    cam_counts.cam_counts(input, target, truth, 0.5, normalize, "present", 255, False)
+    cam_counts.cam_counts(input, target, truth, 0.5, normalize, "present", 255, corners)
 
 
 def _labels(target: Tensor) -> None:
@@ -124,6 +133,21 @@ _VARIANTS: dict[str, list[Callable[[], None]]] = {
     ],
     "float16, x8, label smoothing": [lambda: _loss(*_problem(torch.float16, ratio=8), smoothing=0.1)],
     "x3.7, per pixel": [lambda: _loss(*_problem(ratio=3.7), per_pixel=True)],
+    "downscaled, align_corners, int32 labels": [
+        lambda: _confusion(*_problem(ratio=0.125, label=torch.int32), corners=True),
+        lambda: _cam(*_problem(ratio=0.125, label=torch.int32), corners=True),
+        lambda: _loss(*_problem(ratio=0.125, label=torch.int32), corners=True),
+    ],
+    "64-bit offsets, int16 labels": [
+        lambda: _confusion(*_wide()),
+        lambda: _cam(*_wide()),
+        lambda: _loss(*_wide()),
+    ],
+    "4000 classes": [
+        lambda: _cam(*_problem(classes=4000, label=torch.int16)),
+        lambda: _loss(*_problem(classes=4000, label=torch.int16)),
+    ],
+    "minmax": [lambda: _cam(*_problem(), normalize="minmax")],
     "gradcam": [lambda: _cam(*_problem(), normalize="gradcam")],
 }
 
