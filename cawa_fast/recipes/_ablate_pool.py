@@ -122,13 +122,14 @@ class Pool:
                 process.stdin.close()  # at which the process ends, if it has not
             process.stdout.close()
             del self._processes[name]
-        if status == 0:
+        if not log.stat().st_size or status == 0:
             log.unlink()
+        if status == 0:
             return None
         if error is None and status < 0:
             cause = signal.Signals(-status).name
             error = f"killed by {cause}" + (", as when memory runs out" if cause == "SIGKILL" else "")
-        return f"{error or f'ended with exit status {status}'} (see {log})"
+        return f"{error or f'ended with exit status {status}'}{f' (see {log})' if log.exists() else ''}"
 
     def _end(self) -> None:
         for process in list(self._processes.values()):
