@@ -154,6 +154,8 @@ def test_zero_that_never_occurs_is_suspicious_in_many_maps(tmp_path):
     assert rules(examine("ade20k", tmp_path, ["val"])) == []
     trees.ade20k(tmp_path, "val", [trees.stripes(range(1, 151), (4, 150))] * 20)
     assert only(examine("ade20k", tmp_path, ["val"]), "zero-reduced-twice").severity == "warning"
+    trees.ade20k(tmp_path, "val", [trees.stripes(range(151), (4, 151))])
+    assert rules(examine("ade20k", tmp_path, ["val"])) == []
 
 
 def test_black_and_white_masks(tmp_path):

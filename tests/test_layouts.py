@@ -401,6 +401,14 @@ def test_folder_trees(tmp_path, layout, tag):
 TWO = ((128, 64, 128), (0, 0, 142))
 
 
+def test_of_several_forms_of_a_mask_the_first_counts(tmp_path):
+    trees.folder(tmp_path, "val", [trees.stripes([2])] * 8)
+    for file in list((tmp_path / "masks" / "val").iterdir()):
+        for suffix in (".bmp", ".tif"):
+            trees.write_label(file.with_suffix(suffix), trees.stripes([1]))
+    assert {pair.label.suffix for pair in FolderDataset(tmp_path, "val").pairs} == {".png"}
+
+
 def test_image_names_may_end_like_masks(tmp_path):
     trees.folder(tmp_path, "val", [trees.stripes([2])])
     (tmp_path / "images" / "val" / "0.jpg").rename(tmp_path / "images" / "val" / "0_gt.jpg")

@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cawa_fast.recipes.datasets.coco_stuff import IDS
-
 SIZE = (16, 24)
 
 
@@ -123,6 +121,7 @@ def camvid(root: Path, split: str, maps: list[np.ndarray]) -> list[Path]:
 
 
 # name: writer, its options, the codes that are right, and code to class by hand
+_COCO_GAPS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
 _CITY = "7 8 11 12 13 17 19 20 21 22 23 24 25 26 27 28 31 32 33"
 LAYOUTS = {
     "cityscapes": (cityscapes, {}, [*range(19), 255], {**{v: v for v in range(19)}, 255: 255}),
@@ -137,8 +136,8 @@ LAYOUTS = {
     "coco_stuff164k-raw": (
         coco_stuff164k,
         {"form": ""},
-        [*(number - 1 for number in IDS), 255],
-        {255: 255, **{v: v - sum(gap < v for gap in (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)) for v in range(182)}},
+        [*(v for v in range(182) if v not in _COCO_GAPS), 255],
+        {255: 255, **{v: v - sum(gap < v for gap in _COCO_GAPS) for v in range(182) if v not in _COCO_GAPS}},
     ),
     "coco_stuff10k": (coco_stuff10k, {}, list(range(172)), {v: v - 1 if v else 255 for v in range(172)}),
     "voc": (voc, {}, [*range(21), 255], {**{v: v for v in range(21)}, 255: 255}),
