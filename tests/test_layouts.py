@@ -334,8 +334,9 @@ def test_colours_and_palettes(tmp_path):
     # A palette in another order than the classes': the colours count. Colours that mean nothing: the indices do.
     for palette, expected in (([*blue, *red], [[1, 0, 0]]), ([*other, *red], [[0, 1, 1]])):
         indexed = Image.fromarray(np.array([[0, 1, 1]], np.uint8)).convert("P")
-        indexed.putpalette(palette)
+        indexed.putpalette([*palette, *range(90)])  # long, so that the file has 8 bits a pixel
         indexed.save(file)
+        assert file.read_bytes()[24:26] == b"\x08\x03"
         assert COLOURED.to_labels(read_codes(file, COLOURED), file).tolist() == expected
     Image.fromarray(np.array([[red, other]], np.uint8)).save(file)
     with pytest.raises(ValueError, match=r"1 pixels have labels \[#010203\], outside 0, 1; add the colour"):
