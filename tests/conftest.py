@@ -33,6 +33,9 @@ from bench.peers import import_torchvision
 from cawa_fast import _native, _ops
 
 
+collect_ignore = [] if DEVICE == "pretend" else ["pretend.py"]  # collecting doctests imports it, and it makes a device
+
+
 @pytest.fixture(autouse=True)
 def _fresh_state() -> Iterator[None]:
     """The same random numbers in every test whatever runs before it, and no label report left over."""

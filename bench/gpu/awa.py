@@ -51,7 +51,7 @@ def network(machine: Machine, rehearse: bool) -> tuple[nn.Module, str]:
 @torch.no_grad()
 def measure(machine: Machine, rehearse: bool) -> dict[str, Any]:
     """Seconds of the forward pass (in float32 and under bfloat16 autocast), of ``observe`` and of ``step``."""
-    images, high = (2, (16, 32)) if rehearse else (8, (512, 1024))
+    images, high = (2, (32, 64)) if rehearse else (8, (512, 1024))  # (a SegFormer takes no smaller ones)
     model, name = network(machine, rehearse)
     low = (high[0] // 4, high[1] // 4)
     labels = cases.repeat(cases.make("realistic", CLASSES, low, high), images, machine.device).labels
