@@ -2,7 +2,8 @@ r"""The operators: ``cross_entropy``, ``confusion_matrix`` and ``cam_counts``, e
 
 Give them logits (or class activation maps) at the resolution where the network computes them and labels at theirs; the
 resize to the labels' resolution happens inside the operator, and full-resolution logits are never stored. That holds on
-CPUs, for float32, bfloat16 and float16; other devices and float64 are served by plain PyTorch, which does store them.
+CPUs and CUDA GPUs, for float32, bfloat16 and float16; other devices and float64 are served by plain PyTorch, which does
+store them.
 
 Shapes throughout: ``N`` images, ``C`` classes, ``(h, w)`` resolution of logits or maps, ``(H, W)`` of the labels.
 """

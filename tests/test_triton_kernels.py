@@ -165,6 +165,31 @@ def test_hostile_maps_on_small_tiles(normalize, content):
         check_counts(*case, 3, normalize=normalize)
 
 
+def test_classes_that_tie_at_one_sample_of_a_patch():
+    """There the lower one wins, though it wins nowhere else."""
+    logits = torch.ones(1, 2, 4, 4)
+    logits[0, 1] = 2
+    logits[0, 1, 0, 0] = 1
+    target = torch.zeros(1, 16, 16, dtype=torch.uint8)
+    check_counts(logits, target, 2)
+    assert CF.confusion_matrix(logits, target)[0, 0] > 0
+
+
+@pytest.mark.parametrize("offset", [1, -1])
+def test_classes_one_unit_in_the_last_place_apart(offset):
+    """Mixtures of equal samples are not always equal to them: what samples decide needs a margin."""
+    low = torch.rand(64, 1, 1, 1) * 9
+    high = torch.nextafter(low, torch.full_like(low, torch.inf))
+    classes = torch.cat((low, high) if offset > 0 else (high, low), 1).expand(64, 2, 3, 3)
+    target = torch.zeros(64, 7, 10, dtype=torch.uint8)
+    check_counts(classes, target, 2)
+    alike = classes.sum(1, keepdim=True)  # at a threshold that some of the mixtures exceed
+    for tau in (0.5, 1 - 2**-24):
+        counts = CF.cam_counts(alike[:8], target[:8], tau=tau)
+        expected = reference.cam_counts(alike[:8], target[:8], tau, "max", "present", -100, False)
+        assert all(a.equal(b) for a, b in zip(counts, expected, strict=True))
+
+
 def test_products_that_underflow():
     """Half of the least number is 0, twice: a mixture may be less than all that it mixes."""
     least = torch.tensor([0.0, 2.0**-149]).view(1, 2, 1, 1).expand(1, 2, 3, 3)
