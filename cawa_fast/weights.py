@@ -327,7 +327,10 @@ class AdaptiveClassWeights(nn.Module):
             shape = (len(self._drawn), 3, self.num_classes)
             counts = counts.new_zeros(shape) if self._rows is None else self._rows
         parts = [counts, *([] if self.confusion is None else [self.confusion])]
-        everything = torch.cat([*(part.flatten() for part in parts), counts.new_tensor(others)])
+        flat = [part.flatten() for part in parts]
+        if others:
+            flat.append(counts.new_tensor(others))
+        everything = torch.cat(flat)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(everything, group=group)
         summed = everything.cpu().split([*(part.numel() for part in parts), len(others)])
