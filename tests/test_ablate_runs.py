@@ -224,7 +224,7 @@ def test_ctrl_c_ends_all_processes_and_the_same_command_continues(tmp_path: Path
     assert "Stopped; all finished epochs are saved. The same command continues." in out
     assert "Traceback" not in error + out
     assert "FAILED" not in out
-    assert all(log.stat().st_size for log in tmp_path.glob("*/worker.log"))  # none that says nothing
+    assert not list(tmp_path.glob("*/worker.log"))  # they had nothing to complain of
     assert len(without_times(tmp_path / "cawa-s0")) >= 1
     result = json.loads((tmp_path / "ablation.json").read_text())
     assert {entry["status"] for row in result["rows"] for entry in row["runs"]} == {"unfinished"}
@@ -240,3 +240,29 @@ def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
     process.kill()
     process.communicate()
     wait_for_the_end(children)
+
+
+def test_a_run_ends_when_its_input_ends_though_nobody_refuses_its_output(tmp_path: Path) -> None:
+    lines = tmp_path / "lines"
+    task = {"config": replace(TINY, epochs=5000).as_dict(), "folder": str(tmp_path / "run")}
+    with lines.open("w") as out, (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cawa_fast.recipes._ablate_worker"],
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=log,
+            text=True,
+        )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(task) + "\n")
+    process.stdin.flush()
+    deadline = time.monotonic() + 120
+    while "epoch" not in lines.read_text() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    assert process.poll() is None
+    process.stdin.close()
+    try:
+        assert process.wait(timeout=30) == 1
+    finally:
+        process.kill()
+        process.wait()
