@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -84,3 +86,19 @@ def check_choice(name: str, argument: str, value: str, choices: tuple[str, ...])
 def check_range(name: str, argument: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ValueError(f"{name}: {argument} must lie in [0, 1], got {value}")
+
+
+def masked(target: Tensor, mask: Tensor | Sequence[bool] | None, ignore_index: int) -> Tensor:
+    """The labels ``(N, H, W)`` with ``ignore_index`` everywhere in the images whose ``mask`` ``(N,)`` is false."""
+    if mask is None:
+        return target
+    mask = torch.as_tensor(mask, device=target.device)
+    if mask.dtype != torch.bool or mask.shape != target.shape[:1]:
+        raise ValueError(
+            f"observe: mask must be bool of shape {tuple(target.shape[:1])}, one value per image; "
+            f"got {mask.dtype} {tuple(mask.shape)}"
+        )
+    limits = torch.iinfo(target.dtype)
+    if not limits.min <= ignore_index <= limits.max:
+        target = target.to(torch.int32)
+    return target.where(mask.view(-1, *[1] * (target.dim() - 1)), ignore_index)

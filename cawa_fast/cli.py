@@ -14,77 +14,11 @@ try:
     import click
     from rich.console import Console
 
+    from ._cli_options import Numbers, settings_options
     from .recipes.config import TrainConfig, cpu_count
     from .recipes.datasets import FILE_DATASETS
 except ImportError as error:  # the core installs without the extra
     raise SystemExit(f"cawa-fast needs {error.name}: pip install 'cawa_fast[train]'") from None
-
-
-class _Size(click.ParamType):
-    name = "HxW"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        parts = value.lower().split("x")
-        if len(parts) > 2 or not all(part.isdigit() for part in parts):
-            self.fail(f"{value!r} is not HEIGHTxWIDTH, e.g. 180x240, nor the side of a square, e.g. 512", param, ctx)
-        return int(parts[0]), int(parts[-1])
-
-
-class _Numbers(click.ParamType):
-    name = "N,N,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            return tuple(int(number) for number in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a list of whole numbers, e.g. 0,1,2", param, ctx)
-
-
-class _Range(click.ParamType):
-    name = "LOW,HIGH"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            low, high = map(float, value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not LOW,HIGH, e.g. 0.5,2", param, ctx)
-        return low, high
-
-
-_TYPES: dict[str, Any] = {
-    "int": int,
-    "float": float,
-    "float | None": float,
-    "str": str,
-    "int | None": int,
-    "str | None": str,
-    "tuple[int, int] | None": _Size(),
-    "tuple[float, float]": _Range(),
-}
-
-
-def _settings(command: Any, without: tuple[str, ...] = ()) -> Any:
-    """One option for each field of TrainConfig, so that a setting is described in one place."""
-    for setting in reversed(fields(TrainConfig)):
-        if setting.name in without:
-            continue
-        name, default, choices = f"--{setting.name.replace('_', '-')}", setting.default, setting.metadata["choices"]
-        text = setting.metadata["help"]
-        if setting.type == "bool":
-            option = click.option(f"{name}/--no-{setting.name}", default=default, show_default=True, help=text)
-        else:
-            if isinstance(default, tuple):
-                default = ",".join(f"{value:g}" for value in default)
-            kind = click.Choice(choices) if choices else _TYPES[str(setting.type)]
-            option = click.option(name, type=kind, default=default, show_default=default is not None, help=text)
-        command = option(command)
-    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -113,13 +47,14 @@ def main() -> None:
 @click.option(
     "--tables/--no-tables", default=True, show_default=True, help="Print the table per class after every epoch."
 )
-@_settings
+@settings_options
 @click.pass_context
 def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, **settings: Any) -> None:
     """Train a network; after every validation pass the classes are scored and weighted anew.
 
-    Writes config.json, dataset.json, metrics.jsonl (one line an epoch), TensorBoard events, latest.pt and best.pt into
-    the run folder. A run that was stopped, or killed, continues with --resume and ends with the same bits on the CPU.
+    Writes config.json, dataset.json, metrics.jsonl (one line an epoch), confusion.json, TensorBoard events, latest.pt
+    and best.pt into the run folder. A run that was stopped, or killed, continues with --resume and ends with the same
+    bits on the CPU.
 
     Started by torchrun, its processes share every batch (--batch-size is that of all together) and the validation set.
     """
@@ -179,7 +114,7 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
     show_default=True,
     help="What to compare, comma-separated: groups, all, single rows, settings (delta=0.5+ratio=none).",
 )
-@click.option("--seeds", type=_Numbers(), default="0,1,2", show_default=True, help="Seeds of every row.")
+@click.option("--seeds", type=Numbers(), default="0,1,2", show_default=True, help="Seeds of every row.")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -193,7 +128,7 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
     "--rare", default=0.2, show_default=True, help="Rare are classes with less than this part of an even pixel share."
 )
 @click.option("--dry-run", is_flag=True, help="Only show the rows, what is done, and how long the rest takes.")
-@functools.partial(_settings, without=("weighting", "seed"))
+@functools.partial(settings_options, without=("weighting", "seed"))
 def ablate(
     rows: str,
     seeds: tuple[int, ...],
@@ -211,7 +146,7 @@ def ablate(
       rivals     every class weighting and loss that `cawa-fast train --weighting` knows
       ladder     the method's parts, one after the other
       ratio      scored maps or predictions, and the ratio's modes
-      delta, tau, normalize, classes, cam, clip, momentum, every    one setting of CAWA swept
+      delta, tau, normalize, classes, counts, cam, clip, momentum, every    one setting of CAWA swept
 
     Every run is a folder OUT/ROW-sSEED as `cawa-fast train` writes it; ablation.json and ablation.md beside them hold
     mean and deviation over seeds after the last epoch. Rows with equal settings share a run. What is done is not run
@@ -239,7 +174,7 @@ def ablate(
         if result is not None:
             console.print(result_table(result))
             console.print(f"Written: {out / 'ablation.md'}, {out / 'ablation.json'}. ", highlight=False, markup=False)
-            console.print(f"See the runs with `cawa-fast report {out}/*`.", highlight=False, markup=False)
+            console.print(f"See it with `cawa-fast report {out}`.", highlight=False, markup=False)
     except KeyboardInterrupt:
         console.print("\nStopped; all finished epochs are saved. The same command continues.", highlight=False)
         sys.exit(130)
@@ -280,20 +215,30 @@ def _resumed(ctx: click.Context, given: TrainConfig, stored: TrainConfig, path: 
     help="The page to write.",
 )
 @click.option(
-    "--images", type=click.IntRange(0), default=4, show_default=True, help="Validation images in the gallery."
+    "--images", type=click.IntRange(0), default=4, show_default=True, help="Validation images of a data set to show."
 )
-def report(runs: tuple[Path, ...], out: Path, images: int) -> None:
-    """Compare RUNS (run folders; the first is the baseline) in a table and on one self-contained HTML page."""
-    from .recipes.report import load_runs, terminal_table, write_report
+@click.option("--png", is_flag=True, help="Write every figure beside the page too, as OUT-FIGURE.png.")
+def report(runs: tuple[Path, ...], out: Path, images: int, png: bool) -> None:
+    """Compare RUNS in tables and on one self-contained HTML page.
+
+    RUNS are run folders (on each data set the first is the baseline), and folders of `cawa-fast ablate`, or the
+    ablation.json in them.
+    """
+    from .recipes.report import ABLATION, load, terminal_tables, write_report
     from .recipes.run_folder import RunFolder
+
+    def known(path: Path) -> bool:
+        return path.suffix == ".json" or (path / ABLATION).is_file() or RunFolder(path).exists()
 
     console = Console(soft_wrap=True)
     try:
-        if len(runs) > 1 and (others := [run for run in runs if not RunFolder(run).exists()]):  # as in runs/*
+        if len(runs) > 1 and (others := [run for run in runs if not known(run)]):  # as in runs/*
             console.print(f"Not run folders, left out: {', '.join(map(str, others))}", highlight=False, markup=False)
             runs = tuple(run for run in runs if run not in others)
-        console.print(terminal_table(load_runs(runs)))
-        page = write_report(runs, out, images=images)
+        material = load(runs)
+        for table in terminal_tables(material):
+            console.print(table)
+        page = write_report(material, out, images=images, png=png)
     except ImportError as error:
         raise click.ClickException(f"{error.name} is not installed: pip install 'cawa_fast[train]'") from error
     except (ValueError, OSError) as error:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from . import _arguments
 from . import functional as CF
+from ._state import as_bytes, from_bytes
 from .cam import METHODS, closed_form, find_classifier
 from .nn import CrossEntropyLoss
 from .sampling import HasPresence, ValidationSampler, as_presence
-from .weights import AdaptiveClassWeights, as_bytes, from_bytes, masked
+from .weights import AdaptiveClassWeights
 
 
 class _Listener:
@@ -164,7 +165,7 @@ class CAWA(nn.Module):
         """
         logits, weights = self.logits, self.weights
         self._follow(logits.device)
-        target = masked(target, mask, weights.ignore_index)
+        target = _arguments.masked(target, mask, weights.ignore_index)
         scored = self.maps() if weights.source == "cam" else logits
         if self.budget is not None:
             sampler = self._needs_sampler()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 
 from . import _checks, _rules, reference
 from . import functional as CF
+from ._arguments import masked
+from ._state import as_bytes, as_counts, check, from_bytes
 from .estimation import Average, Estimate, estimate
 from .metrics import SegmentationMetrics, segmentation_metrics
 
@@ -134,29 +135,29 @@ class AdaptiveClassWeights(nn.Module):
         gamma: float | None = None,
     ) -> None:
         super().__init__()
-        _check(num_classes >= 1, "num_classes", num_classes, "be at least 1")
-        _check(0 <= delta <= 1, "delta", delta, "lie in [0, 1]")
-        _check(0 <= tau <= 1, "tau", tau, "lie in [0, 1]")
-        _check(0 <= w_min < math.inf, "w_min", w_min, "be finite and at least 0")
-        _check(w_min <= w_max, "w_max", w_max, f"be at least w_min={w_min}")
-        _check(w_max > 0, "w_max", w_max, "be positive")
-        _check(0 < eps < math.inf, "eps", eps, "be positive and finite")
-        _check(0 < ratio_eps < math.inf, "ratio_eps", ratio_eps, "be positive and finite")
-        _check(source in SOURCES, "source", source, f"be one of {', '.join(SOURCES)}")
-        _check(ratio in reference.RATIOS, "ratio", ratio, f"be one of {', '.join(reference.RATIOS)}")
-        _check(
+        check(num_classes >= 1, "num_classes", num_classes, "be at least 1")
+        check(0 <= delta <= 1, "delta", delta, "lie in [0, 1]")
+        check(0 <= tau <= 1, "tau", tau, "lie in [0, 1]")
+        check(0 <= w_min < math.inf, "w_min", w_min, "be finite and at least 0")
+        check(w_min <= w_max, "w_max", w_max, f"be at least w_min={w_min}")
+        check(w_max > 0, "w_max", w_max, "be positive")
+        check(0 < eps < math.inf, "eps", eps, "be positive and finite")
+        check(0 < ratio_eps < math.inf, "ratio_eps", ratio_eps, "be positive and finite")
+        check(source in SOURCES, "source", source, f"be one of {', '.join(SOURCES)}")
+        check(ratio in reference.RATIOS, "ratio", ratio, f"be one of {', '.join(reference.RATIOS)}")
+        check(
             normalize in reference.NORMALIZATIONS,
             "normalize",
             normalize,
             f"be one of {', '.join(reference.NORMALIZATIONS)}",
         )
-        _check(classes in reference.CLASSES, "classes", classes, f"be one of {', '.join(reference.CLASSES)}")
-        _check(0 <= momentum < 1, "momentum", momentum, "lie in [0, 1)")
-        _check(max_error > 0, "max_error", max_error, "be positive")
-        _check(rule in _rules.RULES, "rule", rule, f"be one of {', '.join(_rules.RULES)}")
-        _check(gamma is None or 0 <= gamma < math.inf, "gamma", gamma, "be finite and at least 0, or None")
+        check(classes in reference.CLASSES, "classes", classes, f"be one of {', '.join(reference.CLASSES)}")
+        check(0 <= momentum < 1, "momentum", momentum, "lie in [0, 1)")
+        check(max_error > 0, "max_error", max_error, "be positive")
+        check(rule in _rules.RULES, "rule", rule, f"be one of {', '.join(_rules.RULES)}")
+        check(gamma is None or 0 <= gamma < math.inf, "gamma", gamma, "be finite and at least 0, or None")
         if class_names is not None:
-            _check(len(class_names) == num_classes, "class_names", list(class_names), f"have {num_classes} names")
+            check(len(class_names) == num_classes, "class_names", list(class_names), f"have {num_classes} names")
 
         self.num_classes = num_classes
         self.delta, self.tau, self.w_min, self.w_max, self.eps = delta, tau, w_min, w_max, eps
@@ -176,7 +177,7 @@ class AdaptiveClassWeights(nn.Module):
             for name in (*_RESULTS, "last_csps"):
                 self.register_buffer(name, torch.full((num_classes,), torch.nan))
             self.register_buffer("held", torch.zeros(num_classes, dtype=torch.bool))
-            self.register_buffer("class_counts", _as_counts(class_counts, num_classes))
+            self.register_buffer("class_counts", as_counts(class_counts, num_classes))
             square, average = (num_classes, num_classes), (3, num_classes)
             for name in ("confusion", "last_confusion"):
                 self.register_buffer(name, torch.zeros(square, dtype=torch.int64) if metrics else None)
@@ -390,51 +391,6 @@ class AdaptiveClassWeights(nn.Module):
             )
 
 
-def as_bytes(value: Any) -> Tensor:
-    """``value`` as a tensor of JSON bytes, for a state_dict.
-
-    Formats that hold tensors alone (safetensors) keep it too, and torch.load(weights_only=True) reads it. Python's JSON
-    returns every float with the same bits, NaN included.
-    """
-    return torch.frombuffer(bytearray(json.dumps(value), "ascii"), dtype=torch.uint8)
-
-
-def from_bytes(state: Tensor) -> Any:
-    """What :func:`as_bytes` was given."""
-    return json.loads(state.cpu().numpy().tobytes())
-
-
-def masked(target: Tensor, mask: Tensor | Sequence[bool] | None, ignore_index: int) -> Tensor:
-    """The labels ``(N, H, W)`` with ``ignore_index`` everywhere in the images whose ``mask`` ``(N,)`` is false."""
-    if mask is None:
-        return target
-    mask = torch.as_tensor(mask, device=target.device)
-    if mask.dtype != torch.bool or mask.shape != target.shape[:1]:
-        raise ValueError(
-            f"observe: mask must be bool of shape {tuple(target.shape[:1])}, one value per image; "
-            f"got {mask.dtype} {tuple(mask.shape)}"
-        )
-    limits = torch.iinfo(target.dtype)
-    if not limits.min <= ignore_index <= limits.max:
-        target = target.to(torch.int32)
-    return target.where(mask.view(-1, *[1] * (target.dim() - 1)), ignore_index)
-
-
 def _of_confusion(matrix: Tensor) -> Tensor:
     tp = matrix.diagonal()
     return torch.stack((tp, matrix.sum(0) - tp, matrix.sum(1) - tp))
-
-
-def _check(condition: bool, argument: str, value: object, must: str) -> None:
-    if not condition:
-        raise ValueError(f"AdaptiveClassWeights: {argument} must {must}, got {value!r}")
-
-
-def _as_counts(counts: Tensor | Sequence[int] | None, num_classes: int) -> Tensor | None:
-    if counts is None:
-        return None
-    result = torch.as_tensor(counts).detach().clone()
-    _check(result.shape == (num_classes,), "class_counts", tuple(result.shape), f"have the shape ({num_classes},)")
-    valid = bool((result >= 0).all()) and bool(result.double().isfinite().all()) and bool((result > 0).any())
-    _check(valid, "class_counts", result.tolist(), "be finite, not negative and not all zero")
-    return result if result.is_floating_point() else result.to(torch.int64)

@@ -21,14 +21,14 @@ from cawa_fast.recipes._ablate_results import (
     compare,
     final_values,
     markdown,
-    rare_classes,
     summarize,
     with_statistics,
 )
 from cawa_fast.recipes._ablate_rows import CATALOGUE, DEFAULT_ROWS, GROUPS, choose, make_plan
 from cawa_fast.recipes.ablate import Ablation
+from cawa_fast.recipes.comparison import rare_classes
 from cawa_fast.recipes.config import WEIGHTINGS, TrainConfig
-from cawa_fast.recipes.report import Run
+from cawa_fast.recipes.runs import Run
 from tiny_runs import TINY, invoke
 
 # -------------------------------------------------------------------------------------------------------------- rows

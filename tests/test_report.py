@@ -7,76 +7,18 @@ import itertools
 import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 from rich.console import Console
 
-from cawa_fast.recipes import _figures, report
+from cawa_fast.recipes import _figures, _line_charts, comparison, report, runs
 from cawa_fast.recipes.datasets import build_dataset
-from cawa_fast.recipes.models import build_model
-
-ABSENT = 9  # the class without ground truth in the fake runs' validation set
-
-
-def fake_run(folder: Path, weighting: str, *, epochs: int = 4, seed: int = 0, checkpoint: bool = True) -> Path:
-    """A run's folder as training writes it, with numbers that are made up and a network that knows nothing."""
-    generator = torch.Generator().manual_seed(seed + len(weighting))
-    data = build_dataset("street", split="val", length=6)
-    classes = data.num_classes
-    folder.mkdir(parents=True)
-    config = {"dataset": "street", "root": None, "resize": None, "val_images": 6}
-    config |= {"model": "compact", "weighting": weighting}
-    config |= {"epochs": epochs, "batch_size": 2, "crop": None, "lr": 0.01, "seed": seed, "device": "cpu", "threads": 1}
-    config |= {"delta": 0.9, "tau": 0.5, "w_min": 0.1, "w_max": 20.0}
-    config |= {"source": "cam", "ratio": "smoothed", "normalize": "max", "classes": "present"}
-    (folder / "config.json").write_text(json.dumps(config))
-    description = {
-        "class_names": list(data.class_names),
-        "palette": [list(colour) for colour in data.palette],
-        "ignore_index": 255,
-        "train_pixels": [3000, 760, 3030, 1530, 1130, 440, 48, 11, 15, 7],
-        "train_images": 20,
-        "val_images": 6,
-    }
-    (folder / "dataset.json").write_text(json.dumps(description))
-
-    def numbers(low: float, high: float, known: bool = True, absent: float | None = None) -> list[float | None]:
-        values: list[float | None] = (low + (high - low) * torch.rand(classes, generator=generator)).tolist()
-        values[ABSENT] = absent
-        return values if known else [None] * classes
-
-    cawa = weighting == "cawa"
-    with (folder / "metrics.jsonl").open("w") as file:
-        for epoch in range(1, epochs + 1):
-            iou = numbers(0.5 * epoch / epochs, 0.5 * epoch / epochs + 0.3)
-            known = [value for value in iou if value is not None]
-            seconds = {"data": 0.5, "forward": 1.0, "loss": 0.2, "backward": 1.5, "optimizer": 0.1, "val_forward": 0.4}
-            seconds |= {"observe": 0.03, "step": 0.01} if cawa else {}
-            seconds["total"] = sum(seconds.values()) + 0.1
-            record = {"epoch": epoch, "train_loss": 1 / epoch, "lr": 0.01, "miou": sum(known) / len(known), "iou": iou}
-            record |= {
-                "mean_accuracy": 0.5,
-                "pixel_accuracy": 0.6 + 0.2 * epoch / epochs,
-                "accuracy": numbers(0.3, 0.9),
-            }
-            record |= {"csps": numbers(0.2, 0.8, cawa), "weight": numbers(0.3, 2.5, absent=1.0)}
-            record |= {"base_weight": numbers(1, 9, cawa), "ratio_weight": numbers(0.9, 1.1, cawa), "seconds": seconds}
-            record |= {"awa_overhead": 0.04 / (seconds["total"] - 0.04) if cawa else 0.0}
-            file.write(json.dumps(record) + "\n")
-    if checkpoint:
-        torch.manual_seed(seed)
-        state = {"epoch": epochs, "model": build_model("compact", classes).state_dict()}
-        torch.save(state, folder / "latest.pt")
-        torch.save(state, folder / "best.pt")
-    return folder
+from fake_runs import ABSENT, Outline, fake_run, last_record
 
 
 @pytest.fixture(scope="module")
@@ -97,54 +39,17 @@ def page(page_file: Path) -> str:
     return page_file.read_text(encoding="utf-8")
 
 
-class Outline(HTMLParser):
-    """The page's visible text, its pictures, its ids, and whether every element is closed."""
-
-    _VOID = frozenset({"meta", "link", "img", "br", "path", "use", "rect"})
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.pictures: list[dict[str, str | None]] = []
-        self.ids: list[str] = []
-        self.feed(page)
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in ("img", "svg"):
-            self.pictures.append(dict(attrs))
-        self.ids += [value for name, value in attrs if name == "id" and value]
-        if tag not in self._VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.ids += [value for name, value in attrs if name == "id" and value]
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self._VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.words.append(data)
-
-
-def last_record(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-
-
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
 def test_load_run_reads_what_training_wrote(folders: list[Path]) -> None:
-    run = report.load_run(folders[1])
+    run = runs.load_run(folders[1])
     assert run.label == "street-compact-cawa-s0"
     assert run.epochs == [1, 2, 3, 4]
     assert run.adaptive
     assert run.final == last_record(folders[1])
     assert run.best["miou"] == max(run.column("miou"))
-    assert not report.load_run(folders[0]).adaptive
+    assert not runs.load_run(folders[0]).adaptive
 
 
 @pytest.mark.parametrize("name", ["config.json", "dataset.json", "metrics.jsonl"])
@@ -152,12 +57,12 @@ def test_missing_file_is_named(tmp_path: Path, name: str) -> None:
     folder = fake_run(tmp_path / "run", "uniform", checkpoint=False)
     (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match=re.escape(str(folder / name)) + r".*cawa-fast train"):
-        report.load_run(folder)
+        runs.load_run(folder)
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "nowhere"))):
-        report.load_run(tmp_path / "nowhere")
+        runs.load_run(tmp_path / "nowhere")
 
 
 def test_missing_checkpoint_is_named_and_not_needed_without_pictures(tmp_path: Path) -> None:
@@ -176,7 +81,7 @@ def test_missing_checkpoint_is_named_and_not_needed_without_pictures(tmp_path: P
         ("metrics.jsonl", '{"epoch": 1, "iou": [0.5]}', "line 1 is not an epoch's record .*'miou'"),
         (
             "metrics.jsonl",
-            json.dumps(dict.fromkeys(report._RECORD, 1) | {"iou": [0.5]}),
+            json.dumps(dict.fromkeys(runs._RECORD, 1) | {"iou": [0.5]}),
             "1 classes, but dataset.json names 10",
         ),
         ("config.json", "{", r"config\.json is not JSON"),
@@ -188,7 +93,7 @@ def test_damaged_file_is_named(tmp_path: Path, name: str, text: str, message: st
     folder = fake_run(tmp_path / "run", "uniform", checkpoint=False)
     (folder / name).write_text(text)
     with pytest.raises(ValueError, match=message):
-        report.load_run(folder)
+        runs.load_run(folder)
 
 
 def test_runs_that_do_not_compare(tmp_path: Path, folders: list[Path]) -> None:
@@ -196,11 +101,13 @@ def test_runs_that_do_not_compare(tmp_path: Path, folders: list[Path]) -> None:
     description = json.loads((other / "dataset.json").read_text())
     (other / "dataset.json").write_text(json.dumps(description | {"class_names": [f"c{k}" for k in range(10)]}))
     with pytest.raises(ValueError, match="different classes"):
-        report.load_runs([folders[0], other])
+        report.write_report([folders[0], other], tmp_path / "page.html")
+    with pytest.raises(ValueError, match="different classes"):
+        comparison.comparison_table([runs.load_run(folders[0]), runs.load_run(other)])
     with pytest.raises(ValueError, match="given twice"):
-        report.load_runs([folders[0], folders[0]])
+        report.load([folders[0], folders[0]])
     with pytest.raises(ValueError, match="empty"):
-        report.load_runs([])
+        report.load([])
     with pytest.raises(ValueError, match="images must be"):
         report.write_report(folders, tmp_path / "page.html", images=-1)
 
@@ -216,22 +123,22 @@ def test_runs_that_do_not_compare(tmp_path: Path, folders: list[Path]) -> None:
 )
 def test_labels_are_what_names_do_not_share(tmp_path: Path, names: list[str], labels: list[str]) -> None:
     made = [fake_run(tmp_path / name, "uniform", checkpoint=False) for name in names]
-    assert [run.label for run in report.load_runs(made)] == labels
+    assert [run.label for run in runs.labelled([runs.load_run(folder) for folder in made])] == labels
 
 
 # -------------------------------------------------------------------------------------------------------- the table
 
 
 def test_table_holds_the_numbers_of_the_last_epoch(folders: list[Path]) -> None:
-    runs = report.load_runs(folders)
-    rows = report.comparison_table(runs)
+    loaded = runs.labelled([runs.load_run(folder) for folder in folders])
+    rows = comparison.comparison_table(loaded)
     records = [last_record(folder) for folder in folders]
     classes = [row for row in rows if row.index is not None]
     assert [row.share for row in classes] == sorted((row.share for row in classes), reverse=True)
     assert [row.label for row in classes if row.rare] == ["pole", "person", "traffic_sign", "rider"]
     for row in classes:
         assert [cell.final for cell in row.cells] == [record["iou"][row.index] for record in records]
-        assert [cell.best for cell in row.cells] == [run.best["iou"][row.index] for run in runs]
+        assert [cell.best for cell in row.cells] == [run.best["iou"][row.index] for run in loaded]
         assert (row.cells[0].weight, row.cells[0].csps) == (None, None)
         assert row.cells[1].weight == records[1]["weight"][row.index]
         assert row.cells[1].csps == records[1]["csps"][row.index]
@@ -257,23 +164,23 @@ def test_first_epoch_does_not_count_for_times(folders: list[Path], tmp_path: Pat
     steady = records[0]["seconds"]["total"]
     records[0]["seconds"]["total"] = 1000.0
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    seconds = report.load_run(folder).seconds()
+    seconds = runs.load_run(folder).seconds()
     assert seconds["total"] == pytest.approx(steady)
     assert sum(value for name, value in seconds.items() if name != "total") == pytest.approx(steady)
     assert seconds["other"] == pytest.approx(0.1)
 
 
 def test_text_of_numbers() -> None:
-    row = report.Row("x", ())
+    row = comparison.Row("x", ())
     assert [row.text(value) for value in (0.1234, -0.5, None)] == ["12.3", "−50.0", "–"]
     assert [row.text(value, signed=True) for value in (0.01, -0.01)] == ["+1.0", "−1.0"]
     assert [row.text(value, signed=True) for value in (0.0, 1e-6, -1e-6)] == ["0.0"] * 3  # no sign without a digit
-    assert report.Row("t", (), unit="s", digits=2).text(3.14159) == "3.14"
+    assert comparison.Row("t", (), unit="s", digits=2).text(3.14159) == "3.14"
 
 
 def test_terminal_table(folders: list[Path]) -> None:
     console = Console(width=200, file=io.StringIO())
-    console.print(report.terminal_table([report.load_run(folder) for folder in folders]))
+    console.print(comparison.terminal_table([runs.load_run(folder) for folder in folders]))
     text = console.file.getvalue()
     record = last_record(folders[1])
     for name in build_dataset("street", split="val", length=1).class_names:
@@ -329,7 +236,9 @@ def test_page_shows_every_class_run_and_number(page: str, folders: list[Path]) -
 
 def test_png_files(page_file: Path) -> None:
     files = {file.name for file in page_file.parent.glob("*.png")}
-    expected = ("miou", "class-iou", "weights-1", "csps-1", "time")
+    expected = ("miou", "class-iou", "gain", "weights-1", "csps-1", "confusion-0", "confusion-1", "time")
+    expected += tuple(f"grid-{name}-1" for name in ("weight", "csps", "base-weight", "ratio-weight"))
+    expected += ("gallery-1", "gallery-2")
     assert files == {f"report-{name}.png" for name in expected}
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in page_file.parent.glob("*.png"))
     assert {file.name for file in page_file.parent.iterdir()} == files | {"report.html"}  # no temporary files
@@ -393,8 +302,8 @@ def test_spread_keeps_gap_and_range(count: int) -> None:
 
 def test_charts_without_values() -> None:
     colours = _figures.Colours(1, 1)
-    empty = _figures.Series("none", [1, 2], [None, None], "run0")
-    zero = _figures.Series("zero", [1, 2], [0.0, 0.0], "class0")
+    empty = _line_charts.Series("none", [1, 2], [None, None], "run0")
+    zero = _line_charts.Series("zero", [1, 2], [0.0, 0.0], "class0")
     for log in (False, True):
-        figure = _figures.line_chart([empty, zero], colours.stand_in, (300, 200), log=log)
+        figure = _line_charts.line_chart([empty, zero], colours.stand_in, (300, 200), log=log)
         assert "zero" in _figures.to_svg(figure, colours, "x", "alt")

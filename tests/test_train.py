@@ -12,8 +12,10 @@ import torch
 
 from cawa_fast.recipes.config import WEIGHTINGS
 from cawa_fast.recipes.datasets import build_dataset
+from cawa_fast.recipes.loaders import normalize_images
+from cawa_fast.recipes.records import segmentation_metrics
 from cawa_fast.recipes.run_folder import RunFolder
-from cawa_fast.recipes.train import Trainer, normalize_images, segmentation_metrics
+from cawa_fast.recipes.train import Trainer
 from tiny_runs import TINY, Silent, camvid_with_void, run
 
 
@@ -44,10 +46,14 @@ def test_every_weighting_trains_and_writes_the_documented_records(tmp_path: Path
         "config.json",
         "dataset.json",
         "metrics.jsonl",
+        "confusion.json",
         "latest.pt",
         "best.pt",
     }
     assert RunFolder(tmp_path).read_config() == config
+    kept = json.loads((tmp_path / "confusion.json").read_text())
+    assert kept["epoch"] == 2
+    assert segmentation_metrics(torch.tensor(kept["matrix"]))["iou"] == records[-1]["iou"]
 
 
 def test_tensorboard_events_hold_the_metrics(tmp_path: Path) -> None:
@@ -93,6 +99,26 @@ def test_images_are_normalised_as_imagenet() -> None:
 def test_argmax_scoring_uses_the_confusion_matrix(tmp_path: Path) -> None:
     records = run(tmp_path, replace(TINY, source="argmax", delta=1.0, epochs=1))
     assert records[0]["csps"] == pytest.approx(records[0]["iou"], abs=1e-6)
+
+
+def test_pixel_counts_of_the_base_weight(tmp_path: Path) -> None:
+    """Eq. 5 with the pixels of the training set, or of the validation images observed."""
+    base = {}
+    for counts in ("observed", "train"):
+        folder = tmp_path / counts
+        record = run(folder, replace(TINY, counts=counts, epochs=1))[0]
+        base[counts] = torch.tensor(record["base_weight"], dtype=torch.float64)
+        csps = torch.tensor(record["csps"], dtype=torch.float64)
+        if counts == "train":
+            pixels = json.loads((folder / "dataset.json").read_text())["train_pixels"]
+        else:
+            pixels = torch.tensor(json.loads((folder / "confusion.json").read_text())["matrix"]).sum(1).tolist()
+        seen = csps.isfinite()
+        n = torch.tensor(pixels, dtype=torch.float64)[seen]
+        score = torch.log1p(csps[seen].sum() / (csps[seen] + 1e-6))
+        expected = score * torch.log1p(n.sum() / (n + 1e-6))
+        torch.testing.assert_close(base[counts][seen], expected, rtol=1e-4, atol=0)
+    assert not torch.equal(base["observed"].nan_to_num(), base["train"].nan_to_num())
 
 
 @pytest.mark.slow

@@ -8,10 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .report import Run
-
-RARE = 0.2
-"""A class is rare if it has less than this part of an even share of the training pixels; see :func:`rare_classes`."""
+from .runs import Run
 
 METRICS = ("miou", "rare_iou", "pixel_accuracy", "seconds_per_epoch", "awa_share")
 COMPARED = ("miou", "rare_iou", "pixel_accuracy")
@@ -22,30 +19,6 @@ _T = (
     *(2.200985, 2.178813, 2.160369, 2.144787, 2.131450, 2.119905, 2.109816, 2.100922, 2.093024, 2.085963),
     *(2.079614, 2.073873, 2.068658, 2.063899, 2.059539, 2.055529, 2.051831, 2.048407, 2.045230, 2.042272),
 )
-
-
-def rare_classes(train_pixels: Sequence[int], part: float = RARE) -> list[int]:
-    r"""The classes with less than ``part`` of an even share: :math:`0 < n_i < part \cdot \sum_j n_j / C`, ascending.
-
-    Relative to the even share :math:`1/C`, since a fixed share would make nearly all of 150 classes rare. Classes
-    without training pixels are left out: nothing about them could be learned. With 0.2: of CamVid's 11 classes
-    column_pole, sign_symbol, fence, pedestrian and bicyclist (1.2 % at most; the next has 4.7 %).
-
-    Args:
-        train_pixels: ``C`` pixels per class.
-        part: above 0, at most 1.
-
-    Raises:
-        ValueError: ``part`` is out of range.
-
-    Example:
-        >>> rare_classes([700, 250, 40, 10, 0])  # an even share is 200 of 1000
-        [3]
-    """
-    if not 0 < part <= 1:
-        raise ValueError(f"rare must lie in (0, 1], got {part}")
-    limit = part * sum(train_pixels) / max(len(train_pixels), 1)
-    return [index for index, pixels in enumerate(train_pixels) if 0 < pixels < limit]
 
 
 @dataclass(frozen=True)
@@ -175,7 +148,7 @@ def markdown(result: dict[str, Any], groups: Mapping[str, str]) -> str:
         f"{rare['part']:g} of an even share, {100 * rare['part'] / max(len(names), 1):.2f} %).",
         "",
         f"Δ: difference to `{against}` seed by seed, in points: mean [95 % t interval], and on how many seeds it is "
-        f"above 0. {_honesty(seeds)} Times are of runs side by side: they compare rows of one call on a machine that "
+        f"above 0. {honesty(seeds)} Times are of runs side by side: they compare rows of one call on a machine that "
         "does nothing else.",
     ]
     for group, heading in groups.items():
@@ -189,7 +162,7 @@ def markdown(result: dict[str, Any], groups: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _honesty(seeds: int) -> str:
+def honesty(seeds: int) -> str:
     many = "Of many rows one in twenty lies outside its interval by chance."
     if seeds < 2:
         return "One seed shows nothing about chance: no interval can be given."

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from .. import reference
-from .config import WEIGHTINGS, TrainConfig
+from .config import COUNTS, WEIGHTINGS, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ GROUPS = {
     "tau": "Threshold of the pseudo masks",
     "normalize": "Normalisation of the activation maps",
     "classes": "Classes scored in an image",
+    "counts": "Pixel counts in the base weight (Eq. 5)",
     "cam": "Kind of activation maps",
     "clip": "Largest raw weight (Eq. 8)",
     "momentum": "Share of earlier counts in a step's",
@@ -94,6 +95,8 @@ def _catalogue() -> Iterable[Row]:
         yield _sweep("normalize", {"normalize": normalize}, normalize)
     for classes in reference.CLASSES:
         yield _sweep("classes", {"classes": classes}, classes)
+    for counts in COUNTS:
+        yield _sweep("counts", {"counts": counts}, counts)
     for method in _CAM_METHODS:
         yield _sweep("cam", {"cam_method": method}, method)
     for w_max in _W_MAX:

@@ -1,4 +1,4 @@
-"""Pictures for the report: what the networks see in validation images that hold rare classes."""
+"""Pictures for the report: what the networks see in validation images with the classes that matter most."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from .. import GradCAM, reference
+from ._figures import FONT, Colours, new_figure
 from .datasets import SegmentationDataset
-from .report import Run
+from .runs import Run
 
 _SCANNED = 200  # validation images among which to choose: reading all labels of a large set takes minutes
 _LEAST_SHARE = 4e-4  # of an image's pixels: what is smaller cannot be made out on the page
@@ -29,19 +32,26 @@ AGREEMENT = {"hit": (45, 140, 235), "false alarm": (245, 160, 30), "missed": (22
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture: a data URI, its name, a text for those who do not see it, and what is to be read off it."""
+    """One picture, its name, a text for those who do not see it, and what is to be read off it."""
 
-    source: str
+    picture: Image.Image
     title: str
     alt: str
     note: str = ""
     colour: str = ""
     kind: str = "photo"
 
+    @property
+    def source(self) -> str:
+        """The picture as a data URI."""
+        if self.kind == "map":
+            return _data_uri(self.picture, "PNG", optimize=True)
+        return _data_uri(self.picture, "JPEG", quality=92)
+
 
 @dataclass(frozen=True)
 class Scene:
-    """One validation image: it, its ground truth and the predictions; then maps and pseudo masks of rare classes."""
+    """One validation image: it, its ground truth and the predictions; then maps and pseudo masks of its classes."""
 
     title: str
     tiles: list[Tile]
@@ -53,19 +63,19 @@ def cam_run(runs: Sequence[Run]) -> Run:
     return next((run for run in reversed(runs) if run.adaptive), runs[-1])
 
 
-def make_scenes(runs: Sequence[Run], rare: Sequence[int], count: int) -> list[Scene]:
-    """Scenes of ``count`` validation images in which classes of ``rare`` (the rarest last) can be seen."""
+def make_scenes(runs: Sequence[Run], classes: Sequence[int], count: int) -> list[Scene]:
+    """Scenes of ``count`` validation images in which some of ``classes`` can be seen."""
     if count == 0:
         return []
     networks = [_load_network(run) for run in runs]
     data = _open(runs[0])
     mapped = runs.index(cam_run(runs))
-    return [_scene(data, index, shown, runs, networks, mapped) for index, shown in _choose(data, rare, count)]
+    return [_scene(data, index, shown, runs, networks, mapped) for index, shown in _choose(data, classes, count)]
 
 
 def _open(run: Run) -> SegmentationDataset:
     from .config import TrainConfig
-    from .train import open_split
+    from .loaders import open_split
 
     config = TrainConfig.from_dict(dict(run.config))
     data = open_split(config, "val")
@@ -92,23 +102,23 @@ def _load_network(run: Run) -> torch.nn.Module:
     return network.eval()
 
 
-def _choose(data: SegmentationDataset, rare: Sequence[int], count: int) -> Iterator[tuple[int, list[int]]]:
+def _choose(data: SegmentationDataset, classes: Sequence[int], count: int) -> Iterator[tuple[int, list[int]]]:
     """Images, and the classes to show of each: one after the other, that which shows most of what was shown least."""
     step = max(1, -(-len(data) // _SCANNED))
     pixels: dict[int, np.ndarray] = {}
     for index in range(0, len(data), step):
         label = data.read_label(index)
-        share = np.bincount(label.reshape(-1), minlength=256)[list(rare)] / label.size
+        share = np.bincount(label.reshape(-1), minlength=256)[list(classes)] / label.size
         pixels[index] = np.where(share >= _LEAST_SHARE, share, 0)
-    shown = np.zeros(len(rare))
+    shown = np.zeros(len(classes))
     for _ in range(min(count, len(pixels))):
         # The square root: two small things tell more than one large one.
         index = max(pixels, key=lambda i: float((np.sqrt(pixels[i]) / (1 + shown) ** 2).sum()))
         share = pixels.pop(index)
-        present = [k for k in range(len(rare)) if share[k] > 0]
+        present = [k for k in range(len(classes)) if share[k] > 0]
         present.sort(key=lambda k: (shown[k], -share[k]))
         shown += share > 0
-        yield index, [rare[k] for k in present[:2]]
+        yield index, [classes[k] for k in present[:2]]
 
 
 @torch.inference_mode()
@@ -120,14 +130,14 @@ def _scene(
     networks: Sequence[torch.nn.Module],
     mapped: int,
 ) -> Scene:
-    from .train import normalize_images
+    from .loaders import normalize_images
 
     image, label = data.read(index)
     names = data.class_names
     pixels = normalize_images(torch.from_numpy(image.copy()).permute(2, 0, 1).unsqueeze(0))
     size = (label.shape[0], label.shape[1])
     valid = label != data.ignore_index
-    listed = ", ".join(names[c] for c in classes) or "no rare class"
+    listed = ", ".join(names[c] for c in classes) or "none of the classes looked for"
     title = f"Validation image {index}"
     tiles = [
         Tile(_photograph(image), "image", f"{title}: photograph"),
@@ -188,31 +198,57 @@ def _overlap(mask: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> str:
 # ------------------------------------------------------------------------------------------------------- pictures
 
 
-def _photograph(image: np.ndarray) -> str:
-    """An image (H, W, 3) uint8 as a data URI."""
-    return _data_uri(Image.fromarray(np.ascontiguousarray(image)), "JPEG", quality=90)
+def _photograph(image: np.ndarray) -> Image.Image:
+    """An image (H, W, 3) uint8."""
+    return Image.fromarray(np.ascontiguousarray(image))
 
 
-def _label_map(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> str:
-    """Class indices (H, W) uint8 in the data set's colours, as a data URI; what is no class is transparent."""
+def _label_map(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
+    """Class indices (H, W) uint8 in the data set's colours; what is no class is transparent."""
     colours = np.zeros((256, 4), dtype=np.uint8)
     colours[: len(palette), :3] = palette
     colours[: len(palette), 3] = 255
-    return _data_uri(Image.fromarray(colours[labels]), "PNG", optimize=True)
+    return Image.fromarray(colours[labels])
 
 
-def _heat_map(image: np.ndarray, heat: np.ndarray) -> str:
-    """A map (H, W) with values in [0, 1] laid over the greyed image, as a data URI; high values cover more."""
+def _heat_map(image: np.ndarray, heat: np.ndarray) -> Image.Image:
+    """A map (H, W) with values in [0, 1] laid over the greyed image; high values cover more."""
     colour = matplotlib.colormaps[_HEAT](heat)[..., :3] * 255
     return _overlay(image, colour, 0.35 + 0.4 * heat)
 
 
-def _agreement(image: np.ndarray, mask: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> str:
+def _agreement(image: np.ndarray, mask: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> Image.Image:
     """A pseudo mask against the ground truth, each (H, W) bool, over the greyed image: hit, false alarm, miss."""
     colour = np.zeros(image.shape)
     for where, tone in zip((mask & truth, mask & ~truth & valid, ~mask & truth), AGREEMENT.values(), strict=True):
         colour[where] = tone
     return _overlay(image, colour, np.where(colour.any(-1), 0.8, 0.0))
+
+
+def contact_sheet(scene: Scene, colours: Colours) -> Figure:
+    """The scene's pictures side by side, the maps in a second row."""
+    rows = [scene.tiles, *([scene.maps] if scene.maps else [])]
+    columns = max(map(len, rows))
+    photo = scene.tiles[0].picture
+    wide = max(150, min(240, 1400 // columns))
+    high = round(wide * photo.height / photo.width)
+    row, gap, top = high + 42, 12, 26
+    figure = new_figure((columns * (wide + gap) + gap, top + row * len(rows)))
+    width, height = figure.get_size_inches() * 72
+    ink, muted = colours.light["ink"], colours.light["muted"]
+    title: dict[str, Any] = {"fontsize": FONT, "va": "top", "parse_math": False}
+    figure.text(gap / width, 1 - 6 / height, scene.title, color=ink, fontweight="bold", **title)
+    for line, tiles in enumerate(rows):
+        for column, tile in enumerate(tiles):
+            left, bottom = gap + column * (wide + gap), height - top - line * row - high
+            axes = figure.add_axes((left / width, bottom / height, wide / width, high / height))
+            axes.imshow(np.asarray(tile.picture.convert("RGBA")), aspect="auto", interpolation="antialiased")
+            axes.set_axis_off()
+            figure.text(left / width, (bottom - 4) / height, tile.title, color=ink, **title)
+            figure.text(
+                left / width, (bottom - 19) / height, tile.note, color=muted, **(title | {"fontsize": FONT - 2})
+            )
+    return figure
 
 
 def heat_gradient() -> str:
@@ -221,10 +257,10 @@ def heat_gradient() -> str:
     return f"linear-gradient(to right, {', '.join(stops)})"
 
 
-def _overlay(image: np.ndarray, colour: np.ndarray, opacity: np.ndarray) -> str:
+def _overlay(image: np.ndarray, colour: np.ndarray, opacity: np.ndarray) -> Image.Image:
     grey = image @ np.array((0.299, 0.587, 0.114))
     mixed = grey[..., None] * (1 - opacity[..., None]) + colour * opacity[..., None]
-    return _data_uri(Image.fromarray(mixed.clip(0, 255).astype(np.uint8)), "JPEG", quality=92)
+    return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
 
 
 def _data_uri(picture: Image.Image, kind: str, **options: object) -> str:

@@ -50,11 +50,12 @@ from typing import Any, Protocol
 import torch
 
 from ._ablate_pool import Pool
-from ._ablate_results import RARE, final_values, markdown, rare_classes, with_statistics
+from ._ablate_results import final_values, markdown, with_statistics
 from ._ablate_rows import CATALOGUE, CUSTOM, DEFAULT_ROWS, GROUPS, Plan, Row, choose, make_plan
+from .comparison import RARE, rare_classes
 from .config import TrainConfig, cpu_count
-from .report import Run, load_run
 from .run_folder import RunFolder, atomic
+from .runs import Run, load_run
 
 __all__ = ["CATALOGUE", "DEFAULT_ROWS", "GROUPS", "RARE", "Ablation", "Row", "State", "choose", "rare_classes"]
 

@@ -32,6 +32,8 @@ WEIGHTINGS = (
     "recall_batch",
 )
 
+COUNTS = ("observed", "train")
+
 
 def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None, resume: bool = False) -> Any:
     """A field with its help; ``resume`` marks what may change when a run is resumed, since no result depends on it."""
@@ -77,6 +79,9 @@ class TrainConfig:
     w_min: float = _setting(0.1, "cawa: least raw weight.")
     w_max: float = _setting(20.0, "cawa: largest raw weight.")
     source: str = _setting("cam", "cawa: score activation maps, or the argmax prediction.", weights.SOURCES)
+    counts: str = _setting(
+        "observed", "cawa: pixel counts in Eq. 5: of the validation images observed, or of the training set.", COUNTS
+    )
     ratio: str = _setting("smoothed", "cawa: how the change of the score enters (Eq. 6).", reference.RATIOS)
     normalize: str = _setting("max", "cawa: normalisation of the maps.", reference.NORMALIZATIONS)
     classes: str = _setting("present", "cawa: classes scored in an image.", reference.CLASSES)

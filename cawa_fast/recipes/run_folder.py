@@ -19,6 +19,8 @@ import torch
 
 from .config import TrainConfig
 
+_WRITTEN = ("latest.pt", "best.pt", "metrics.jsonl", "confusion.json", "config.json", "dataset.json")
+
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
@@ -69,6 +71,10 @@ class RunFolder:
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
 
+    @property
+    def confusion_file(self) -> Path:
+        return self.path / "confusion.json"
+
     def exists(self) -> bool:
         """Whether a run was begun here. A checkpoint without settings is a ``ValueError``: it could be any run's."""
         if self.latest.exists() and not self.config_file.exists():
@@ -102,7 +108,7 @@ class RunFolder:
                 torch.save({key: checkpoint[key] for key in ("epoch", "model", "weights")}, file)
         with atomic(self.latest) as file:
             torch.save(checkpoint, file)
-        self.write_metrics(checkpoint["metrics"])
+        self.write_results(checkpoint)
 
     def load(self, *, tidy: bool = True) -> dict[str, Any] | None:
         """The latest checkpoint on the CPU, or None if no epoch was finished.
@@ -112,7 +118,9 @@ class RunFolder:
         """
         if not self.exists():
             return None
-        for name in ("latest.pt", "best.pt", "metrics.jsonl", "config.json", "dataset.json") if tidy else ():
+        for name in (
+            ("latest.pt", "best.pt", "metrics.jsonl", "confusion.json", "config.json", "dataset.json") if tidy else ()
+        ):
             for leftover in self.path.glob(f".{name}.*"):  # of a process that was killed while it wrote
                 leftover.unlink()
         if not self.latest.exists():
@@ -125,10 +133,19 @@ class RunFolder:
                 "restore it, or delete it to begin this run anew"
             ) from error
 
-    def write_metrics(self, records: list[dict[str, Any]]) -> None:
-        """Write ``metrics.jsonl``: one JSON object a line, one line an epoch."""
+    def write_results(self, checkpoint: dict[str, Any]) -> None:
+        """Write what of the checkpoint is for others to read.
+
+        ``metrics.jsonl``: one JSON object a line, one line an epoch. ``confusion.json``: ``{"epoch": of the checkpoint,
+        "matrix": C rows (ground truth) of C pixel counts}`` of the validation.
+        """
         with atomic(self.metrics_file) as file:
+            records = checkpoint["metrics"]
             file.write("".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode())
+        if "confusion" in checkpoint:  # which older versions did not keep
+            with atomic(self.confusion_file) as file:
+                kept = {"epoch": checkpoint["epoch"], "matrix": checkpoint["confusion"].tolist()}
+                file.write((json.dumps(kept) + "\n").encode())
 
     def _write_json(self, name: str, value: object) -> None:
         with atomic(self.path / name) as file:

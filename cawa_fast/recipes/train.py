@@ -9,10 +9,8 @@ are those of the whole batch and the whole set.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import signal
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -22,28 +20,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from .. import CAWA, CrossEntropyLoss, FocalLoss, LogitAdjustedLoss, RecallLoss, check_labels, metrics, weighting
+from .. import CAWA, CrossEntropyLoss, FocalLoss, LogitAdjustedLoss, RecallLoss, check_labels, weighting
 from .. import functional as CF
 from . import distributed
 from .config import ADAPTIVE, TrainConfig, cpu_count
-from .datasets import (
-    Augmentation,
-    ClassIndex,
-    EpochSampler,
-    EvalView,
-    FileDataset,
-    SegmentationDataset,
-    TrainView,
-    build_dataset,
-)
+from .datasets import FileDataset, SegmentationDataset
+from .loaders import Loaders, normalize_images, open_split
 from .models import Network
 from .models.network import try_size
+from .records import log_scalars, numbers, segmentation_metrics, tensorboard
 from .run_folder import RunFolder
 from .stopwatch import Stopwatch
-
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
-_EPOCH_STREAM = 4  # keeps (seed, epoch) apart from other uses of them
 
 
 class Watcher(Protocol):
@@ -60,20 +47,6 @@ class Watcher(Protocol):
 
     def epoch_done(self, record: dict[str, Any]) -> None:
         """After validation, with the line of ``metrics.jsonl``."""
-
-
-def normalize_images(images: Tensor) -> Tensor:
-    """``(N, 3, H, W)`` uint8 to float32 with ImageNet's mean 0 and deviation 1, on the images' device."""
-    scale, shift = _imagenet(images.device)
-    return images.to(torch.float32, memory_format=torch.channels_last) * scale - shift
-
-
-@functools.lru_cache
-def _imagenet(device: torch.device) -> tuple[Tensor, Tensor]:
-    # kept: a copy from the host in every batch would make a GPU's host wait
-    scale = torch.tensor([1 / (255 * s) for s in _IMAGENET_STD], device=device).view(3, 1, 1)
-    shift = torch.tensor([m / s for m, s in zip(_IMAGENET_MEAN, _IMAGENET_STD, strict=True)], device=device)
-    return scale, shift.view(3, 1, 1)
 
 
 class Trainer:
@@ -98,7 +71,8 @@ class Trainer:
             torch.cuda.set_device(self.device)
         torch.set_num_threads(config.threads or cpu_count())
         self.train_set, self.val_set = open_split(config, "train"), open_split(config, "val")
-        self.train_loader, self.val_loader = self._loaders()
+        loaders = Loaders(config, self.train_set, self.val_set, pinned=self.device.type == "cuda")
+        self.train_loader, self.val_loader, self._train_sampler = loaders.train, loaders.val, loaders.sampler
         self.model = self._network()
         if distributed.rank() == 0 and not folder.exists():
             folder.begin(config)  # before the images are read: what is stopped from here on can be resumed
@@ -111,6 +85,7 @@ class Trainer:
             self.train_set.num_classes,
             ignore_index=ignore,
             class_names=self.train_set.class_names,
+            class_counts=self.train_pixels if config.counts == "train" else None,
             budget=config.sample(),
             every=config.every,
             method=config.cam_method,
@@ -123,7 +98,7 @@ class Trainer:
             # buffers are averaged before validation, which keeps what all processes have seen and not the first alone
             self.trained = DistributedDataParallel(self.model, broadcast_buffers=False)
         self.adaptive = config.weighting in ADAPTIVE
-        self.sample_loader = self._sample_loader() if self.adaptive and config.budget else None
+        self.sample_loader = loaders.sample(self.cawa, config.seed) if self.adaptive and config.budget else None
         self.criterion = self._criterion(ignore).to(self.device)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
@@ -146,13 +121,13 @@ class Trainer:
                 self.records.append(self._epoch(epoch))
             return self.records
         self.folder.describe(self._describe_data())
-        with _tensorboard(self.folder) as log:
+        with tensorboard(self.folder) as log:
             for record in self.records:  # events are not flushed with the checkpoint: write those of earlier lives anew
-                _log_scalars(log, record, self.train_set.class_names)
+                log_scalars(log, record, self.train_set.class_names)
             for epoch in range(self.epochs_done + 1, self.config.epochs + 1):
                 record = self._epoch(epoch)
                 self.records.append(record)
-                _log_scalars(log, record, self.train_set.class_names)
+                log_scalars(log, record, self.train_set.class_names)
                 self.watcher.epoch_done(record)
         return self.records
 
@@ -167,7 +142,7 @@ class Trainer:
         loss = self._train(epoch, watch)
         distributed.average_buffers(self.model)
         due = self.adaptive and self.cawa.due()
-        found = segmentation_metrics(self._validate(epoch, watch, observe=due and self.sample_loader is None))
+        matrix = self._validate(epoch, watch, observe=due and self.sample_loader is None)
         sampled = None
         if due and self.sample_loader is not None:
             sampled = self._observe_sample(self.sample_loader, watch)
@@ -177,7 +152,7 @@ class Trainer:
             with watch.part("step"):
                 self.cawa.step()
         if self.adaptive:
-            scores = {name: _numbers(getattr(self.cawa.weights, name)) for name in scores}
+            scores = {name: numbers(getattr(self.cawa.weights, name)) for name in scores}
         check_labels()  # the device has been waited for: on a GPU, bad labels raise here
         seconds = watch.seconds()
         awa = sum(seconds.get(part, 0.0) for part in ("sample_data", "sample_forward", "observe", "step"))
@@ -185,21 +160,21 @@ class Trainer:
             "epoch": epoch,
             "train_loss": loss,
             "lr": self.scheduler.get_last_lr()[0],
-            **found,
+            **segmentation_metrics(matrix),
             **scores,
-            "weight": _numbers(self._current_weight()),
+            "weight": numbers(self._current_weight()),
             "sample_images": sampled,
-            "csps_error": _numbers(self.cawa.weights.standard_error) if sampled else nothing,
+            "csps_error": numbers(self.cawa.weights.standard_error) if sampled else nothing,
             "held": self.cawa.weights.held.tolist() if sampled else [False] * self.train_set.num_classes,
             "seconds": seconds,
             "awa_overhead": awa / (seconds["total"] - awa),
         }
-        self._save(record)
+        self._save(record, matrix)
         return record
 
     def _train(self, epoch: int, watch: Stopwatch) -> float:
         self.model.train()
-        self.train_sampler.set_epoch(epoch)
+        self._train_sampler.set_epoch(epoch)
         ignore, classes = self.train_set.ignore_index, self.train_set.num_classes
         together = distributed.processes() > 1
         total, batches = torch.zeros(2, device=self.device)
@@ -333,38 +308,6 @@ class Trainer:
         weight = self.criterion.weight
         return torch.ones(self.train_set.num_classes) if weight is None else weight
 
-    def _loaders(self) -> tuple[DataLoader[Any], DataLoader[Any]]:
-        config = self.config
-        if len(self.train_set) < config.batch_size:
-            raise ValueError(
-                f"batch_size={config.batch_size} is more than the {len(self.train_set)} training images; lower it"
-            )
-        crop = config.crop or self.train_set.image_size
-        if crop is None:
-            raise ValueError(f"crop is needed: the images of {config.dataset} differ in size; e.g. --crop 512x512")
-        workers = config.workers if config.workers is not None else default_workers()
-        shared: dict[str, Any] = {
-            "num_workers": workers,
-            "persistent_workers": workers > 0,
-            "pin_memory": self.device.type == "cuda",
-            "worker_init_fn": _ignore_interrupt,
-            # of its own, so that the seeds of workers are not drawn from the generator that the network uses
-            "generator": torch.Generator().manual_seed(config.seed),
-        }
-        train_view = TrainView(self.train_set, Augmentation(crop, scale=config.scale), seed=config.seed)
-        self.train_sampler = EpochSampler(len(self.train_set), seed=config.seed)
-        # the last, smaller batch is dropped: batch normalisation cannot train on what may be a single image
-        batches = distributed.BatchShare(self.train_sampler, config.batch_size)
-        train = DataLoader(train_view, batch_sampler=batches, **shared)
-        val_batch = max(1, config.batch_size // distributed.processes()) if self.val_set.image_size is not None else 1
-        self._val_options = shared | {"batch_size": val_batch}
-        own = range(distributed.rank(), len(self.val_set), distributed.processes())
-        return train, DataLoader(EvalView(self.val_set), sampler=own, **self._val_options)
-
-    def _sample_loader(self) -> DataLoader[Any]:
-        sampler = self.cawa.sampler(ClassIndex.build(self.val_set), seed=self.config.seed)
-        return DataLoader(EvalView(self.val_set), sampler=sampler, **self._val_options)
-
     def _is_plain(self) -> bool:
         """Whether the loss divides by a number of pixels, not by a sum of weights."""
         return not self.adaptive and (isinstance(self.criterion, RecallLoss) or self.criterion.weight is None)
@@ -381,7 +324,7 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------------- checkpoints
 
-    def _save(self, record: dict[str, Any]) -> None:
+    def _save(self, record: dict[str, Any], matrix: Tensor) -> None:
         if distributed.rank() > 0:
             return
         best = all(record["miou"] > earlier["miou"] for earlier in self.records)
@@ -393,6 +336,7 @@ class Trainer:
             "weights": self.cawa.weights.state_dict(),
             "loop": self.cawa.get_extra_state(),
             "metrics": [*self.records, record],
+            "confusion": matrix,
         }
         self.folder.save(checkpoint, best=best)
 
@@ -407,59 +351,4 @@ class Trainer:
         self.cawa.set_extra_state(checkpoint["loop"])
         self.records = checkpoint["metrics"]
         if distributed.rank() == 0:
-            self.folder.write_metrics(self.records)
-
-
-def open_split(config: TrainConfig, split: str) -> SegmentationDataset:
-    """The data set of ``config``, "train" or "val"."""
-    length = config.train_images if split == "train" else config.val_images
-    options = {} if length is None else {"length": length}
-    return build_dataset(config.dataset, root=config.root, split=split, resize=config.resize, **options)
-
-
-def segmentation_metrics(matrix: Tensor) -> dict[str, Any]:
-    """mIoU, accuracies and per-class IoU from a confusion matrix ``(C, C)``, rows = target; None where undefined.
-
-    Example:
-        >>> segmentation_metrics(torch.tensor([[3, 1], [0, 4]]))["iou"]
-        [0.75, 0.8]
-    """
-    found = metrics.segmentation_metrics(matrix)
-    return found._asdict() | {"iou": _numbers(found.iou), "accuracy": _numbers(found.accuracy)}
-
-
-def default_workers() -> int:
-    """Loading processes: none on two cores, where they would only take turns with the training itself."""
-    return 0 if cpu_count() <= 2 else min(8, cpu_count() // 2)
-
-
-def _numbers(values: Tensor) -> list[float | None]:
-    return [value if math.isfinite(value) else None for value in values.tolist()]
-
-
-def _ignore_interrupt(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the main process ends its workers
-    torch.set_num_threads(1)
-
-
-@contextlib.contextmanager
-def _tensorboard(folder: RunFolder) -> Iterator[Any]:
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer = SummaryWriter(str(folder.path), purge_step=1)
-    try:
-        yield writer
-    finally:
-        writer.close()
-
-
-def _log_scalars(log: Any, record: dict[str, Any], class_names: tuple[str, ...]) -> None:
-    epoch = record["epoch"]
-    for name in ("train_loss", "lr", "miou", "mean_accuracy", "pixel_accuracy", "awa_overhead"):
-        log.add_scalar(name, record[name], epoch)
-    for group in ("iou", "accuracy", "csps", "weight"):
-        for class_name, value in zip(class_names, record[group], strict=True):
-            if value is not None:
-                log.add_scalar(f"{group}/{class_name}", value, epoch)
-    for part, value in record["seconds"].items():
-        log.add_scalar(f"seconds/{part}", value, epoch)
+            self.folder.write_results(checkpoint)

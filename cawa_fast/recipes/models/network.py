@@ -31,7 +31,7 @@ def explained(forward: Callable[[_Module, Tensor], Tensor]) -> Callable[[_Module
             raise ValueError(f"images must be (N, 3, H, W), got {tuple(images.shape)}")
         if not images.is_floating_point():
             raise ValueError(
-                f"images must be floating point, normalised, got {images.dtype}; see recipes.train.normalize_images"
+                f"images must be floating point, normalised, got {images.dtype}; see recipes.loaders.normalize_images"
             )
         if torch.compiler.is_compiling():
             return forward(self, images)

@@ -1,0 +1,370 @@
+"""The report's other parts: models by data sets, ablations, gains, grids, confusion matrices."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+
+from click.testing import CliRunner
+from rich.console import Console
+
+from cawa_fast.cli import main
+from cawa_fast.recipes import _chapter, _charts, _figures, comparison, overview, report, runs
+from cawa_fast.recipes._ablate_results import with_statistics
+from cawa_fast.recipes._ablate_rows import GROUPS
+from cawa_fast.recipes._gallery import _choose
+from cawa_fast.recipes.config import TrainConfig
+from cawa_fast.recipes.datasets import build_dataset
+from fake_runs import ABSENT, Outline, fake_run, last_record
+
+COLOURS = _figures.Colours(2, 10)
+
+
+def changed(folder: Path, **settings: Any) -> Path:
+    """The run with other settings."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+    return folder
+
+
+def renamed_classes(folder: Path, prefix: str) -> Path:
+    description = json.loads((folder / "dataset.json").read_text())
+    description["class_names"] = [f"{prefix}{k}" for k in range(10)]
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+# -------------------------------------------------------------------------------------------- models by data sets
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two models on two data sets, uniform and cawa, two seeds on one of them; one cell is missing."""
+    root = tmp_path_factory.mktemp("matrix")
+    made = []
+    for dataset, model, weighting, seed in (
+        *(("street", "compact", weighting, seed) for weighting in ("uniform", "cawa") for seed in (0, 1)),
+        *(("street", "ocrnet", weighting, 0) for weighting in ("uniform", "cawa")),
+        *(("camvid", "compact", weighting, 0) for weighting in ("uniform", "cawa")),
+    ):
+        folder = root / f"{dataset}-{model}-{weighting}-s{seed}"
+        fake_run(folder, weighting, seed=seed + 10 * len(model), checkpoint=False)
+        changed(folder, dataset=dataset, model=model, seed=seed)
+        made.append(renamed_classes(folder, "c") if dataset == "camvid" else folder)
+    return made
+
+
+def test_overview_holds_means_and_paired_differences(matrix: list[Path]) -> None:
+    table = overview.make_overview([runs.load_run(folder) for folder in matrix])
+    assert table is not None
+    assert table.datasets == ("street", "camvid")
+    assert [(line.model, line.method) for line in table.lines] == [
+        ("compact", "uniform"),
+        ("compact", "cawa"),
+        ("ocrnet", "uniform"),
+        ("ocrnet", "cawa"),
+    ]
+    final = {folder.name: last_record(folder)["miou"] for folder in matrix}
+    of = "street-compact-{}-s{}"
+    means = [np.mean([final[of.format(name, seed)] for seed in (0, 1)]) for name in ("uniform", "cawa")]
+    cells = [line.entries[0] for line in table.lines[:2]]
+    assert [cell.summary.mean for cell in cells if cell] == pytest.approx(means)
+    assert [cell.summary.n for cell in cells if cell] == [2, 2]
+    assert cells[0] is not None
+    assert cells[1] is not None
+    assert cells[0].paired is None
+    differences = [final[of.format("cawa", seed)] - final[of.format("uniform", seed)] for seed in (0, 1)]
+    assert cells[1].paired is not None
+    assert list(cells[1].paired.differences.values()) == pytest.approx(differences)
+    assert [line.entries[1] is None for line in table.lines] == [False, False, True, True]
+
+
+def test_overview_tells_settings_apart(tmp_path: Path) -> None:
+    made = [changed(fake_run(tmp_path / f"tau{tau}", "cawa", checkpoint=False), tau=tau) for tau in (0.3, 0.5)]
+    made.append(changed(fake_run(tmp_path / "other", "cawa", checkpoint=False), model="ocrnet", threads=7))
+    table = overview.make_overview([runs.load_run(folder) for folder in made])
+    assert table is not None
+    assert [line.method for line in table.lines] == ["cawa (tau 0.3)", "cawa (tau 0.5)", "cawa"]
+    assert overview.make_overview([runs.load_run(made[0])]) is None
+
+
+def test_page_of_several_data_sets(matrix: list[Path], tmp_path: Path) -> None:
+    page = report.write_report(matrix, tmp_path / "page.html", images=0, png=True).read_text()
+    outline = Outline(page)
+    assert outline.open == []
+    assert len(set(outline.ids)) == len(outline.ids)
+    assert "8 runs on 2 data sets" in outline.text
+    table = overview.make_overview([runs.load_run(folder) for folder in matrix])
+    assert table is not None
+    for line in table.lines:
+        for entry in line.entries:
+            assert entry is None or (entry.mean in outline.text and entry.difference in outline.text)
+    for name in (*build_dataset("street", split="val", length=1).class_names, *(f"c{k}" for k in range(10))):
+        assert name in outline.text
+    files = {file.name for file in tmp_path.glob("*.png")}
+    assert {"page-street-miou.png", "page-camvid-miou.png"} <= files
+
+
+# ------------------------------------------------------------------------------------------------------- ablations
+
+
+def entry(seed: int, folder: str, miou: float, spread: float = 0.0) -> dict[str, Any]:
+    iou = [max(0.0, miou - 0.05 * k + 0.01 * seed) for k in range(10)]
+    iou[ABSENT] = None
+    values = {"epochs": 4, "miou": miou, "rare_iou": miou / 3, "pixel_accuracy": 0.8 + spread, "iou": iou}
+    times = {"seconds_per_epoch": 3.0, "awa_share": 0.01}
+    return {"seed": seed, "run": folder, "status": "done", "error": None, "dead": []} | values | times
+
+
+def ablation(folder: Path) -> dict[str, Any]:
+    """An ``ablation.json`` with rivals, a ladder and a sweep, two seeds; one run failed."""
+    data = build_dataset("street", split="val", length=1)
+
+    def row(name: str, group: str, settings: dict[str, Any], mious: tuple[float, float]) -> dict[str, Any]:
+        done = [entry(seed, f"{name}-s{seed}", miou) for seed, miou in enumerate(mious)]
+        return {"name": name, "group": group, "title": f"the {name}", "settings": settings, "runs": done}
+
+    cawa = {"weighting": "cawa"}
+    rows = [
+        row("uniform", "rivals", {"weighting": "uniform"}, (0.401, 0.412)),
+        row("log_frequency", "rivals", {"weighting": "log_frequency"}, (0.433, 0.441)),
+        row("cawa", "rivals", cawa, (0.452, 0.463)),
+        row("ladder-csps", "ladder", cawa | {"ratio": "none"}, (0.444, 0.431)),
+        *(row(f"delta={d:g}", "delta", cawa | {"delta": d}, (0.3 + d / 9, 0.31 + d / 9)) for d in (1.0, 0.0, 0.9)),
+    ]
+    rows[3]["runs"][1] = {"seed": 1, "run": "ladder-csps-s1", "status": "failed", "error": "no memory"}
+    result = {
+        "format": 1,
+        "command": "cawa-fast ablate --rows <all>",
+        "settings": TrainConfig().as_dict(),
+        "versions": {},
+        "epochs": 4,
+        "seeds": [0, 1],
+        "against": "uniform",
+        "class_names": list(data.class_names),
+        "train_pixels": [3000, 760, 3030, 1530, 1130, 440, 48, 11, 15, 7],
+        "rare": {"part": 0.2, "classes": [6, 7, 8, 9]},
+        "groups": {key: GROUPS[key] for key in ("rivals", "ladder", "delta")},
+        "rows": with_statistics(rows, "uniform"),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ablation.json").write_text(json.dumps(result))
+    return result
+
+
+def test_page_of_an_ablation(tmp_path: Path) -> None:
+    result = ablation(tmp_path / "made")
+    page = report.write_report([tmp_path / "made"], tmp_path / "page.html", png=True).read_text()
+    outline = Outline(page)
+    assert outline.open == []
+    assert "Ablation on street" in outline.text
+    assert "13 of 14 entries finished" in outline.text
+    for row in result["rows"]:
+        assert row["title"] in outline.text
+        assert f"{100 * row['summary']['miou']['mean']:.1f}" in outline.text
+    assert "+5.1 [" in outline.text  # cawa: 5.1 points on both seeds
+    assert "cawa-fast ablate --rows <all>" in outline.text
+    for heading in result["groups"].values():
+        assert heading in outline.text
+    files = {file.name for file in tmp_path.glob("*.png")}
+    assert files == {f"page-ablation-{name}.png" for name in ("rivals", "ladder", "delta", "gain")}
+    assert not re.findall(r"(?:fill|stroke): #", page)
+
+
+def test_ablation_s_own_file_and_its_runs(tmp_path: Path) -> None:
+    """Beside an ablation the page compares the baseline and CAWA; the file alone may lie anywhere."""
+    ablation(tmp_path / "made")
+    for name in ("uniform", "cawa"):
+        fake_run(tmp_path / "made" / f"{name}-s0", name, checkpoint=False)
+    material = report.load([tmp_path / "made"])
+    assert [run.path.name for run in material.runs] == ["uniform-s0", "cawa-s0"]
+    (tmp_path / "kept.json").write_bytes((tmp_path / "made" / "ablation.json").read_bytes())
+    material = report.load([tmp_path / "kept.json"])
+    assert (len(material.runs), len(material.ablations)) == (0, 1)
+
+    done = CliRunner().invoke(
+        main, ["report", str(tmp_path / "made"), "--images", "0", "--out", str(tmp_path / "page.html")]
+    )
+    assert done.exit_code == 0, done.output
+    assert "the cawa" not in done.output
+    assert "log_frequency" in done.output
+    text = Outline((tmp_path / "page.html").read_text()).text
+    assert "Ablation and runs on street" in text
+    assert "uniform and cawa on street" in text
+
+
+def test_a_run_that_an_ablation_brings_is_not_there_twice(tmp_path: Path) -> None:
+    ablation(tmp_path / "made")
+    run = fake_run(tmp_path / "made" / "uniform-s0", "uniform", checkpoint=False)
+    assert len(report.load([run, tmp_path / "made"]).runs) == 1
+
+
+def test_unknown_ablation_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ablation.json").write_text('{"format": 99}')
+    with pytest.raises(ValueError, match=r"ablation\.json is no result"):
+        report.load([tmp_path])
+
+
+def test_sweep_is_in_the_order_of_the_setting(tmp_path: Path) -> None:
+    ablation(tmp_path)
+    page = report.write_report([tmp_path], tmp_path / "page.html").read_text()
+    assert "mIoU over delta: 0: 30.5 %, 0.9: 40.5 %, 1: 41.6 %." in page
+
+
+# ---------------------------------------------------------------------------------------------- gains and pictures
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> list[runs.Run]:
+    root = tmp_path_factory.mktemp("pair")
+    made = [fake_run(root / name, name, checkpoint=False) for name in ("uniform", "cawa")]
+    return runs.labelled([runs.load_run(folder) for folder in made])
+
+
+def test_gain_chart_names_classes_and_places_dots() -> None:
+    gains = [
+        _charts.Gain("road", 0.4, [(1.5, "run1")]),
+        _charts.Gain("pole", 0.004, [(-7.25, "run1")]),
+        _charts.Gain("none", 0.01, [(None, "run1")]),
+        _charts.Gain("unseen", 0.0, [(3.0, "run1")]),
+    ]
+    figure = _charts.gain_chart(gains, COLOURS.stand_in, (600, 300))
+    axes = figure.axes[0]
+    dots = {(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() == "o"}
+    assert dots == {(0.4, 1.5), (0.004, -7.25)}
+    low, high = axes.get_ylim()
+    assert low < -7.25
+    assert high > 1.5
+    assert {text.get_text() for text in axes.texts} == {"road", "pole"}
+
+
+def test_names_in_a_crowd_do_not_overlap() -> None:
+    gains = [_charts.Gain(f"class{k}", 0.01 * (1 + k / 40), [(k % 5 * 0.01, "run1")]) for k in range(30)]
+    figure = _charts.gain_chart(gains, COLOURS.stand_in, (600, 300))
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert 1 <= len(boxes) < 30
+    for k, box in enumerate(boxes):  # a hair of overlap: letters differ in width
+        assert not any(box.shrunk(0.9, 0.8).overlaps(other.shrunk(0.9, 0.8)) for other in boxes[:k])
+
+
+def test_classes_that_changed_most_are_shown(pair: list[runs.Run]) -> None:
+    rows = comparison.comparison_table(pair)
+    classes = [row for row in rows if row.index is not None]
+    found = _chapter._changed(classes, 1)
+    before, after = (run.final["iou"] for run in pair)
+    change = {k: abs(after[k] - before[k]) for k in range(10) if k != ABSENT}
+    most = max(change.values())
+    assert found == [k for k in sorted(change, key=lambda k: -change[k])[:6] if change[k] > 0.1 * most]
+    assert _chapter._changed(classes, 0) == []
+
+    data = build_dataset("street", split="val", length=6)
+    for index, listed in _choose(data, found, 3):
+        present = np.unique(data.read_label(index))
+        assert listed
+        assert set(listed) <= set(found) & set(present.tolist())
+
+
+def test_numbers_of_three_epochs(pair: list[runs.Run]) -> None:
+    """The paper's table 4: from frequent to rare, at the first, a middle and the last epoch."""
+    classes = [row for row in comparison.comparison_table(pair) if row.index is not None]
+    moments = _chapter._moments(pair[1], classes)
+    assert moments["epochs"] == [1, 2, 4]
+    row, cells = moments["lines"][0]
+    assert row.label == classes[0].label
+    last = pair[1].final
+    assert cells[8:] == [
+        f"{100 * last['csps'][row.index]:.1f}",
+        *(f"{last[column][row.index]:.2f}" for column in ("base_weight", "ratio_weight", "weight")),
+    ]
+    absent = next(cells for row, cells in moments["lines"] if row.index == ABSENT)
+    assert absent[:4] == ["–", "–", "–", "1.00"]
+
+
+def test_class_grid_shows_the_values() -> None:
+    values = np.array([[0.5, 1.0, 2.0], [np.nan, 4.0, 0.25]])
+    for kind in ("share", "factor", "amount"):
+        figure = _charts.class_grid(values, ["a", "$b$"], [3, 6, 9], COLOURS.stand_in, 470, title="x", kind=kind)
+        image = figure.axes[0].images[0]
+        assert np.array_equal(np.ma.filled(image.get_array(), np.nan), values, equal_nan=True)
+        assert 'href="data:image/png' in _figures.to_svg(figure, COLOURS, "grid", "alt")
+    norm = image.norm
+    assert (norm.vmin, norm.vmax) == pytest.approx((0.25 / 1.02, 4 * 1.02))
+    factor = _charts.class_grid(values, ["a", "b"], [1, 2, 3], COLOURS.stand_in, 470, title="x", kind="factor")
+    assert factor.axes[0].images[0].norm.vmin * factor.axes[0].images[0].norm.vmax == pytest.approx(1)
+    empty = _charts.class_grid(
+        np.full((2, 1), np.nan), ["a", "b"], [1], COLOURS.stand_in, 470, title="x", kind="amount"
+    )
+    assert "svg" in _figures.to_svg(empty, COLOURS, "grid", "alt")
+
+
+def test_confusion_chart_is_in_shares_of_the_rows() -> None:
+    matrix = np.array([[8, 2, 0], [1, 1, 2], [0, 0, 0]])
+    figure = _charts.confusion_chart(matrix, ["a", "b", "c"], COLOURS.stand_in, 470)
+    shown = figure.axes[0].images[0].get_array()
+    assert np.allclose(shown[:2], [[0.8, 0.2, 0], [0.25, 0.25, 0.5]])
+    assert shown.mask[2].all()  # a class without ground truth has no shares
+    assert sorted(text.get_text() for text in figure.axes[0].texts) == ["20", "25", "25", "50", "80"]
+    many = _charts.confusion_chart(np.eye(150, dtype=int), [f"c{k}" for k in range(150)], COLOURS.stand_in, 470)
+    assert not many.axes[0].texts
+
+
+def test_page_tells_what_is_taken_for_what(pair: list[runs.Run], tmp_path: Path) -> None:
+    text = Outline(report.write_report([run.path for run in pair], tmp_path / "page.html", images=0).read_text()).text
+    names = pair[0].dataset["class_names"]
+    for run in pair:
+        matrix = np.array(run.confusion(), dtype=float)
+        share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+        np.fill_diagonal(share, 0)
+        truth, taken = np.unravel_index(share.argmax(), share.shape)
+        assert f"{names[truth]} for {names[taken]} {100 * share.max():.0f} %" in text
+
+
+def test_confusion_of_another_epoch_is_not_shown(pair: list[runs.Run], tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "run", "cawa", checkpoint=False)
+    assert runs.load_run(folder).confusion() is not None
+    kept = json.loads((folder / "confusion.json").read_text())
+    (folder / "confusion.json").write_text(json.dumps(kept | {"epoch": 3}))
+    assert runs.load_run(folder).confusion() is None
+    (folder / "confusion.json").unlink()
+    assert runs.load_run(folder).confusion() is None
+    text = Outline(report.write_report([folder], tmp_path / "page.html", images=0).read_text()).text
+    assert "What is taken for what" not in text
+
+
+def test_dots_and_sweeps_show_every_seed() -> None:
+    rows = [
+        _charts.Dots("one", "run0", [[1.0, 2.0], [5.0]]),
+        _charts.Dots("two", "run1", [[3.0], []]),
+    ]
+    for width in (960, 360):
+        figure = _charts.dot_chart(rows, ["left", "right"], COLOURS.stand_in, width, against=0)
+        left, right = figure.axes
+        full = [line for line in left.lines if line.get_markersize() == 7.5]
+        assert [float(line.get_xdata()[0]) for line in full] == [1.5, 3.0]
+        assert len([line for line in right.lines if line.get_markersize() == 7.5]) == 1
+        assert {"one", "two"} == {text.get_text() for text in left.texts}
+    curve = _charts.Curve("a", "run0", [0.0, 1.0], [10.0, 20.0], [None, 2.0], bold=True)
+    figure = _charts.sweep_chart([curve], COLOURS.stand_in, (500, 300), setting="delta", used=0.5)
+    assert figure.axes[0].get_ylim()[1] > 22
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0", "1"]
+
+
+def test_terminal_shows_all_parts(matrix: list[Path], tmp_path: Path) -> None:
+    ablation(tmp_path / "made")
+    console = Console(width=220, file=io.StringIO())
+    tables = report.terminal_tables(report.load([*matrix, tmp_path / "made"]))
+    assert len(tables) == 4  # overview, ablation, two data sets
+    for table in tables:
+        console.print(table)
+    assert "ocrnet" in console.file.getvalue()
+    assert "log_frequency" in console.file.getvalue()
