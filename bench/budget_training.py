@@ -120,6 +120,7 @@ def budget_training(root: Path, epochs: int, budget: float, threads: int, runs: 
         threads=threads,
         workers=0,
         device="cpu",
+        counts="observed",  # so that a sample has to estimate the pixels per class too
         budget=10_000,  # more than there are: all of them, one by one
     )
     settings = {"all images": whole}

@@ -16,6 +16,10 @@ import click
 import numpy as np
 from PIL import Image
 
+from cawa_fast.recipes.run_folder import atomic
+
+from .measure import machine
+
 GOAL = 200  # maps a second and core
 _SIZE = (1024, 2048)
 
@@ -83,7 +87,8 @@ def _stream(file: Path) -> bytes:
 @click.command()
 @click.option("--maps", default=40, show_default=True, help="Label maps to draw.")
 @click.option("--rounds", default=5, show_default=True, help="Times that each contender goes over them.")
-def label_maps(maps: int, rounds: int) -> None:
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the table here, as Markdown.")
+def label_maps(maps: int, rounds: int, out: Path | None) -> None:
     """Measure how many label maps of Cityscapes' size one core reads and counts in a second."""
     with tempfile.TemporaryDirectory() as folder:
         files = draw(Path(folder), maps)
@@ -95,9 +100,19 @@ def label_maps(maps: int, rounds: int) -> None:
                 go()
                 best[name] = min(best[name], (time.process_time() - started) / maps)
         size = sum(file.stat().st_size for file in files) / maps / 1024
-    click.echo(f"{maps} label maps of {_SIZE[0]}x{_SIZE[1]}, {size:.0f} KiB each; goal: {GOAL} a second and core\n")
-    click.echo("| | ms | a second and core |")
-    click.echo("|---|---|---|")
+    system = machine(1)
+    lines = [
+        f"{maps} label maps of {_SIZE[0]}x{_SIZE[1]}, {size:.0f} KiB each; least of {rounds} rounds; "
+        f"goal: {GOAL} a second and core; {system['cpu']}, {system['date']}",
+        "",
+        "| | ms | a second and core |",
+        "|---|---|---|",
+    ]
     for name, seconds in best.items():
         mark = "" if not name.startswith("doctor") else " ✓" if 1 / seconds >= GOAL else " ✗"
-        click.echo(f"| {name} | {1000 * seconds:.2f} | {1 / seconds:.0f}{mark} |")
+        lines.append(f"| {name} | {1000 * seconds:.2f} | {1 / seconds:.0f}{mark} |")
+    click.echo("\n".join(lines))
+    if out is not None:
+        with atomic(out) as file:
+            head = "# Label maps read and counted\n\nMade by `python -m bench label-maps`. "
+            file.write((head + "\n".join(lines) + "\n").encode())

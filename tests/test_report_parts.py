@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -368,3 +371,42 @@ def test_terminal_shows_all_parts(matrix: list[Path], tmp_path: Path) -> None:
         console.print(table)
     assert "ocrnet" in console.file.getvalue()
     assert "log_frequency" in console.file.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------------- in a browser
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def browse(page: Path) -> tuple[str, str]:
+    """The page's elements after loading, and what the browser's console says."""
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    command += ["--virtual-time-budget=2000", "--allow-file-access-from-files", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_browser_has_nothing_to_complain_of_and_a_phone_need_not_scroll_sideways(
+    matrix: list[Path], tmp_path: Path
+) -> None:
+    ablation(tmp_path / "made")
+    page = report.write_report([*matrix, tmp_path / "made"], tmp_path / "page.html", images=0)
+    elements, complaints = browse(page)
+    assert complaints == ""
+    assert elements.count("<svg") == page.read_text().count("<svg")
+
+    broken = tmp_path / "broken.html"  # that complaints are seen at all
+    broken.write_text("<!DOCTYPE html><script>nothing()</script>")
+    assert "nothing is not defined" in browse(broken)[1]
+
+    for width in (390, 1100):
+        measure = "<script>parent.document.title = document.documentElement.scrollWidth</script></body>"
+        inner = html.escape(page.read_text().replace("</body>", measure))
+        frame = tmp_path / "frame.html"
+        frame.write_text(
+            f'<!DOCTYPE html><iframe width="{width}" height="800" style="border:0" srcdoc="{inner}"></iframe>'
+        )
+        title = re.search("<title>(.*?)</title>", browse(frame)[0])
+        assert title is not None
+        assert int(title[1]) <= width

@@ -32,7 +32,7 @@ WEIGHTINGS = (
     "recall_batch",
 )
 
-COUNTS = ("observed", "train")
+COUNTS = ("train", "observed")
 
 
 def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None, resume: bool = False) -> Any:
@@ -80,7 +80,7 @@ class TrainConfig:
     w_max: float = _setting(20.0, "cawa: largest raw weight.")
     source: str = _setting("cam", "cawa: score activation maps, or the argmax prediction.", weights.SOURCES)
     counts: str = _setting(
-        "observed", "cawa: pixel counts in Eq. 5: of the validation images observed, or of the training set.", COUNTS
+        "train", "cawa: pixel counts in Eq. 5: of the training set, or of the validation images observed.", COUNTS
     )
     ratio: str = _setting("smoothed", "cawa: how the change of the score enters (Eq. 6).", reference.RATIOS)
     normalize: str = _setting("max", "cawa: normalisation of the maps.", reference.NORMALIZATIONS)
