@@ -76,7 +76,9 @@ def _group(studio: Studio, result: dict[str, Any], key: str, heading: str) -> di
 
 def _charts(studio: Studio, result: dict[str, Any], key: str, rows: Sequence[dict[str, Any]]) -> list[Markup]:
     known = [row for row in rows if row["summary"]["miou"]]
-    if key in _SWEPT and len(known) > 1:
+    if len(known) < 2:
+        return []
+    if key in _SWEPT:
         return _sweep(studio, result, key, known)
     if key == "rivals":  # the best first; elsewhere the order says something
         known = sorted(known, key=lambda row: -row["summary"]["miou"]["mean"])
