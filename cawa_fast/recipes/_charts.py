@@ -13,7 +13,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from ._figures import FONT, Paint, new_axes, new_figure, share_tick, spread
+from ._figures import FONT, Paint, new_axes, new_figure, share_tick, shorten, spread
 
 _LETTER = 0.56 * FONT  # mean width of a letter
 SEQUENTIAL, DIVERGING = "cividis", "PuOr_r"  # both are told apart by people who see red and green alike
@@ -83,7 +83,8 @@ def _name_points(axes: Axes, classes: Sequence[Gain], paint: Paint) -> None:
     for one in classes:
         _, y0 = axes.transData.transform((one.share, 0))
         x, y = max(dots(one), key=lambda dot: abs(dot[1] - y0))
-        length, high = _LETTER * len(one.label), 1.05 * FONT
+        label = shorten(one.label, box.width / 3)
+        length, high = _LETTER * len(label), 1.05 * FONT
         outward = 1 if y >= y0 else -1
         places = [(x - length / 2, y + outward * 0.95 * FONT), (x + 8, y), (x - 8 - length, y)]
         places += [(x - length / 2, y + outward * k * FONT) for k in (1.9, 2.8, -0.95)]
@@ -94,7 +95,7 @@ def _name_points(axes: Axes, classes: Sequence[Gain], paint: Paint) -> None:
                 taken.append(place)
                 at_x, at_y = axes.transAxes.inverted().transform((left, middle))
                 style: dict[str, Any] = {"va": "center_baseline", "fontsize": FONT - 1, "parse_math": False}
-                axes.text(at_x, at_y, one.label, transform=axes.transAxes, color=paint("ink"), **style)
+                axes.text(at_x, at_y, label, transform=axes.transAxes, color=paint("ink"), **style)
                 break
 
 
@@ -127,6 +128,7 @@ def class_grid(
         kind: "share" (0 to 1, in %), "factor" (positive, logarithmic around 1) or "amount" (positive, logarithmic).
     """
     many = len(names) > 44
+    names = [shorten(name, 0.4 * width) for name in names]
     cell = 15 if len(names) <= 24 else 11 if not many else 2
     left = 14 if many else 12 + round(_LETTER * 0.92 * max(map(len, names)))
     grid_height = max(cell * len(names), 120)
@@ -198,6 +200,7 @@ def confusion_chart(matrix: np.ndarray, names: Sequence[str], paint: Paint, widt
     total = matrix.sum(1, keepdims=True)
     share = np.where(total > 0, matrix / np.maximum(total, 1), np.nan)
     named = len(names) <= 32
+    names = [shorten(name, 0.4 * width) for name in names]
     left = 10 + round(_LETTER * max(map(len, names))) if named else 8
     right = 8
     side = width - left - right
@@ -249,9 +252,10 @@ def dot_chart(rows: Sequence[Dots], columns: Sequence[str], paint: Paint, width:
         against: the row whose mean is drawn as a line through each panel.
     """
     narrow = width < 500
+    labels = [shorten(row.label, width - 20 if narrow else 0.4 * width) for row in rows]
     row_height, top, bottom = (38 if narrow else 24), 26, 24
     height = row_height * len(rows) + top + bottom
-    left = 6 if narrow else 14 + round(_LETTER * max(len(row.label) for row in rows))
+    left = 6 if narrow else 14 + round(_LETTER * max(map(len, labels)))
     figure = new_figure((width, height))
     gap = 18
     panel = (width - left - 14 - gap * (len(columns) - 1)) / len(columns)
@@ -276,11 +280,11 @@ def dot_chart(rows: Sequence[Dots], columns: Sequence[str], paint: Paint, width:
         axes.set_yticks([])
         axes.set_title(title, color=paint("ink"), fontsize=FONT, fontweight="bold", loc="left")
         if number == 0:
-            for place, row in enumerate(rows):
+            for place, label in enumerate(labels):
                 style: dict[str, Any] = {"va": "bottom"} if narrow else {"va": "center_baseline", "ha": "right"}
                 style |= {"transform": axes.get_yaxis_transform(), "fontsize": FONT - 0.5, "parse_math": False}
                 x, y = (0.0, place - 0.18) if narrow else (-8 / panel, float(place))
-                axes.text(x, y, row.label, color=paint("ink"), **style)
+                axes.text(x, y, label, color=paint("ink"), **style)
     return figure
 
 
@@ -309,7 +313,8 @@ def sweep_chart(
         used: the default value, marked by a line.
     """
     width, height = size
-    right = 26 + round(_LETTER * max(len(curve.label) for curve in curves))
+    labels = [shorten(curve.label, 0.4 * width) for curve in curves]
+    right = 26 + round(_LETTER * max(map(len, labels)))
     box = (34, 40, width - 34 - right, height - 40 - 12)
     figure = new_figure(size)
     axes = new_axes(figure, paint, box)
@@ -339,7 +344,8 @@ def sweep_chart(
     highest = axes.get_ylim()[1]
     ends = [curve.means[-1] / highest * box[3] for curve in curves]
     x = (axes.transData + axes.transAxes.inverted()).transform((curves[0].places[-1], 0))[0]
-    for curve, end, place in zip(curves, ends, spread(ends, 1.15 * FONT, 0, box[3]), strict=True):
+    places = spread(ends, 1.15 * FONT, 0, box[3])
+    for curve, label, end, place in zip(curves, labels, ends, places, strict=True):
         axes.plot(
             (x + 5 / box[2], 1 + 14 / box[2]),
             (end / box[3], place / box[3]),
@@ -351,7 +357,7 @@ def sweep_chart(
         axes.text(
             1 + 17 / box[2],
             place / box[3],
-            curve.label,
+            label,
             transform=axes.transAxes,
             color=paint("ink"),
             fontsize=FONT - 0.5,

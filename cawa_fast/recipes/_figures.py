@@ -133,6 +133,18 @@ def share_tick(share: float) -> str:
     return f"{100 * share:.12g} %"
 
 
+def shorten(text: str, width: float, size: float = FONT) -> str:
+    """The text, without its middle where it is longer than about ``width`` pixels.
+
+    >>> shorten("building", 100), shorten("television receiver", 80)
+    ('building', 'telev…eiver')
+    """
+    letters = max(int(width / (0.56 * size)), 3)
+    if len(text) <= letters:
+        return text
+    return f"{text[: letters // 2]}…{text[len(text) - (letters - 1) // 2 :]}"
+
+
 def new_figure(size: tuple[int, int]) -> Figure:
     return Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72)
 

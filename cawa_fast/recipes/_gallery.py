@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import GradCAM, reference
-from ._figures import FONT, Colours, new_figure
+from ._figures import FONT, Colours, new_figure, shorten
 from .datasets import SegmentationDataset
 from .runs import Run
 
@@ -244,10 +244,9 @@ def contact_sheet(scene: Scene, colours: Colours) -> Figure:
             axes = figure.add_axes((left / width, bottom / height, wide / width, high / height))
             axes.imshow(np.asarray(tile.picture.convert("RGBA")), aspect="auto", interpolation="antialiased")
             axes.set_axis_off()
-            figure.text(left / width, (bottom - 4) / height, tile.title, color=ink, **title)
-            figure.text(
-                left / width, (bottom - 19) / height, tile.note, color=muted, **(title | {"fontsize": FONT - 2})
-            )
+            figure.text(left / width, (bottom - 4) / height, shorten(tile.title, wide), color=ink, **title)
+            note = shorten(tile.note, wide, FONT - 2)
+            figure.text(left / width, (bottom - 19) / height, note, color=muted, **(title | {"fontsize": FONT - 2}))
     return figure
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
-from ._figures import FONT, Paint, new_axes, new_figure, seconds_text, spread
+from ._figures import FONT, Paint, new_axes, new_figure, seconds_text, shorten, spread
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def line_chart(
     width, height = size
     figure = new_figure(size)
     named = [line for line in series if line.label]
-    labels = [_last_label(line, show_last) for line in named]
+    labels = [_last_label(line, show_last, 0.4 * width) for line in named]
     right = 22 + 0.56 * FONT * max(map(len, labels)) if labels else 10
     top = 26 if title else 12
     box = (34, 24, width - 34 - right, height - 24 - top)
@@ -79,7 +79,7 @@ def time_bars(bars: Sequence[tuple[str, dict[str, float]]], paint: Paint, width:
         axes.text(
             0,
             index - 0.3,
-            f"{label}, {seconds_text(left)} s",
+            f"{shorten(label, width - 80)}, {seconds_text(left)} s",
             color=paint("ink"),
             fontsize=FONT,
             va="bottom",
@@ -126,6 +126,7 @@ def panels(
         _draw_lines(axes, series, paint)
         _scale(axes, [v for line in series for v in line.values if v is not None], False, unit, 3, paint)
         _epoch_axis(axes, (cell_width - 58, cell_height - 56), paint)
+        title = shorten(title, cell_width - 50)
         axes.set_title(title, color=paint("ink"), fontsize=FONT, loc="left", parse_math=False)
     return figure
 
@@ -201,9 +202,10 @@ def _epoch_axis(axes: Axes, size: tuple[float, float], paint: Paint) -> None:
     axes.set_xticks([*between, last] if last.is_integer() else between)  # a single epoch stands in the middle
 
 
-def _last_label(line: Series, show_last: bool) -> str:
+def _last_label(line: Series, show_last: bool, width: float) -> str:
     last = next((value for value in reversed(line.values) if value is not None), None)
-    return f"{line.label} {last:.1f}" if show_last and last is not None else str(line.label)
+    label = shorten(str(line.label), width)
+    return f"{label} {last:.1f}" if show_last and last is not None else label
 
 
 def _name_lines(

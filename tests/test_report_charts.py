@@ -1,0 +1,114 @@
+"""The report's charts, one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from cawa_fast.recipes import _charts, _figures, _line_charts
+
+COLOURS = _figures.Colours(2, 10)
+
+
+def test_gain_chart_names_classes_and_places_dots() -> None:
+    gains = [
+        _charts.Gain("road", 0.4, [(1.5, "run1")]),
+        _charts.Gain("pole", 0.004, [(-7.25, "run1")]),
+        _charts.Gain("none", 0.01, [(None, "run1")]),
+        _charts.Gain("unseen", 0.0, [(3.0, "run1")]),
+    ]
+    figure = _charts.gain_chart(gains, COLOURS.stand_in, (600, 300))
+    axes = figure.axes[0]
+    dots = {(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() == "o"}
+    assert dots == {(0.4, 1.5), (0.004, -7.25)}
+    low, high = axes.get_ylim()
+    assert low < -7.25
+    assert high > 1.5
+    assert {text.get_text() for text in axes.texts} == {"road", "pole"}
+
+
+def test_names_in_a_crowd_do_not_overlap() -> None:
+    gains = [_charts.Gain(f"class{k}", 0.01 * (1 + k / 40), [(k % 5 * 0.01, "run1")]) for k in range(30)]
+    figure = _charts.gain_chart(gains, COLOURS.stand_in, (600, 300))
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert 1 <= len(boxes) < 30
+    for k, box in enumerate(boxes):  # a hair of overlap: letters differ in width
+        assert not any(box.shrunk(0.9, 0.8).overlaps(other.shrunk(0.9, 0.8)) for other in boxes[:k])
+
+
+def test_class_grid_shows_the_values() -> None:
+    values = np.array([[0.5, 1.0, 2.0], [np.nan, 4.0, 0.25]])
+    for kind in ("share", "factor", "amount"):
+        figure = _charts.class_grid(values, ["a", "$b$"], [3, 6, 9], COLOURS.stand_in, 470, title="x", kind=kind)
+        image = figure.axes[0].images[0]
+        assert np.array_equal(np.ma.filled(image.get_array(), np.nan), values, equal_nan=True)
+        assert 'href="data:image/png' in _figures.to_svg(figure, COLOURS, "grid", "alt")
+    norm = image.norm
+    assert (norm.vmin, norm.vmax) == pytest.approx((0.25 / 1.02, 4 * 1.02))
+    factor = _charts.class_grid(values, ["a", "b"], [1, 2, 3], COLOURS.stand_in, 470, title="x", kind="factor")
+    assert factor.axes[0].images[0].norm.vmin * factor.axes[0].images[0].norm.vmax == pytest.approx(1)
+    empty = _charts.class_grid(
+        np.full((2, 1), np.nan), ["a", "b"], [1], COLOURS.stand_in, 470, title="x", kind="amount"
+    )
+    assert "svg" in _figures.to_svg(empty, COLOURS, "grid", "alt")
+
+
+def test_confusion_chart_is_in_shares_of_the_rows() -> None:
+    matrix = np.array([[8, 2, 0], [1, 1, 2], [0, 0, 0]])
+    figure = _charts.confusion_chart(matrix, ["a", "b", "c"], COLOURS.stand_in, 470)
+    shown = figure.axes[0].images[0].get_array()
+    assert np.allclose(shown[:2], [[0.8, 0.2, 0], [0.25, 0.25, 0.5]])
+    assert shown.mask[2].all()  # a class without ground truth has no shares
+    assert sorted(text.get_text() for text in figure.axes[0].texts) == ["20", "25", "25", "50", "80"]
+    many = _charts.confusion_chart(np.eye(150, dtype=int), [f"c{k}" for k in range(150)], COLOURS.stand_in, 470)
+    assert not many.axes[0].texts
+
+
+def test_dots_and_sweeps_show_every_seed() -> None:
+    rows = [
+        _charts.Dots("one", "run0", [[1.0, 2.0], [5.0]]),
+        _charts.Dots("two", "run1", [[3.0], []]),
+    ]
+    for width in (960, 360):
+        figure = _charts.dot_chart(rows, ["left", "right"], COLOURS.stand_in, width, against=0)
+        left, right = figure.axes
+        full = [line for line in left.lines if line.get_markersize() == 7.5]
+        assert [float(line.get_xdata()[0]) for line in full] == [1.5, 3.0]
+        assert len([line for line in right.lines if line.get_markersize() == 7.5]) == 1
+        assert {"one", "two"} == {text.get_text() for text in left.texts}
+    curve = _charts.Curve("a", "run0", [0.0, 1.0], [10.0, 20.0], [None, 2.0], bold=True)
+    figure = _charts.sweep_chart([curve], COLOURS.stand_in, (500, 300), setting="delta", used=0.5)
+    assert figure.axes[0].get_ylim()[1] > 22
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0", "1"]
+
+
+@pytest.mark.parametrize("width", [960, 470, 360])
+def test_charts_hold_long_names(width: int) -> None:
+    """However long the names: they keep within the figure, and most of it is left for the chart."""
+    names = [
+        f"television receiver, television set, telly, idiot box, boob tube, goggle box, number {k}" for k in (1, 2)
+    ]
+    series = [_line_charts.Series(name, [1, 2], [3.0, 4.0], "run0") for name in names]
+    curves = [_charts.Curve(name, "run0", [0.0, 1.0], [10.0, 20.0], [None, 2.0]) for name in names]
+    values = np.array([[0.5, 1.0], [2.0, 4.0]])
+    paint, options = COLOURS.stand_in, {"title": "x", "kind": "share"}
+    figures = [
+        _line_charts.line_chart(series, paint, (width, 300), show_last=True),
+        _line_charts.time_bars([(name, {"data": 1.0}) for name in names], paint, width),
+        _charts.class_grid(values, names, [1, 2], paint, width, **options),
+        _charts.confusion_chart(np.eye(2, dtype=int), names, paint, width),
+        _charts.dot_chart([_charts.Dots(name, "run0", [[1.0]]) for name in names], ["x"], paint, width, against=0),
+        _charts.sweep_chart(curves, paint, (width, 300), setting="delta"),
+    ]
+    for figure in figures:
+        figure.draw_without_rendering()
+        axes = figure.axes[0]
+        assert axes.get_window_extent().width >= 0.3 * width
+        shown = [text for text in (*axes.texts, *axes.get_yticklabels()) if "number" in text.get_text()]
+        assert len({text.get_text() for text in shown}) == 2
+        for text in shown:
+            assert text.get_window_extent().x0 >= -1
+            assert text.get_window_extent().x1 <= width + 1
