@@ -207,6 +207,14 @@ def test_a_run_that_an_ablation_brings_is_not_there_twice(tmp_path: Path) -> Non
     ablation(tmp_path / "made")
     run = fake_run(tmp_path / "made" / "uniform-s0", "uniform", checkpoint=False)
     assert len(report.load([run, tmp_path / "made"]).runs) == 1
+    assert len(report.load([tmp_path / "made", run]).runs) == 1
+
+
+def test_an_ablation_against_cawa_shows_it_once(tmp_path: Path) -> None:
+    result = ablation(tmp_path / "made")
+    (tmp_path / "made" / "ablation.json").write_text(json.dumps(result | {"against": "cawa"}))
+    fake_run(tmp_path / "made" / "cawa-s0", "cawa", checkpoint=False)
+    assert [run.path.name for run in report.load([tmp_path / "made"]).runs] == ["cawa-s0"]
 
 
 def test_unknown_ablation_is_refused(tmp_path: Path) -> None:

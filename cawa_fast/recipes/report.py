@@ -46,6 +46,7 @@ def load(paths: Sequence[StrPath]) -> Material:
         raise ValueError("run_dirs is empty; give at least one run's folder")
     runs: list[Run] = []
     ablations = []
+    given = {Path(path).resolve() for path in paths}
     for path in map(Path, paths):
         file = path / ABLATION if path.is_dir() else path
         if file.suffix != ".json" or (path.is_dir() and not file.is_file()):
@@ -55,18 +56,18 @@ def load(paths: Sequence[StrPath]) -> Material:
         if ablation.get("format") != 1:
             raise ValueError(f"{file} is no result of `cawa-fast ablate` that this version knows; make it again")
         ablations.append(ablation)
-        taken = {run.path.resolve() for run in runs}
+        taken = given | {run.path.resolve() for run in runs}
         runs += [run for run in _examples(ablation, file.parent) if run.path.resolve() not in taken]
     labelled(runs)  # raises where a folder is given twice
     return Material(runs, ablations)
 
 
 def _examples(ablation: dict[str, Any], folder: Path) -> list[Run]:
-    names = []
+    names: list[str] = []
     for row in (ablation["against"], _ADAPTIVE_ROW):
         found = [r["runs"] for r in ablation["rows"] if r["name"] == row]
         names += [run["run"] for run in found[0][:1] if run["status"] == "done"] if found else []
-    return [load_run(folder / name) for name in names if RunFolder(folder / name).metrics_file.is_file()]
+    return [load_run(folder / name) for name in dict.fromkeys(names) if RunFolder(folder / name).metrics_file.is_file()]
 
 
 def terminal_tables(material: Material) -> list[Table]:
