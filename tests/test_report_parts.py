@@ -24,7 +24,7 @@ from cawa_fast.cli import main
 from cawa_fast.recipes import _chapter, comparison, overview, report, runs
 from cawa_fast.recipes._ablate_results import with_statistics
 from cawa_fast.recipes._ablate_rows import GROUPS
-from cawa_fast.recipes._gallery import _choose
+from cawa_fast.recipes._gallery import _choose, make_scenes
 from cawa_fast.recipes.config import TrainConfig
 from cawa_fast.recipes.datasets import build_dataset
 from fake_runs import ABSENT, Outline, fake_run, last_record
@@ -254,6 +254,17 @@ def test_classes_that_changed_most_are_shown(pair: list[runs.Run]) -> None:
         present = np.unique(data.read_label(index))
         assert listed
         assert set(listed) <= set(found) & set(present.tolist())
+
+
+def test_activation_maps_are_of_the_run_s_own_kind(tmp_path: Path) -> None:
+    shown = {}
+    for method in ("gradcam", "layercam"):
+        folder = changed(fake_run(tmp_path / method, "cawa"), cam_method=method)
+        (scene,) = make_scenes([runs.load_run(folder)], [0], 1)
+        shown[method] = scene
+    prediction = [scene.tiles[2].source for scene in shown.values()]
+    assert prediction[0] == prediction[1]  # the same network
+    assert shown["gradcam"].maps[0].source != shown["layercam"].maps[0].source
 
 
 def test_numbers_of_three_epochs(pair: list[runs.Run]) -> None:

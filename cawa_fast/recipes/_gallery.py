@@ -145,7 +145,7 @@ def _scene(
     ]
     maps: list[Tile] = []
     for number, (run, network) in enumerate(zip(runs, networks, strict=True)):
-        with GradCAM(network, num_classes=len(names)) as cam:
+        with GradCAM(network, num_classes=len(names), method=run.config.get("cam_method", "gradcam")) as cam:
             logits = network(pixels)
         predicted = reference.resize(logits.float(), size, False).argmax(1)[0].numpy().astype(np.uint8)
         note = ", ".join(f"{names[c]} {_overlap(predicted == c, label == c, valid)}" for c in classes)
