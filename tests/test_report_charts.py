@@ -112,3 +112,13 @@ def test_charts_hold_long_names(width: int) -> None:
         for text in shown:
             assert text.get_window_extent().x0 >= -1
             assert text.get_window_extent().x1 <= width + 1
+
+
+def test_classes_of_every_data_set_span_the_colours() -> None:
+    colours = _figures.Colours(2, 150)
+    for classes in (2, 11, 150):
+        names = [colours.of_class(rank, classes) for rank in range(classes)]
+        assert (names[0], names[-1]) == ("class0", "class149")
+        assert len(set(names)) == classes
+        assert set(names) <= colours.light.keys()
+    assert colours.of_class(0, 1) == "class0"

@@ -135,7 +135,8 @@ def _sweep(studio: Studio, result: dict[str, Any], key: str, rows: Sequence[dict
             ]
             for row in rows
         ]
-        drawn.append(curve(result["class_names"][index], f"class{order.index(index)}", of_class))
+        colour = studio.colours.of_class(order.index(index), len(order))
+        drawn.append(curve(result["class_names"][index], colour, of_class))
     curves = [one for one in drawn if one]
     used = float(getattr(TrainConfig(), setting))
 

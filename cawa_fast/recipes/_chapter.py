@@ -47,7 +47,7 @@ def make_chapter(studio: Studio, runs: Sequence[Run], images: int) -> dict[str, 
         "cards": _cards(rows, runs),
         "rare": rare,
         "rare_percent": f"{100 * RARE / len(classes):.2g}",
-        "rank": {row.index: number for number, row in enumerate(classes)},
+        "colour": {row.index: studio.colours.of_class(rank, len(classes)) for rank, row in enumerate(classes)},
         "largest_share": max((row.share or 0.0 for row in classes), default=0.0) or 1.0,
         "gain": _gain(studio, runs, classes),
         "miou": _miou(studio, runs),
@@ -167,7 +167,7 @@ def _adaptive(studio: Studio, runs: Sequence[Run], classes: Sequence[Row]) -> li
                     row.label if row in named else None,
                     run.epochs,
                     [None if value is None else factor * value for value in run.column(column, row.index)],
-                    f"class{rank}",
+                    studio.colours.of_class(rank, len(classes)),
                 )
                 for rank, row in enumerate(classes)
             ]

@@ -61,7 +61,8 @@ class Colours:
 
     Args:
         num_runs: colours ``run0``, ``run1``, ...; they repeat after six.
-        num_classes: colours ``class0`` (the most frequent) to the rarest, which stands out most in either scheme.
+        num_classes: colours ``class0`` (the most frequent) to the rarest, which stands out most in either scheme; of
+            the data set with the most classes.
     """
 
     def __init__(self, num_runs: int, num_classes: int) -> None:
@@ -75,6 +76,11 @@ class Colours:
         self.light = {name: pair[0] for name, pair in pairs.items()}
         self.dark = {name: pair[1] for name, pair in pairs.items()}
         self._names = list(pairs)
+        self._num_classes = num_classes
+
+    def of_class(self, rank: int, num_classes: int) -> str:
+        """Name of the colour of a data set's class: whatever the number of its classes, they span the whole scale."""
+        return f"class{round(rank * (self._num_classes - 1) / max(num_classes - 1, 1))}"
 
     def stand_in(self, name: str) -> str:
         """The colour that :func:`to_svg` turns into ``var(--name)``."""
