@@ -18,10 +18,11 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from cawa_fast.cli import main
-from cawa_fast.recipes import _chapter, comparison, overview, report, runs
+from cawa_fast.recipes import _ablation_view, _chapter, comparison, overview, report, runs
 from cawa_fast.recipes._ablate_results import with_statistics
 from cawa_fast.recipes._ablate_rows import GROUPS
 from cawa_fast.recipes._gallery import _choose, make_scenes
@@ -304,6 +305,39 @@ def test_confusion_of_another_epoch_is_not_shown(pair: list[runs.Run], tmp_path:
     assert runs.load_run(folder).confusion() is None
     text = Outline(report.write_report([folder], tmp_path / "page.html", images=0).read_text()).text
     assert "What is taken for what" not in text
+
+
+def test_captions_are_of_the_run_s_rule_and_settings(tmp_path: Path) -> None:
+    said = {}
+    for rule in ("cawa", "recall"):
+        folder = changed(fake_run(tmp_path / rule, "cawa", checkpoint=False), weighting=rule, scale=[0.5, 2.0])
+        changed(folder, crop=[96, 192])
+        page = report.write_report([folder], tmp_path / f"{rule}.html", images=0).read_text()
+        said[rule] = Outline(page).text
+        assert "0.5 to 2.0" in page
+        assert "96 × 192" in page
+    assert "Base weight (Eq. 5)" in said["cawa"]
+    assert "the score that it follows from" in said["cawa"]
+    assert "(Eq. 5)" not in said["recall"]
+    assert "the score that it follows from" not in said["recall"]
+    assert "the rule “recall” says" in said["recall"]
+
+
+def test_sweep_marks_the_value_of_the_other_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = ablation(tmp_path)
+    marked = []
+
+    def chart(*_: Any, used: float | None, **__: Any) -> Figure:
+        marked.append(used)
+        return Figure()
+
+    monkeypatch.setattr(_ablation_view, "sweep_chart", chart)
+    for delta in (0.9, 1.0, 0.5):  # of the last there is no row
+        (tmp_path / "ablation.json").write_text(
+            json.dumps(result | {"settings": result["settings"] | {"delta": delta}})
+        )
+        report.write_report([tmp_path], tmp_path / "page.html")
+    assert marked[::2] == marked[1::2] == [0.9, 1.0, None]
 
 
 def test_terminal_shows_all_parts(matrix: list[Path], tmp_path: Path) -> None:

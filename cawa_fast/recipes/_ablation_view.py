@@ -138,7 +138,7 @@ def _sweep(studio: Studio, result: dict[str, Any], key: str, rows: Sequence[dict
         colour = studio.colours.of_class(order.index(index), len(order))
         drawn.append(curve(result["class_names"][index], colour, of_class))
     curves = [one for one in drawn if one]
-    used = float(getattr(TrainConfig(), setting))
+    used = float(result["settings"].get(setting, getattr(TrainConfig(), setting)))
 
     def draw(paint: Paint, width: int) -> Figure:
         size = (width, 340 if width > 500 else 280)

@@ -114,7 +114,8 @@ def _gain(studio: Studio, runs: Sequence[Run], classes: Sequence[Row]) -> list[M
 
 def _miou(studio: Studio, runs: Sequence[Run]) -> list[Markup]:
     series = [Series(run.label, run.epochs, _percent(run.column("miou")), f"run{i}") for i, run in enumerate(runs)]
-    ends = "; ".join(f"{run.label} ends at {100 * (run.final['miou'] or 0):.1f} %" for run in runs)
+    total = Row("mIoU", ())
+    ends = "; ".join(f"{run.label} ends at {total.text(run.final['miou'])} %" for run in runs)
 
     def draw(paint: Paint, width: int) -> Figure:
         return line_chart(series, paint, (width, 320 if width > 500 else 240), unit=" %", show_last=True)
@@ -212,6 +213,8 @@ _GRIDS = (
 
 
 def _grid(studio: Studio, run: Run, number: int, classes: Sequence[Row], column: str, title: str, kind: str) -> Markup:
+    if run.config["weighting"] != "cawa":  # the equations are not those of other rules
+        title = title.partition(" (Eq.")[0]
     nothing = [None] * len(classes)
     by_epoch = np.array([[*(record.get(column) or nothing)] for record in run.records], dtype=float)  # None is NaN
     values = by_epoch[:, _order(classes)].T
@@ -357,5 +360,5 @@ def _plain(value: object) -> str:
     if value is None:
         return "–"
     if isinstance(value, (list, tuple)):
-        return " × ".join(map(str, value))
+        return (" to " if any(isinstance(part, float) for part in value) else " × ").join(map(str, value))
     return str(value)

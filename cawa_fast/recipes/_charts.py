@@ -273,7 +273,7 @@ def dot_chart(rows: Sequence[Dots], columns: Sequence[str], paint: Paint, width:
         if against is not None and rows[against].values[number]:
             base = float(np.mean(rows[against].values[number]))
             axes.axvline(base, color=paint("muted"), linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_ylim(len(rows) - 0.5, -0.8 if narrow else -0.5)
         axes.margins(x=0.08)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=max(2, int(panel / 60)), steps=(1, 2, 2.5, 5, 10)))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -310,7 +310,7 @@ def sweep_chart(
         paint: colours.
         size: width and height in CSS pixels.
         setting: name of the horizontal axis.
-        used: the default value, marked by a line.
+        used: the value of all other rows, marked by a line.
     """
     width, height = size
     labels = [shorten(curve.label, 0.4 * width) for curve in curves]
