@@ -122,3 +122,36 @@ def test_classes_of_every_data_set_span_the_colours() -> None:
         assert len(set(names)) == classes
         assert set(names) <= colours.light.keys()
     assert colours.of_class(0, 1) == "class0"
+
+
+def test_runs_of_one_colour_differ_in_another_way() -> None:
+    colours = _figures.Colours(10, 2)
+    assert colours.light["run6"] == colours.light["run0"]
+    series = [_line_charts.Series(f"run{k}", [1, 2], [3.0, 4.0], f"run{k}") for k in range(10)]
+    axes = _line_charts.line_chart(series, colours.stand_in, (960, 300)).axes[0]
+    looks = {(line.get_color(), line.get_linestyle()) for line in axes.lines[:10]}
+    assert [line.get_linestyle() for line in axes.lines[:10]] == ["-"] * 6 + ["--"] * 4
+    assert len(looks) == 10
+    gains = [_charts.Gain("road", 0.4, [(1.0 + k, f"run{k}") for k in range(10)])]
+    dots = [
+        line
+        for line in _charts.gain_chart(gains, colours.stand_in, (600, 300)).axes[0].lines
+        if len(line.get_xdata()) == 1
+    ]
+    assert [line.get_marker() for line in dots] == ["o"] * 6 + ["s"] * 4
+
+
+def test_legend_of_many_runs_stays_within_the_figure() -> None:
+    names = [(f"median_frequency-s{k}", f"run{k}") for k in range(10)]
+    lines = [_line_charts.Series(None, [1, 2], [3.0, 4.0], colour) for _, colour in names]
+    for shown in (names[:2], names):
+        figure = _line_charts.panels([("road", lines)], shown, _figures.Colours(10, 2).stand_in)
+        figure.draw_without_rendering()
+        width, height = figure.get_size_inches() * 72
+        boxes = [text.get_window_extent() for text in figure.texts]
+        assert len(boxes) == len(shown)
+        for k, box in enumerate(boxes):
+            assert 0 <= box.x0 < box.x1 <= width
+            assert box.y1 <= height
+            assert box.y0 > figure.axes[0].get_window_extent().y1
+            assert not any(box.overlaps(other) for other in boxes[:k])

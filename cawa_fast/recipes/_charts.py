@@ -13,7 +13,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from ._figures import FONT, Paint, new_axes, new_figure, share_tick, shorten, spread
+from ._figures import FONT, Paint, new_axes, new_figure, repeats, share_tick, shorten, spread
 
 _LETTER = 0.56 * FONT  # mean width of a letter
 SEQUENTIAL, DIVERGING = "cividis", "PuOr_r"  # both are told apart by people who see red and green alike
@@ -52,7 +52,8 @@ def gain_chart(classes: Sequence[Gain], paint: Paint, size: tuple[int, int], mos
         for gain, colour in one.gains:
             if gain is not None:
                 axes.plot((one.share, one.share), (0, gain), color=paint(colour), linewidth=1, alpha=0.5)
-                axes.plot(one.share, gain, "o", color=paint(colour), markersize=5.5, alpha=0.9, zorder=3)
+                shape = "os^"[repeats(colour) % 3]
+                axes.plot(one.share, gain, shape, color=paint(colour), markersize=5.5, alpha=0.9, zorder=3)
     axes.axhline(0, color=paint("muted"), linewidth=0.9)
     gains = [gain for one in shown for gain, _ in one.gains if gain is not None] or [0.0]
     low, high = min(0.0, *gains), max(0.0, *gains)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -60,7 +61,7 @@ class Colours:
     """Every named colour of the page: ``light`` and ``dark`` from name to hexadecimal code.
 
     Args:
-        num_runs: colours ``run0``, ``run1``, ...; they repeat after six.
+        num_runs: colours ``run0``, ``run1``, ...; they repeat after six, see :func:`repeats`.
         num_classes: colours ``class0`` (the most frequent) to the rarest, which stands out most in either scheme; of
             the data set with the most classes.
     """
@@ -149,6 +150,20 @@ def shorten(text: str, width: float, size: float = FONT) -> str:
     if len(text) <= letters:
         return text
     return f"{text[: letters // 2]}…{text[len(text) - (letters - 1) // 2 :]}"
+
+
+def repeats(colour: str) -> int:
+    """How many runs before this one have its colour: their lines and dots must differ in another way.
+
+    >>> repeats("run5"), repeats("run6"), repeats("muted")
+    (0, 1, 0)
+    """
+    return int(colour.removeprefix("run")) // len(_RUNS) if colour.startswith("run") else 0
+
+
+def dashes(colour: str) -> Any:
+    """A line's style: dashed for the second run of a colour, dotted for the third."""
+    return ("-", (0, (4, 2)), (0, (1, 1.5)))[repeats(colour) % 3]
 
 
 def new_figure(size: tuple[int, int]) -> Figure:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
-from ._figures import FONT, Paint, new_axes, new_figure, seconds_text, shorten, spread
+from ._figures import FONT, Paint, dashes, new_axes, new_figure, repeats, seconds_text, shorten, spread
 
 
 @dataclass(frozen=True)
@@ -111,15 +111,22 @@ def panels(
         unit: behind the vertical axes' values.
         columns: charts in a row.
     """
-    cell_width, cell_height, legend = 240, 150, 24
+    cell_width, cell_height = 240, 150
     rows = -(-len(groups) // columns)
-    width, height = cell_width * columns, cell_height * rows + legend
+    width, left, line = cell_width * columns, 42.0, 0
+    legend: list[tuple[float, int, str, str]] = []
+    for name, colour in names:
+        label = f"{('—', '– –', '···')[repeats(colour) % 3]} {shorten(name, width - 100)}"
+        length = (len(label) + 3) * 0.62 * FONT
+        if legend and left + length > width:
+            left, line = 42.0, line + 1
+        legend.append((left, 6 + 18 * line, label, colour))
+        left += length
+    height = cell_height * rows + 24 + 18 * line
     figure = new_figure((width, height))
-    left = 42.0
-    for label, colour in names:
-        position = (left / width, 1 - 6 / height)
-        figure.text(*position, f"— {label}", color=paint(colour), fontsize=FONT, va="top", parse_math=False)
-        left += (len(label) + 5) * 0.62 * FONT
+    for left, top, label, colour in legend:
+        position = (left / width, 1 - top / height)
+        figure.text(*position, label, color=paint(colour), fontsize=FONT, va="top", parse_math=False)
     for index, (title, series) in enumerate(groups):
         column, bottom = index % columns, cell_height * (rows - 1 - index // columns)
         axes = new_axes(figure, paint, (cell_width * column + 42, bottom + 30, cell_width - 58, cell_height - 56))
@@ -171,6 +178,7 @@ def _draw_lines(axes: Axes, series: Sequence[Series], paint: Paint) -> None:
             list(line.epochs),
             [np.nan if value is None else value for value in line.values],
             color=paint(line.colour),
+            linestyle=dashes(line.colour),
             linewidth=0.8 if faint else 1.8,
             alpha=0.45 if faint else 1,
             zorder=2 if faint else 2.5,

@@ -9,7 +9,7 @@ import jinja2
 
 from ._ablation_view import make_ablation
 from ._chapter import make_chapter
-from ._figures import Colours, seconds_text
+from ._figures import Colours, repeats, seconds_text
 from ._gallery import AGREEMENT, heat_gradient
 from ._studio import Studio
 from .comparison import share_text
@@ -45,6 +45,7 @@ def render(material: Material, *, images: int, png: bool) -> tuple[str, dict[str
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["repeats"] = repeats
     page = environment.get_template("report.html.j2").render(
         ablations=ablations,
         chapters=chapters,
