@@ -118,9 +118,7 @@ class RunFolder:
         """
         if not self.exists():
             return None
-        for name in (
-            ("latest.pt", "best.pt", "metrics.jsonl", "confusion.json", "config.json", "dataset.json") if tidy else ()
-        ):
+        for name in _WRITTEN if tidy else ():
             for leftover in self.path.glob(f".{name}.*"):  # of a process that was killed while it wrote
                 leftover.unlink()
         if not self.latest.exists():
