@@ -189,6 +189,13 @@ def test_terminal_table(folders: list[Path]) -> None:
     assert f"{record['weight'][6]:.2f}" in text
 
 
+def test_terminal_shows_brackets_in_names(tmp_path: Path) -> None:
+    made = [fake_run(tmp_path / name, "uniform", checkpoint=False) for name in ("[bold]a", "b")]
+    console = Console(width=200, file=io.StringIO())
+    console.print(comparison.terminal_table([runs.load_run(folder) for folder in made]))
+    assert "[bold]a" in console.file.getvalue()
+
+
 # --------------------------------------------------------------------------------------------------------- the page
 
 

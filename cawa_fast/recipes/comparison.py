@@ -160,7 +160,7 @@ def terminal_table(runs: Sequence[Run]) -> Table:
     for number, run in enumerate(runs):
         for heading in (run.label, "Δ" if number else "", *(("weight", "CSPS") if run.adaptive else ())):
             if heading:
-                table.add_column(heading, justify="right", no_wrap=True)
+                table.add_column(Text(heading), justify="right", no_wrap=True)
     rows = comparison_table(runs)
     for row, following in zip(rows, [*rows[1:], rows[-1]], strict=True):
         total = row.index is None
