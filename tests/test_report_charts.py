@@ -39,6 +39,33 @@ def test_names_in_a_crowd_do_not_overlap() -> None:
         assert not any(box.shrunk(0.9, 0.8).overlaps(other.shrunk(0.9, 0.8)) for other in boxes[:k])
 
 
+def test_names_cover_no_dot() -> None:
+    changes = np.random.default_rng(1).normal(0, 5, 150)
+    gains = [
+        _charts.Gain(f"class number {k} of the set", 0.0001 * 1.05**k, [(x, "run1")]) for k, x in enumerate(changes)
+    ]
+    axes = _charts.gain_chart(gains, COLOURS.stand_in, (960, 400), most_labels=40).axes[0]
+    axes.figure.draw_without_rendering()
+    dots = axes.transData.transform([(one.share, one.gains[0][0]) for one in gains])
+    assert axes.texts
+    for text in axes.texts:
+        box = text.get_window_extent().shrunk(0.9, 0.6)  # letters differ in width, and few reach below the line
+        assert not any(box.contains(*dot) for dot in dots)
+
+
+def test_browser_draws_what_the_font_lacks(recwarn: pytest.WarningsRecorder) -> None:
+    series = [_line_charts.Series("道路", [1, 2], [3.0, 4.0], "run0")]
+    figure = _line_charts.line_chart(series, COLOURS.stand_in, (300, 200))
+    assert "道路" in _figures.to_svg(figure, COLOURS, "x", "alt")
+    assert not recwarn.list
+
+
+def test_time_is_the_epoch_s_where_parts_overlap() -> None:
+    figure = _line_charts.time_bars([("cawa", {"data": 1.5, "forward": 2.0}, 2.5)], COLOURS.stand_in, 960)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["cawa, 2.50 s"]
+    assert figure.axes[0].get_xlim()[1] == 3.5
+
+
 def test_class_grid_shows_the_values() -> None:
     values = np.array([[0.5, 1.0, 2.0], [np.nan, 4.0, 0.25]])
     for kind in ("share", "factor", "amount"):
@@ -97,7 +124,7 @@ def test_charts_hold_long_names(width: int) -> None:
     paint, options = COLOURS.stand_in, {"title": "x", "kind": "share"}
     figures = [
         _line_charts.line_chart(series, paint, (width, 300), show_last=True),
-        _line_charts.time_bars([(name, {"data": 1.0}) for name in names], paint, width),
+        _line_charts.time_bars([(name, {"data": 1.0}, 1.0) for name in names], paint, width),
         _charts.class_grid(values, names, [1, 2], paint, width, **options),
         _charts.confusion_chart(np.eye(2, dtype=int), names, paint, width),
         _charts.dot_chart([_charts.Dots(name, "run0", [[1.0]]) for name in names], ["x"], paint, width, against=0),

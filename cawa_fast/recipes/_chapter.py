@@ -278,8 +278,8 @@ def _time(studio: Studio, runs: Sequence[Run]) -> list[Markup]:
     bars = []
     for run in runs:
         seconds = run.seconds()
-        bars.append((run.label, {part: seconds[part] for part in PARTS if part in seconds}))
-    ends = "; ".join(f"{label} takes {seconds_text(sum(parts.values()))} s" for label, parts in bars)
+        bars.append((run.label, {part: seconds[part] for part in PARTS if part in seconds}, seconds["total"]))
+    ends = "; ".join(f"{label} takes {seconds_text(total)} s" for label, _, total in bars)
     return studio.chart(
         "time",
         f"Seconds of an epoch by part: {ends}.",

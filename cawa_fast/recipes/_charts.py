@@ -68,12 +68,12 @@ def gain_chart(classes: Sequence[Gain], paint: Paint, size: tuple[int, int], mos
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=(1, 2, 2.5, 5, 10)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
     axes.set_xlabel("share of the training pixels", color=paint("muted"), fontsize=FONT - 1, loc="right", labelpad=3)
-    _name_points(axes, sorted(shown, key=lambda one: -one.largest)[:most_labels], paint)
+    _name_points(axes, sorted(shown, key=lambda one: -one.largest), most_labels, paint)
     return figure
 
 
-def _name_points(axes: Axes, classes: Sequence[Gain], paint: Paint) -> None:
-    """Names beside the outermost dot of each class, in the first of some places that nothing has taken."""
+def _name_points(axes: Axes, classes: Sequence[Gain], most: int, paint: Paint) -> None:
+    """Names beside the outermost dots of the first classes, in the first of some places that nothing has taken."""
     box = axes.get_window_extent()
 
     def dots(one: Gain) -> list[tuple[float, float]]:
@@ -81,7 +81,7 @@ def _name_points(axes: Axes, classes: Sequence[Gain], paint: Paint) -> None:
         return [tuple(axes.transData.transform((one.share, gain))) for gain in known]
 
     taken = [(x - 4, y - 4, x + 4, y + 4) for one in classes for x, y in dots(one)]
-    for one in classes:
+    for one in classes[:most]:
         _, y0 = axes.transData.transform((one.share, 0))
         x, y = max(dots(one), key=lambda dot: abs(dot[1] - y0))
         label = shorten(one.label, box.width / 3)
@@ -220,7 +220,7 @@ def confusion_chart(matrix: np.ndarray, names: Sequence[str], paint: Paint, widt
     axes.xaxis.tick_top()
     for label in (*axes.get_yticklabels(), *axes.get_xticklabels()):
         label.set_parse_math(False)
-    if named and font >= 5:
+    if named and font >= 6.5:  # smaller digits cannot be read
         bright = matplotlib.colormaps[SEQUENTIAL]
         for (row, column), value in np.ndenumerate(share):
             if np.isfinite(value) and value >= 0.005:

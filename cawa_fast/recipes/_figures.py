@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -96,9 +97,13 @@ def to_svg(figure: Figure, colours: Colours, name: str, alt: str) -> str:
     """The figure as an ``<svg>`` element for an HTML page: its text stays text, its ids begin with ``name``."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(
-            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
+        options: dict[str, Any] = {
+            "transparent": True,
+            "metadata": dict.fromkeys(("Creator", "Date", "Format", "Type")),
+        }
+        with warnings.catch_warnings():  # what matplotlib's font lacks, the browser's has
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing")
+            figure.savefig(buffer, format="svg", **options)
     text = buffer.getvalue()
     body = text[text.index(">", text.index("<svg")) + 1 :]
     body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", body, flags=re.DOTALL)

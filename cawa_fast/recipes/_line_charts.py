@@ -64,14 +64,14 @@ def line_chart(
     return figure
 
 
-def time_bars(bars: Sequence[tuple[str, dict[str, float]]], paint: Paint, width: int) -> Figure:
-    """One horizontal bar per run: the seconds of :data:`PARTS`, stacked in their order."""
+def time_bars(bars: Sequence[tuple[str, dict[str, float], float]], paint: Paint, width: int) -> Figure:
+    """One horizontal bar per run: the seconds of :data:`PARTS`, stacked in their order, and those of the epoch."""
     row, bottom = 54, 40
     height = row * len(bars) + bottom
     figure = new_figure((width, height))
     axes = new_axes(figure, paint, (2, bottom, width - 4 - 16, height - bottom))
-    longest = max((sum(parts.values()) for _, parts in bars), default=0) or 1.0
-    for index, (label, parts) in enumerate(bars):
+    longest = max((sum(parts.values()) for _, parts, _ in bars), default=0) or 1.0
+    for index, (label, parts, total) in enumerate(bars):
         left = 0.0
         for part, seconds in parts.items():
             axes.barh(index, seconds, left=left, height=0.42, color=paint(f"part-{part}"), linewidth=0)
@@ -79,7 +79,7 @@ def time_bars(bars: Sequence[tuple[str, dict[str, float]]], paint: Paint, width:
         axes.text(
             0,
             index - 0.3,
-            f"{shorten(label, width - 80)}, {seconds_text(left)} s",
+            f"{shorten(label, width - 80)}, {seconds_text(total)} s",
             color=paint("ink"),
             fontsize=FONT,
             va="bottom",

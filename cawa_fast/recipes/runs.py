@@ -74,7 +74,10 @@ class Run:
         return kept["matrix"]
 
     def seconds(self) -> dict[str, float]:
-        """Mean seconds of an epoch by part; ``other`` is what no part accounts for, ``total`` their sum."""
+        """Mean seconds of an epoch by part; ``other`` is what no part accounts for, ``total`` the epoch's own.
+
+        Where a GPU works while the host waits for data, the parts overlap: then their sum exceeds ``total``.
+        """
         names = dict.fromkeys(name for record in self.steady for name in record["seconds"])
         mean = {name: sum(r["seconds"].get(name, 0.0) for r in self.steady) / len(self.steady) for name in names}
         total = mean.pop("total")
