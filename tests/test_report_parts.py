@@ -174,6 +174,7 @@ def test_page_of_an_ablation(tmp_path: Path) -> None:
         assert row["title"] in outline.text
         assert f"{100 * row['summary']['miou']['mean']:.1f}" in outline.text
     assert "+5.1 [" in outline.text  # cawa: 5.1 points on both seeds
+    assert "Models by data sets" not in outline.text  # there are no runs
     assert "cawa-fast ablate --rows <all>" in outline.text
     for heading in result["groups"].values():
         assert heading in outline.text
@@ -222,6 +223,16 @@ def test_unknown_ablation_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ablation.json").write_text('{"format": 99}')
     with pytest.raises(ValueError, match=r"ablation\.json is no result"):
         report.load([tmp_path])
+
+
+def test_ablation_without_rare_classes_has_no_panel_for_them(tmp_path: Path) -> None:
+    result = ablation(tmp_path)
+    rows = [row | {"runs": [run | {"rare_iou": None} for run in row["runs"]]} for row in result["rows"]]
+    result |= {"rows": with_statistics(rows, "uniform"), "rare": {"part": 0.2, "classes": []}}
+    (tmp_path / "ablation.json").write_text(json.dumps(result))
+    page = report.write_report([tmp_path], tmp_path / "page.html").read_text()
+    assert "IoU of rare classes, %" not in page
+    assert "Rare: none (below 2 %" in Outline(page).text
 
 
 def test_sweep_is_in_the_order_of_the_setting(tmp_path: Path) -> None:
@@ -333,9 +344,8 @@ def test_sweep_marks_the_value_of_the_other_rows(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(_ablation_view, "sweep_chart", chart)
     for delta in (0.9, 1.0, 0.5):  # of the last there is no row
-        (tmp_path / "ablation.json").write_text(
-            json.dumps(result | {"settings": result["settings"] | {"delta": delta}})
-        )
+        result["settings"]["delta"] = delta
+        (tmp_path / "ablation.json").write_text(json.dumps(result))
         report.write_report([tmp_path], tmp_path / "page.html")
     assert marked[::2] == marked[1::2] == [0.9, 1.0, None]
 

@@ -82,11 +82,12 @@ def _charts(studio: Studio, result: dict[str, Any], key: str, rows: Sequence[dic
         return _sweep(studio, result, key, known)
     if key == "rivals":  # the best first; elsewhere the order says something
         known = sorted(known, key=lambda row: -row["summary"]["miou"]["mean"])
+    columns = [one for one in _COLUMNS[:2] if any(_values(row, one[0]) for row in known)]
     dots = [
         Dots(
             row["title"],
             "run1" if row["settings"]["weighting"] == _ADAPTIVE else "run0",
-            [_values(row, metric) for metric, _ in _COLUMNS[:2]],
+            [_values(row, metric) for metric, _ in columns],
         )
         for row in known
     ]
@@ -98,7 +99,7 @@ def _charts(studio: Studio, result: dict[str, Any], key: str, rows: Sequence[dic
     return studio.chart(
         key,
         f"mIoU over seeds: {means}.",
-        lambda paint, width: dot_chart(dots, [title for _, title in _COLUMNS[:2]], paint, width, against),
+        lambda paint, width: dot_chart(dots, [title for _, title in columns], paint, width, against),
         (WIDE, NARROW),
     )
 

@@ -53,7 +53,7 @@ class Overview:
 
 
 def make_overview(runs: Sequence[Run]) -> Overview | None:
-    """The table of ``runs``; None where each is the only one of its kind on a single data set with a single model."""
+    """The table of ``runs``; None without values, or where on one data set with one model each is alone of its kind."""
     datasets = tuple(dict.fromkeys(run.config["dataset"] for run in runs))
     models = tuple(dict.fromkeys(_model(run) for run in runs))
     cells: dict[tuple[str, str, str], dict[int, float]] = {}
@@ -61,7 +61,7 @@ def make_overview(runs: Sequence[Run]) -> Overview | None:
         if run.final["miou"] is not None:
             values = cells.setdefault((_model(run), method, run.config["dataset"]), {})
             values[run.config["seed"]] = run.final["miou"]
-    if len(datasets) == len(models) == 1 and all(len(values) == 1 for values in cells.values()):
+    if not cells or (len(datasets) == len(models) == 1 and all(len(values) == 1 for values in cells.values())):
         return None
     lines = []
     for model in models:
