@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("matplotlib")
 
-from cawa_fast.recipes import _charts, _figures, _line_charts
+from cawa_fast.recipes import _charts, _figures, _gallery, _line_charts
 
 COLOURS = _figures.Colours(2, 10)
 
@@ -182,3 +186,13 @@ def test_legend_of_many_runs_stays_within_the_figure() -> None:
             assert box.y1 <= height
             assert box.y0 > figure.axes[0].get_window_extent().y1
             assert not any(box.overlaps(other) for other in boxes[:k])
+
+
+def test_large_photographs_are_averaged_and_large_maps_are_not() -> None:
+    stripes = np.zeros((64, 1280, 3), dtype=np.uint8)
+    stripes[:, ::2] = 200
+    for kind, shades in (("photo", {100}), ("map", {0, 200})):
+        source = _gallery.Tile(Image.fromarray(stripes), "x", "x", kind=kind).source
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))))
+        assert shown.shape == (32, 640, 3)
+        assert all(min(abs(int(value) - shade) for shade in shades) <= 5 for value in np.unique(shown[:, 5:-5]))

@@ -264,7 +264,8 @@ def _overlay(image: np.ndarray, colour: np.ndarray, opacity: np.ndarray) -> Imag
 
 def _data_uri(picture: Image.Image, kind: str, **options: object) -> str:
     if picture.width > 640:  # twice the width at which the page shows it
-        picture = picture.resize((640, round(picture.height * 640 / picture.width)), Image.Resampling.NEAREST)
+        between = Image.Resampling.NEAREST if kind == "PNG" else Image.Resampling.LANCZOS  # maps have no shades
+        picture = picture.resize((640, round(picture.height * 640 / picture.width)), between)
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
