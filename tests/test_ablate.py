@@ -14,6 +14,7 @@ import torch
 from cawa_fast.recipes._ablate_results import (
     _T,
     compare,
+    difference_text,
     final_values,
     markdown,
     summarize,
@@ -340,3 +341,9 @@ def test_enough_seeds_still_have_chance_among_many_rows() -> None:
     text = markdown(result([row("uniform", dict.fromkeys(range(6), 0.4))], list(range(6))), GROUPS)
     assert "sign test" not in text
     assert "one in twenty" in text
+
+
+@pytest.mark.parametrize(("mean", "shown"), [(0.0004, "0.0"), (-0.0004, "0.0"), (0.0123, "+1.2"), (-0.0123, "−1.2")])
+def test_a_difference_without_a_digit_has_no_sign(mean: float, shown: str) -> None:
+    paired = {"mean": mean, "low": None, "high": None, "better": 1, "n": 1}
+    assert difference_text(paired) == f"{shown} 1/1"

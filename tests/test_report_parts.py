@@ -99,6 +99,14 @@ def test_overview_tells_settings_apart(tmp_path: Path) -> None:
     assert overview.make_overview([runs.load_run(made[0])]) is None
 
 
+def test_a_run_made_twice_does_not_hide_the_first(tmp_path: Path) -> None:
+    made = [changed(fake_run(tmp_path / device, "cawa", checkpoint=False), device=device) for device in ("cpu", "auto")]
+    made.append(changed(fake_run(tmp_path / "other", "cawa", checkpoint=False), model="ocrnet"))
+    table = overview.make_overview([runs.load_run(folder) for folder in made])
+    assert table is not None
+    assert [line.method for line in table.lines] == ["cawa", "cawa, auto", "cawa"]
+
+
 def test_page_of_several_data_sets(matrix: list[Path], tmp_path: Path) -> None:
     page = report.write_report(matrix, tmp_path / "page.html", images=0, png=True).read_text()
     outline = Outline(page)

@@ -216,4 +216,5 @@ def difference_text(paired: Mapping[str, Any] | None) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "−")
+    shown = f"{100 * value:+.1f}".replace("-", "−")
+    return shown if float(shown[1:]) else shown[1:]  # no sign without a digit

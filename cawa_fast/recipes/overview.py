@@ -58,9 +58,12 @@ def make_overview(runs: Sequence[Run]) -> Overview | None:
     models = tuple(dict.fromkeys(_model(run) for run in runs))
     cells: dict[tuple[str, str, str], dict[int, float]] = {}
     for run, method in zip(runs, _methods(runs), strict=True):
-        if run.final["miou"] is not None:
-            values = cells.setdefault((_model(run), method, run.config["dataset"]), {})
-            values[run.config["seed"]] = run.final["miou"]
+        if run.final["miou"] is None:
+            continue
+        cell = (_model(run), method, run.config["dataset"])
+        if run.config["seed"] in cells.get(cell, {}):  # once more, say on another device: a line of its own
+            cell = (cell[0], f"{method}, {run.label}", cell[2])
+        cells.setdefault(cell, {})[run.config["seed"]] = run.final["miou"]
     if not cells or (len(datasets) == len(models) == 1 and all(len(values) == 1 for values in cells.values())):
         return None
     lines = []
