@@ -86,7 +86,7 @@ def test_rows_over_seeds_from_the_command_line(tmp_path: Path) -> None:
     assert "--rows uniform,cawa,ladder-baseline --seeds 0,1" in result["command"]
     assert f"`{result['command']}`" in (out / "ablation.md").read_text()
 
-    # the folders are a report's
+    # the folders are a report's, and so is all that lies there
     page = tmp_path / "report.html"
     report = invoke("report", *map(str, sorted(out.glob("*"))), "--out", str(page), "--images", "0")
     assert report.exit_code == 0, report.output

@@ -17,6 +17,7 @@ def segmentation_metrics(matrix: Tensor) -> dict[str, Any]:
     """mIoU, accuracies and per-class IoU from a confusion matrix ``(C, C)``, rows = target; None where undefined.
 
     Example:
+        >>> import torch
         >>> segmentation_metrics(torch.tensor([[3, 1], [0, 4]]))["iou"]
         [0.75, 0.8]
     """
