@@ -58,7 +58,7 @@ class AdaptiveClassWeights(nn.Module):
             ``"none"``: 1.
             Measured on CamVid, mean of two seeds, mIoU / mean IoU of the rare classes: smoothed 0.509 / 0.213, paper
             0.475 / 0.142, none 0.514 / 0.215, uniform weights 0.418 / 0.033; with ``source="argmax"`` smoothed
-            0.504 / 0.194, paper 0.397 / 0.000, where five of eleven classes died, none 0.514 / 0.226 (docs/settings.md).
+            0.504 / 0.194, paper 0.397 / 0.000, where five of 11 classes died, none 0.514 / 0.226 (docs/settings.md).
         ratio_eps: see ``ratio``; positive.
         normalize: see :func:`cawa_fast.functional.cam_counts`.
         classes: see :func:`cawa_fast.functional.cam_counts`.
