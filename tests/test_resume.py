@@ -7,14 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
 import torch
 
 from cawa_fast.recipes.run_folder import RunFolder, atomic
+from cawa_fast.recipes.stopping import SafePoints
 from cawa_fast.recipes.train import Trainer
 from tiny_runs import TINY, Silent, arguments, assert_same_run, invoke, run, without_times
 
@@ -70,17 +73,76 @@ def _epochs(path: Path) -> int:
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_cleanly_and_says_how_to_resume(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_cleanly_and_says_how_to_resume(tmp_path: Path, number: int) -> None:
     command = [sys.executable, "-m", "cawa_fast.cli", *arguments(replace(TINY, epochs=500), tmp_path / "r")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while _epochs(tmp_path / "r") == 0 and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=30)
+    process.send_signal(number)
+    try:
+        out, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert f"cawa-fast train --resume --run-dir {tmp_path / 'r'}" in out.replace("\n", " ")
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("where", ["torch.save", "cawa_fast.recipes.train.log_scalars", "torch.Tensor.backward"])
+def test_ctrl_c_waits_for_what_is_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Interrupted between two of its lines, torch.save raises an error of its own and TensorBoard's writer hangs."""
+    module, _, name = where.rpartition(".")
+    target = resolve_name(module)
+    done = []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if not done:
+            signal.raise_signal(signal.SIGINT)
+        result = original(*args, **kwargs)
+        done.append(name)
+        return result
+
+    original = getattr(target, name)
+    monkeypatch.setattr(target, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    assert len(done) == (2 if name == "save" else 1)  # best.pt, of the same epoch, is the first of the two
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert _epochs(tmp_path) == (0 if name == "backward" else 1)
+    run(tmp_path)
+    run(tmp_path / "whole")
+    assert_same_run(tmp_path, tmp_path / "whole")
+
+
+def test_a_second_ctrl_c_ends_a_batch_that_never_ends() -> None:
+    with SafePoints():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_after_the_last_batch_is_not_lost() -> None:
+    with pytest.raises(KeyboardInterrupt), SafePoints():
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_signals_that_are_ignored_or_left_to_the_system_stay_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the shell starts what runs in the background
+    try:
+        with SafePoints() as safe:
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+            safe.reached()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_run_in_a_thread_needs_no_signals(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert len(pool.submit(run, tmp_path, replace(TINY, epochs=1)).result()) == 1
 
 
 def test_a_file_appears_complete_or_not_at_all(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from .models import Network
 from .models.network import try_size
 from .records import log_scalars, numbers, segmentation_metrics, tensorboard
 from .run_folder import RunFolder
+from .stopping import SafePoints
 from .stopwatch import Stopwatch
 
 
@@ -107,6 +108,7 @@ class Trainer:
             self.optimizer, T_max=config.epochs * len(self.train_loader)
         )
         self.records: list[dict[str, Any]] = []
+        self._safe = SafePoints()
         self._restore()
 
     @property
@@ -114,7 +116,11 @@ class Trainer:
         return len(self.records)
 
     def fit(self) -> list[dict[str, Any]]:
-        """Run the epochs that are left; returns the records of all."""
+        """Run the epochs that are left; returns the records of all. Ctrl-C waits for the end of a batch."""
+        with self._safe:
+            return self._fit()
+
+    def _fit(self) -> list[dict[str, Any]]:
         self.watcher.begin(self.config, self)
         if distributed.rank() > 0:
             for epoch in range(self.epochs_done + 1, self.config.epochs + 1):
@@ -244,6 +250,7 @@ class Trainer:
     def _batches(self, loader: DataLoader[Any], watch: Stopwatch, part: str) -> Iterator[tuple[Tensor, Tensor]]:
         batches = iter(loader)
         for _ in range(len(loader)):
+            self._safe.reached()
             with watch.part(part, host=True):
                 images, labels = next(batches)
             with watch.part(part):
