@@ -71,13 +71,17 @@ BACKENDS += {"cpu": [*_native.instruction_sets(), *EMULATION], "pretend": []}.ge
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """On a device, whose time is short, the tests that need it come first. On a CPU what the interpreter has no time
-    for is left out; all other tests run in it, with every combination."""
+    for is left out; all other tests run in it, with every combination. Coverage, which takes half as long as the tests
+    and twice as long in the interpreter, is traced in plain PyTorch and for one instruction set: the lines are one."""
     if DEVICE != "cpu":
         items.sort(key=_without_device)
     tests: dict[str, list[pytest.Item]] = {}
     for item in items:
         callspec = getattr(item, "callspec", None)
-        if callspec and callspec.params.get("backend") == "triton" and item.get_closest_marker("sampled"):
+        backend = callspec.params.get("backend", "reference") if callspec else "reference"
+        if backend not in ("reference", _native.instruction_sets()[-1]):
+            item.add_marker(pytest.mark.no_cover)
+        if backend == "triton" and item.get_closest_marker("sampled"):
             tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     skip = pytest.mark.skip(reason="the interpreter is slow: it runs some of the combinations")
     for combinations in tests.values() if DEVICE != "cuda" else ():
