@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+from cawa_fast.recipes._ablate_results import with_statistics
+from cawa_fast.recipes._ablate_rows import GROUPS
+from cawa_fast.recipes.config import TrainConfig
 from cawa_fast.recipes.datasets import build_dataset
 from cawa_fast.recipes.models import build_model
 
@@ -106,3 +109,47 @@ class Outline(HTMLParser):
 
 def last_record(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+def entry(seed: int, folder: str, miou: float, spread: float = 0.0) -> dict[str, Any]:
+    iou = [max(0.0, miou - 0.05 * k + 0.01 * seed) for k in range(10)]
+    iou[ABSENT] = None
+    values = {"epochs": 4, "miou": miou, "rare_iou": miou / 3, "pixel_accuracy": 0.8 + spread, "iou": iou}
+    times = {"seconds_per_epoch": 3.0, "awa_share": 0.01}
+    return {"seed": seed, "run": folder, "status": "done", "error": None, "dead": []} | values | times
+
+
+def ablation(folder: Path) -> dict[str, Any]:
+    """An ``ablation.json`` with rivals, a ladder and a sweep, two seeds; one run failed."""
+    data = build_dataset("street", split="val", length=1)
+
+    def row(name: str, group: str, settings: dict[str, Any], mious: tuple[float, float]) -> dict[str, Any]:
+        done = [entry(seed, f"{name}-s{seed}", miou) for seed, miou in enumerate(mious)]
+        return {"name": name, "group": group, "title": f"the {name}", "settings": settings, "runs": done}
+
+    cawa = {"weighting": "cawa"}
+    rows = [
+        row("uniform", "rivals", {"weighting": "uniform"}, (0.401, 0.412)),
+        row("log_frequency", "rivals", {"weighting": "log_frequency"}, (0.433, 0.441)),
+        row("cawa", "rivals", cawa, (0.452, 0.463)),
+        row("ladder-csps", "ladder", cawa | {"ratio": "none"}, (0.444, 0.431)),
+        *(row(f"delta={d:g}", "delta", cawa | {"delta": d}, (0.3 + d / 9, 0.31 + d / 9)) for d in (1.0, 0.0, 0.9)),
+    ]
+    rows[3]["runs"][1] = {"seed": 1, "run": "ladder-csps-s1", "status": "failed", "error": "no memory"}
+    result = {
+        "format": 1,
+        "command": "cawa-fast ablate --rows <all>",
+        "settings": TrainConfig().as_dict(),
+        "versions": {},
+        "epochs": 4,
+        "seeds": [0, 1],
+        "against": "uniform",
+        "class_names": list(data.class_names),
+        "train_pixels": [3000, 760, 3030, 1530, 1130, 440, 48, 11, 15, 7],
+        "rare": {"part": 0.2, "classes": [6, 7, 8, 9]},
+        "groups": {key: GROUPS[key] for key in ("rivals", "ladder", "delta")},
+        "rows": with_statistics(rows, "uniform"),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ablation.json").write_text(json.dumps(result))
+    return result

@@ -24,11 +24,9 @@ from rich.console import Console
 from cawa_fast.cli import main
 from cawa_fast.recipes import _ablation_view, _chapter, comparison, overview, report, runs
 from cawa_fast.recipes._ablate_results import with_statistics
-from cawa_fast.recipes._ablate_rows import GROUPS
 from cawa_fast.recipes._gallery import _choose, make_scenes
-from cawa_fast.recipes.config import TrainConfig
 from cawa_fast.recipes.datasets import build_dataset
-from fake_runs import ABSENT, Outline, fake_run, last_record
+from fake_runs import ABSENT, Outline, ablation, fake_run, last_record
 
 
 def changed(folder: Path, **settings: Any) -> Path:
@@ -125,50 +123,6 @@ def test_page_of_several_data_sets(matrix: list[Path], tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- ablations
-
-
-def entry(seed: int, folder: str, miou: float, spread: float = 0.0) -> dict[str, Any]:
-    iou = [max(0.0, miou - 0.05 * k + 0.01 * seed) for k in range(10)]
-    iou[ABSENT] = None
-    values = {"epochs": 4, "miou": miou, "rare_iou": miou / 3, "pixel_accuracy": 0.8 + spread, "iou": iou}
-    times = {"seconds_per_epoch": 3.0, "awa_share": 0.01}
-    return {"seed": seed, "run": folder, "status": "done", "error": None, "dead": []} | values | times
-
-
-def ablation(folder: Path) -> dict[str, Any]:
-    """An ``ablation.json`` with rivals, a ladder and a sweep, two seeds; one run failed."""
-    data = build_dataset("street", split="val", length=1)
-
-    def row(name: str, group: str, settings: dict[str, Any], mious: tuple[float, float]) -> dict[str, Any]:
-        done = [entry(seed, f"{name}-s{seed}", miou) for seed, miou in enumerate(mious)]
-        return {"name": name, "group": group, "title": f"the {name}", "settings": settings, "runs": done}
-
-    cawa = {"weighting": "cawa"}
-    rows = [
-        row("uniform", "rivals", {"weighting": "uniform"}, (0.401, 0.412)),
-        row("log_frequency", "rivals", {"weighting": "log_frequency"}, (0.433, 0.441)),
-        row("cawa", "rivals", cawa, (0.452, 0.463)),
-        row("ladder-csps", "ladder", cawa | {"ratio": "none"}, (0.444, 0.431)),
-        *(row(f"delta={d:g}", "delta", cawa | {"delta": d}, (0.3 + d / 9, 0.31 + d / 9)) for d in (1.0, 0.0, 0.9)),
-    ]
-    rows[3]["runs"][1] = {"seed": 1, "run": "ladder-csps-s1", "status": "failed", "error": "no memory"}
-    result = {
-        "format": 1,
-        "command": "cawa-fast ablate --rows <all>",
-        "settings": TrainConfig().as_dict(),
-        "versions": {},
-        "epochs": 4,
-        "seeds": [0, 1],
-        "against": "uniform",
-        "class_names": list(data.class_names),
-        "train_pixels": [3000, 760, 3030, 1530, 1130, 440, 48, 11, 15, 7],
-        "rare": {"part": 0.2, "classes": [6, 7, 8, 9]},
-        "groups": {key: GROUPS[key] for key in ("rivals", "ladder", "delta")},
-        "rows": with_statistics(rows, "uniform"),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ablation.json").write_text(json.dumps(result))
-    return result
 
 
 def test_page_of_an_ablation(tmp_path: Path) -> None:
@@ -285,6 +239,29 @@ def test_activation_maps_are_of_the_run_s_own_kind(tmp_path: Path) -> None:
     prediction = [scene.tiles[2].source for scene in shown.values()]
     assert prediction[0] == prediction[1]  # the same network
     assert shown["gradcam"].maps[0].source != shown["layercam"].maps[0].source
+
+
+def test_each_network_sees_images_of_its_own_size(tmp_path: Path) -> None:
+    whole = fake_run(tmp_path / "whole", "cawa")
+    halved = changed(fake_run(tmp_path / "halved", "cawa"), resize=[48, 96])
+    (scene,) = make_scenes([runs.load_run(folder) for folder in (whole, halved)], [0], 1)
+    first, second = scene.tiles[2].picture, scene.tiles[3].picture
+    assert first.size == second.size == (192, 96)
+    assert first.tobytes() != second.tobytes()  # the same network
+
+
+def test_classes_that_the_gain_leaves_out_are_named(tmp_path: Path) -> None:
+    folders = [fake_run(tmp_path / name, name, checkpoint=False) for name in ("uniform", "cawa")]
+    page = report.write_report(folders, tmp_path / "page.html", images=0).read_text()
+    assert "for want of training pixels" not in page
+    for folder in folders:
+        description = json.loads((folder / "dataset.json").read_text())
+        description["train_pixels"][3] = description["train_pixels"][8] = 0
+        (folder / "dataset.json").write_text(json.dumps(description))
+    text = Outline(report.write_report(folders, tmp_path / "page.html", images=0).read_text()).text
+    names = description["class_names"]
+    left_out = text.partition("for want of training pixels: ")[2].partition(".")[0]
+    assert sorted(left_out.split(", ")) == sorted([names[3], names[8]])
 
 
 def test_numbers_of_three_epochs(pair: list[runs.Run]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from .. import GradCAM, reference
 from ._figures import FONT, Colours, new_figure, shorten
+from .config import TrainConfig
 from .datasets import SegmentationDataset
+from .loaders import normalize_images, open_split
 from .runs import Run
 
 _SCANNED = 200  # validation images among which to choose: reading all labels of a large set takes minutes
@@ -68,16 +70,16 @@ def make_scenes(runs: Sequence[Run], classes: Sequence[int], count: int) -> list
     if count == 0:
         return []
     networks = [_load_network(run) for run in runs]
-    data = _open(runs[0])
+    sizes = [TrainConfig.from_dict(dict(run.config)).resize for run in runs]
+    opened = {size: _open(runs[0], size) for size in dict.fromkeys(sizes)}
+    data = [opened[size] for size in sizes]  # each network sees the images at the size that it was trained for
     mapped = runs.index(cam_run(runs))
-    return [_scene(data, index, shown, runs, networks, mapped) for index, shown in _choose(data, classes, count)]
+    return [_scene(data, index, shown, runs, networks, mapped) for index, shown in _choose(data[0], classes, count)]
 
 
-def _open(run: Run) -> SegmentationDataset:
-    from .config import TrainConfig
-    from .loaders import open_split
-
-    config = TrainConfig.from_dict(dict(run.config))
+def _open(run: Run, size: tuple[int, int] | None) -> SegmentationDataset:
+    """The validation images of ``run``, resized to ``size``."""
+    config = replace(TrainConfig.from_dict(dict(run.config)), resize=size)
     data = open_split(config, "val")
     if list(data.class_names) != list(run.dataset["class_names"]):
         raise ValueError(
@@ -88,8 +90,6 @@ def _open(run: Run) -> SegmentationDataset:
 
 
 def _load_network(run: Run) -> torch.nn.Module:
-    from .config import TrainConfig
-
     file = next((run.path / name for name in ("latest.pt", "best.pt") if (run.path / name).is_file()), None)
     if file is None:
         raise FileNotFoundError(
@@ -123,18 +123,17 @@ def _choose(data: SegmentationDataset, classes: Sequence[int], count: int) -> It
 
 @torch.inference_mode()
 def _scene(
-    data: SegmentationDataset,
+    opened: Sequence[SegmentationDataset],
     index: int,
     classes: list[int],
     runs: Sequence[Run],
     networks: Sequence[torch.nn.Module],
     mapped: int,
 ) -> Scene:
-    from .loaders import normalize_images
-
+    """What each network says of an image of its own size, all shown at the first one's."""
+    data = opened[0]
     image, label = data.read(index)
     names = data.class_names
-    pixels = normalize_images(torch.from_numpy(image.copy()).permute(2, 0, 1).unsqueeze(0))
     size = (label.shape[0], label.shape[1])
     valid = label != data.ignore_index
     listed = ", ".join(names[c] for c in classes) or "none of the classes looked for"
@@ -146,7 +145,8 @@ def _scene(
     maps: list[Tile] = []
     for number, (run, network) in enumerate(zip(runs, networks, strict=True)):
         with GradCAM(network, num_classes=len(names), method=run.config.get("cam_method", "gradcam")) as cam:
-            logits = network(pixels)
+            seen = image if opened[number] is data else opened[number].read(index)[0]
+            logits = network(normalize_images(torch.from_numpy(seen.copy()).permute(2, 0, 1).unsqueeze(0)))
         predicted = reference.resize(logits.float(), size, False).argmax(1)[0].numpy().astype(np.uint8)
         note = ", ".join(f"{names[c]} {_overlap(predicted == c, label == c, valid)}" for c in classes)
         tiles.append(
