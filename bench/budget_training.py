@@ -29,6 +29,7 @@ from cawa_fast.sampling import ValidationSampler
 from . import table
 
 REPLAYS = 20
+RATIO = "smoothed"  # it carries the errors of two steps: the harder case
 OUT = table.ROOT / "bench" / "results" / "budget-training"
 
 
@@ -66,7 +67,7 @@ def replay(
         momentum, max_error: of :class:`cawa_fast.AdaptiveClassWeights`.
         seed: of the samples.
     """
-    weights = AdaptiveClassWeights(rows[0].shape[2], momentum=momentum, max_error=max_error)
+    weights = AdaptiveClassWeights(rows[0].shape[2], ratio=RATIO, momentum=momentum, max_error=max_error)
     sampler = ValidationSampler(presence, len(presence), seed)
     found, held = [], []
     for step, size in zip(rows, sizes, strict=True):
@@ -120,6 +121,7 @@ def budget_training(root: Path, epochs: int, budget: float, threads: int, runs: 
         threads=threads,
         workers=0,
         device="cpu",
+        ratio=RATIO,
         counts="observed",  # so that a sample has to estimate the pixels per class too
         budget=10_000,  # more than there are: all of them, one by one
     )

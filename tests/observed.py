@@ -71,7 +71,10 @@ def batch(counts):
 
 
 def adaptive(num_classes, **options):
-    return cf.AdaptiveClassWeights(num_classes, **{"normalize": "none", "classes": "all"} | options)
+    """With a ratio by default: a step then depends on the one before, so that a lost state shows."""
+    return cf.AdaptiveClassWeights(
+        num_classes, **{"normalize": "none", "classes": "all", "ratio": "smoothed"} | options
+    )
 
 
 def close(actual, expected, rtol=2e-6):

@@ -43,10 +43,10 @@ def test_rivals_are_all_weightings() -> None:
 
 def test_the_ladder_is_the_papers_table() -> None:
     """PAPER.md, point 7: argmax and IoU alone; maps; accuracy too; and the ratio."""
-    made = configs("ladder", base=replace(TINY, weighting="focal", ratio="smoothed"))
+    made = configs("ladder", base=replace(TINY, weighting="focal", ratio="paper"))
     cawa = replace(TINY, weighting="cawa")
     assert made == {
-        "ladder-baseline": replace(TINY, weighting="uniform"),
+        "ladder-baseline": replace(TINY, weighting="uniform", ratio="paper"),
         "ladder-dynamic": replace(cawa, source="argmax", delta=1.0, ratio="none"),
         "ladder-pseudo-mask": replace(cawa, source="cam", delta=1.0, ratio="none"),
         "ladder-csps": replace(cawa, source="cam", delta=0.9, ratio="none"),
@@ -136,6 +136,9 @@ def test_rows_with_equal_settings_share_a_run_called_the_same_whatever_else_is_c
     alone = make_plan(TINY, choose(["delta=0.9"]), (3,))
     assert alone.configs == {"cawa-s3": plan.configs["cawa-s3"]}
     assert plan.configs["cawa-s3"] == replace(TINY, weighting="cawa", seed=3)
+    # by default there is no ratio, and the whole method of the paper a row of its own
+    ladder = make_plan(replace(TINY, ratio=TrainConfig.ratio), choose(["ladder", "rivals"]), (0,)).folders
+    assert ladder["ladder-csps"] == ladder["cawa"] != ladder["ladder-awa"]
     # with another base the same words are other runs
     other = make_plan(replace(TINY, delta=0.5), choose(["delta=0.9", "cawa"]), (0,))
     assert list(other.configs) == ["delta=0.9-s0", "cawa-s0"]

@@ -89,7 +89,7 @@ def rows():
 def test_a_replay_with_all_images_is_the_training_itself(rows):
     presence = (rows[0][:, 0] + rows[0][:, 2]) > 0
     exact, held = budget_training.replay(rows, presence, [30] * 5, 0.0, 0.1, 0)
-    weights = cf.AdaptiveClassWeights(4)
+    weights = cf.AdaptiveClassWeights(4, ratio=budget_training.RATIO)
     for step, expected in zip(rows, exact, strict=True):
         weights.counts.copy_(step.sum(0))
         assert weights.step().equal(expected)

@@ -291,6 +291,18 @@ def test_page_tells_what_is_taken_for_what(pair: list[runs.Run], tmp_path: Path)
         assert f"{names[truth]} for {names[taken]} {100 * share.max():.0f} %" in text
 
 
+def test_the_ratio_is_drawn_where_there_is_one(tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "run", "cawa", checkpoint=False)
+    page = report.write_report([folder], tmp_path / "page.html", images=0)
+    assert "Ratio weight (Eq. 6) of each class" in page.read_text()
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    plain = [json.dumps(record | {"ratio_weight": [1.0] * 9 + [None]}) for record in records]
+    (folder / "metrics.jsonl").write_text("\n".join(plain) + "\n")
+    page = report.write_report([folder], tmp_path / "page.html", images=0)
+    assert "Base weight (Eq. 5) of each class" in page.read_text()
+    assert "Ratio weight (Eq. 6) of each class" not in page.read_text()
+
+
 def test_confusion_of_another_epoch_is_not_shown(pair: list[runs.Run], tmp_path: Path) -> None:
     folder = fake_run(tmp_path / "run", "cawa", checkpoint=False)
     assert runs.load_run(folder).confusion() is not None

@@ -42,9 +42,11 @@ def test_three_steps_by_hand(ratio):
     close(torch.tensor(weights.history[2]["csps"]), [0.68, 0.0, 0.23, NAN])
 
 
-def test_the_default_ratio_has_no_dead_class_trap():
-    """To the letter, a class that is at 0 twice falls to ``w_min``; by default its ratio is 1."""
-    weights, letter = adaptive(4), adaptive(4, ratio="paper")
+@pytest.mark.parametrize("ratio", ["smoothed", "none"])
+def test_the_ratio_has_the_dead_class_trap_to_the_letter_alone(ratio):
+    """To the letter, a class that is at 0 twice falls to ``w_min``; otherwise its ratio is 1. The default is safe."""
+    assert cf.AdaptiveClassWeights(4).ratio == "none"
+    weights, letter = adaptive(4, ratio=ratio), adaptive(4, ratio="paper")
     for w in (weights, letter):
         for _ in range(2):
             w.observe(*batch(FIRST))

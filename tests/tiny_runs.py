@@ -15,7 +15,16 @@ from cawa_fast.recipes.run_folder import RunFolder
 from cawa_fast.recipes.train import Trainer
 
 TINY = TrainConfig(
-    epochs=2, train_images=8, val_images=4, batch_size=4, resize=(48, 96), threads=1, workers=0, lr=0.05, device="cpu"
+    epochs=2,
+    train_images=8,
+    val_images=4,
+    batch_size=4,
+    resize=(48, 96),
+    threads=1,
+    workers=0,
+    lr=0.05,
+    device="cpu",
+    ratio="smoothed",  # a step then depends on the one before, so that a lost state shows
 )
 
 

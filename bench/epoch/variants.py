@@ -141,7 +141,7 @@ class OursAdaptive(Ours):
 
 def updated_weight(counts: Tensor, last_csps: Tensor) -> Tensor:
     """The weights from tp, fp, fn ``(3, C)`` with the defaults of the library; ``last_csps`` is brought up to date."""
-    settings = {"delta": 0.9, "eps": 1e-6, "ratio": "smoothed", "ratio_eps": 0.01, "w_min": 0.1, "w_max": 20.0}
+    settings = {"delta": 0.9, "eps": 1e-6, "ratio": "none", "ratio_eps": 0.01, "w_min": 0.1, "w_max": 20.0}
     update = reference.update_weights(counts, class_counts=None, last_csps=last_csps, **settings)  # type: ignore[arg-type]
     last_csps.copy_(update.csps.where(~update.csps.isnan(), last_csps))
     return update.weight

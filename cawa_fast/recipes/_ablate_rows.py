@@ -80,7 +80,7 @@ def _catalogue() -> Iterable[Row]:
     yield Row("ladder-dynamic", "ladder", "dynamic weights", first)
     yield Row("ladder-pseudo-mask", "ladder", "+ pseudo mask", second)
     yield Row("ladder-csps", "ladder", "+ CSPS", {"weighting": "cawa", "source": "cam", "ratio": "none"})
-    yield Row("ladder-awa", "ladder", "+ AWA", {"weighting": "cawa", "source": "cam"})
+    yield Row("ladder-awa", "ladder", "+ AWA", {"weighting": "cawa", "source": "cam", "ratio": "smoothed"})
     letter = {"weighting": "cawa", "source": "cam", "ratio": "paper"}
     yield Row("ladder-awa-paper", "ladder", "+ AWA, ratio to the letter", letter)
 

@@ -198,7 +198,11 @@ def _adaptive(studio: Studio, runs: Sequence[Run], classes: Sequence[Row]) -> li
                 "number": number,
                 "weight": weight,
                 "csps": csps,
-                "grids": [_grid(studio, run, number, classes, *one) for one in _GRIDS],
+                "grids": [
+                    _grid(studio, run, number, classes, *one)
+                    for one in _GRIDS
+                    if one[0] != "ratio_weight" or _has_ratio(run)
+                ],
                 "moments": _moments(run, classes),
             }
         )
@@ -211,6 +215,11 @@ _GRIDS = (
     ("base_weight", "Base weight (Eq. 5)", "amount"),
     ("ratio_weight", "Ratio weight (Eq. 6)", "factor"),
 )
+
+
+def _has_ratio(run: Run) -> bool:
+    """Whether Eq. 6 was in the weights: otherwise the ratio is 1 everywhere."""
+    return any(value not in (None, 1.0) for record in run.records for value in record.get("ratio_weight", ()))
 
 
 def _grid(studio: Studio, run: Run, number: int, classes: Sequence[Row], column: str, title: str, kind: str) -> Markup:

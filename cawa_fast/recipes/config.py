@@ -82,7 +82,7 @@ class TrainConfig:
     counts: str = _setting(
         "train", "cawa: pixel counts in Eq. 5: of the training set, or of the validation images observed.", COUNTS
     )
-    ratio: str = _setting("smoothed", "cawa: how the change of the score enters (Eq. 6).", reference.RATIOS)
+    ratio: str = _setting("none", "cawa: how the change of the score enters (Eq. 6).", reference.RATIOS)
     normalize: str = _setting("max", "cawa: normalisation of the maps.", reference.NORMALIZATIONS)
     classes: str = _setting("present", "cawa: classes scored in an image.", reference.CLASSES)
     budget: float | None = _setting(
