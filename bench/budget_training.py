@@ -230,6 +230,7 @@ _PAGE = """# Weights from a budget
 CamVid at 240x180, the built-in network from scratch, {epochs} epochs, one seed; made by
 `python -m bench budget-training --root CamVid`. The budget is {percent} of the training time for everything that
 belongs to adaptive weighting, forward passes included. Of the {images} validation images it paid for {sizes} an epoch.
+The weights have the smoothed ratio of Eq. 6 and observed pixel counts: more of a sample's error enters than by default.
 
 **The same networks, other images.** After every epoch of the training that observed all images, the weights that
 samples of the budget's sizes would have given, against those of all images: {replay_count} series of samples each,

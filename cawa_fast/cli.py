@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import signal
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -61,6 +60,7 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
     from .recipes import distributed
     from .recipes.display import Display
     from .recipes.run_folder import RunFolder
+    from .recipes.stopping import sigterm_interrupts
     from .recipes.train import Trainer
 
     console = Console(soft_wrap=True)
@@ -81,8 +81,7 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
             elif config.threads is None:  # stored: their number decides the last bits
                 config = replace(config, threads=max(1, cpu_count() // distributed.local_processes()))
             distributed.barrier()  # all have looked before the first one writes
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop ends as cleanly as Ctrl-C
-            with Display(console, tables=tables) as display:
+            with sigterm_interrupts(), Display(console, tables=tables) as display:
                 trainer = Trainer(config, folder, display)
                 trainer.fit()
         final = trainer.records[-1]
@@ -154,6 +153,7 @@ def ablate(
     """
     from .recipes._ablate_display import Display, plan_table, plan_text, result_table
     from .recipes.ablate import Ablation, choose
+    from .recipes.stopping import sigterm_interrupts
 
     console = Console(soft_wrap=True)
     ablation = None
@@ -167,8 +167,7 @@ def ablate(
         console.print(plan_text(ablation), highlight=False, markup=False)
         if dry_run:
             return
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with Display(console, ablation) as display:
+        with sigterm_interrupts(), Display(console, ablation) as display:
             ablation.run(display)
         result = ablation.results()
         if result is not None:

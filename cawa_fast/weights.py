@@ -33,8 +33,9 @@ class AdaptiveClassWeights(nn.Module):
                 \log\Bigl(1 + \frac{\sum_j n_j}{n_i + \epsilon}\Bigr) \\
         w_i &\propto \min(\max(BW_i \cdot RW_i, w_{min}), w_{max}), \quad \mathrm{mean}(w) = 1
 
-    with the pixel count :math:`n_i` and the ratio :math:`RW_i` of this CSPS to the last. A class without ground truth
-    is left out of sums and mean; its weight is 1, its IoU, PA and CSPS are NaN.
+    with the pixel count :math:`n_i` and the ratio :math:`RW_i` of this CSPS to the last, which is 1 unless ``ratio``
+    says otherwise. A class without ground truth is left out of sums and mean; its weight is 1, its IoU, PA and CSPS are
+    NaN.
 
     All state are buffers: it moves with the module, is saved in ``state_dict``, and a resumed run continues with the
     same bits. ``weight`` is updated in place, so that losses, CUDA graphs and DDP see it.
@@ -370,7 +371,7 @@ class AdaptiveClassWeights(nn.Module):
         self.history = from_bytes(state)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptiveClassWeights:
-        # model.half() casts floating buffers; the weights stay float32 (their last bits decide the next ratio). And a
+        # model.half() casts floating buffers; the weights stay float32 (checkpoints hold their last bits). And a
         # buffer that is moved in inference mode must not become an inference tensor, which step() could not write to.
         def keep_dtype(tensor: Tensor) -> Tensor:
             moved = fn(tensor)

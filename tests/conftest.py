@@ -69,17 +69,19 @@ BACKENDS = ["reference", "triton"]
 BACKENDS += {"cpu": [*_native.instruction_sets(), *EMULATION], "pretend": []}.get(DEVICE, ["cuda"])
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """On a device, whose time is short, the tests that need it come first. On a CPU what the interpreter has no time
     for is left out; all other tests run in it, with every combination. Coverage, which takes half as long as the tests
     and twice as long in the interpreter, is traced in plain PyTorch and for one instruction set: the lines are one."""
     if DEVICE != "cpu":
         items.sort(key=_without_device)
     tests: dict[str, list[pytest.Item]] = {}
+    tracing = getattr(config.pluginmanager.getplugin("_cov"), "cov_controller", None)
+    traced = {"reference", *_native.instruction_sets()[-1:]}
     for item in items:
         callspec = getattr(item, "callspec", None)
         backend = callspec.params.get("backend", "reference") if callspec else "reference"
-        if backend not in ("reference", _native.instruction_sets()[-1]):
+        if tracing and backend not in traced:
             item.add_marker(pytest.mark.no_cover)
         if backend == "triton" and item.get_closest_marker("sampled"):
             tests.setdefault(item.nodeid.partition("[")[0], []).append(item)

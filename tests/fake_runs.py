@@ -132,10 +132,10 @@ def ablation(folder: Path) -> dict[str, Any]:
         row("uniform", "rivals", {"weighting": "uniform"}, (0.401, 0.412)),
         row("log_frequency", "rivals", {"weighting": "log_frequency"}, (0.433, 0.441)),
         row("cawa", "rivals", cawa, (0.452, 0.463)),
-        row("ladder-csps", "ladder", cawa | {"ratio": "none"}, (0.444, 0.431)),
+        row("ladder-awa", "ladder", cawa | {"ratio": "smoothed"}, (0.444, 0.431)),
         *(row(f"delta={d:g}", "delta", cawa | {"delta": d}, (0.3 + d / 9, 0.31 + d / 9)) for d in (1.0, 0.0, 0.9)),
     ]
-    rows[3]["runs"][1] = {"seed": 1, "run": "ladder-csps-s1", "status": "failed", "error": "no memory"}
+    rows[3]["runs"][1] = {"seed": 1, "run": "ladder-awa-s1", "status": "failed", "error": "no memory"}
     result = {
         "format": 1,
         "command": "cawa-fast ablate --rows <all>",

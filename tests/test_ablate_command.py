@@ -34,14 +34,14 @@ def test_help_describes_groups_and_every_setting_but_a_rows_own() -> None:
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    words = ("--rows", "uniform,ladder-awa,tau=0.3", "--seeds", "4,5", "--epochs", "7", "--device", "cpu")
+    words = ("--rows", "uniform,ladder-csps,tau=0.3", "--seeds", "4,5", "--epochs", "7", "--device", "cpu")
     shown = invoke("ablate", *words, "--out", str(out), "--dry-run", "--jobs", "2")
     assert shown.exit_code == 0, shown.output
     output = " ".join(re.sub(r"[│┃]", " ", shown.output).split())
     assert "6 of 6 runs to do, 42 epochs, 2 at a time" in output
     assert "not known before the first one" in output
-    assert "ladder-awa" in output
-    assert "those of cawa, 0 of 2 done" in output
+    assert "ladder-csps" in output
+    assert "those of cawa, 0 of 2" in output
     assert "tau=0.3" in output
     assert not out.exists()
 

@@ -56,8 +56,8 @@ def validate(cawa, model, loader):
 @pytest.mark.parametrize("source", ["cam", "argmax"])
 def test_a_budget_for_all_images_is_no_budget(source):
     data, model = Data(), network()
-    whole = cf.CAWA(model, C, ignore_index=255, source=source)
-    part = cf.CAWA(model, C, ignore_index=255, source=source, budget=40)
+    whole = cf.CAWA(model, C, ignore_index=255, source=source, ratio="smoothed")  # so that a step needs the last one
+    part = cf.CAWA(model, C, ignore_index=255, source=source, ratio="smoothed", budget=40)
     for _ in range(2):
         expected = validate(whole, model, DataLoader(data, 7))
         assert validate(part, model, DataLoader(data, 7, sampler=part.sampler(data))).equal(expected)
@@ -68,7 +68,7 @@ def test_each_step_draws_others_and_a_resumed_run_draws_the_same():
     data, model = Data(), network()
 
     def begin():
-        cawa = cf.CAWA(model, C, ignore_index=255, budget=9, momentum=0.5)
+        cawa = cf.CAWA(model, C, ignore_index=255, budget=9, momentum=0.5, ratio="smoothed")
         return cawa, cawa.sampler(data, seed=5)
 
     cawa, sampler = begin()
@@ -84,7 +84,7 @@ def test_each_step_draws_others_and_a_resumed_run_draws_the_same():
     other.load_state_dict(states[1])
     assert list(sampler) == drawn[2]
     assert validate(other, model, DataLoader(data, 3, sampler=sampler)).equal(results[2])
-    late = cf.CAWA(model, C, ignore_index=255, budget=9, momentum=0.5)
+    late = cf.CAWA(model, C, ignore_index=255, budget=9, momentum=0.5, ratio="smoothed")
     late.load_state_dict(states[1])
     assert list(late.sampler(data, seed=5)) == drawn[2]  # the sampler may come after the checkpoint
 

@@ -198,6 +198,7 @@ def train(folder, processes, *options, **environment):
     """``cawa-fast train`` on 12 drawn images and 5 for validation; returns its exit status and what it printed."""
     script = str(SOURCE / "tests" / "train_without_norm.py")
     settings = "--epochs 2 --train-images 12 --val-images 5 --batch-size 4 --resize 48x96 --threads 1 --workers 0"
+    settings += " --ratio smoothed"  # a step then needs the one before
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", script]
     command += ["train", "--device", "cpu", "--no-tables", "--run-dir", str(folder), *settings.split(), *options]
     env = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"} | environment

@@ -314,3 +314,39 @@ def test_charts_without_values() -> None:
     for log in (False, True):
         figure = _line_charts.line_chart([empty, zero], colours.stand_in, (300, 200), log=log)
         assert "zero" in _figures.to_svg(figure, colours, "x", "alt")
+
+
+def test_classes_that_the_gain_leaves_out_are_named(tmp_path: Path) -> None:
+    folders = [fake_run(tmp_path / name, name, checkpoint=False) for name in ("uniform", "cawa")]
+    page = report.write_report(folders, tmp_path / "page.html", images=0).read_text()
+    assert "for want of training pixels" not in page
+    absent = json.loads((folders[0] / "dataset.json").read_text())["class_names"][ABSENT]
+    assert f"for want of validation pixels: {absent}." in page
+    for folder in folders:
+        description = json.loads((folder / "dataset.json").read_text())
+        description["train_pixels"][3] = description["train_pixels"][8] = 0
+        (folder / "dataset.json").write_text(json.dumps(description))
+    text = Outline(report.write_report(folders, tmp_path / "page.html", images=0).read_text()).text
+    names = description["class_names"]
+    left_out = text.partition("for want of training pixels: ")[2].partition(".")[0]
+    assert sorted(left_out.split(", ")) == sorted([names[3], names[8]])
+
+
+def test_the_ratio_is_drawn_where_there_is_one(tmp_path: Path) -> None:
+    folder = fake_run(tmp_path / "run", "cawa", checkpoint=False)
+    page = report.write_report([folder], tmp_path / "page.html", images=0)
+    said = (
+        "the change of the score the ratio weight",
+        '<th scope="col">ratio</th>',
+        "Ratio weight (Eq. 6) of each class",
+    )
+    assert all(words in page.read_text() for words in said)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    plain = [json.dumps(record | {"ratio_weight": [1.0] * 9 + [None]}) for record in records]
+    (folder / "metrics.jsonl").write_text("\n".join(plain) + "\n")
+    page = report.write_report([folder], tmp_path / "page.html", images=0)
+    assert "Base weight (Eq. 5) of each class" in page.read_text()
+    assert not any(words in page.read_text() for words in said)
+    plain = [json.dumps(record | {"ratio_weight": None}) for record in records]  # as of a rule without
+    (folder / "metrics.jsonl").write_text("\n".join(plain) + "\n")
+    report.write_report([folder], tmp_path / "page.html", images=0)

@@ -250,20 +250,6 @@ def test_each_network_sees_images_of_its_own_size(tmp_path: Path) -> None:
     assert first.tobytes() != second.tobytes()  # the same network
 
 
-def test_classes_that_the_gain_leaves_out_are_named(tmp_path: Path) -> None:
-    folders = [fake_run(tmp_path / name, name, checkpoint=False) for name in ("uniform", "cawa")]
-    page = report.write_report(folders, tmp_path / "page.html", images=0).read_text()
-    assert "for want of training pixels" not in page
-    for folder in folders:
-        description = json.loads((folder / "dataset.json").read_text())
-        description["train_pixels"][3] = description["train_pixels"][8] = 0
-        (folder / "dataset.json").write_text(json.dumps(description))
-    text = Outline(report.write_report(folders, tmp_path / "page.html", images=0).read_text()).text
-    names = description["class_names"]
-    left_out = text.partition("for want of training pixels: ")[2].partition(".")[0]
-    assert sorted(left_out.split(", ")) == sorted([names[3], names[8]])
-
-
 def test_numbers_of_three_epochs(pair: list[runs.Run]) -> None:
     """The paper's table 4: from frequent to rare, at the first, a middle and the last epoch."""
     classes = [row for row in comparison.comparison_table(pair) if row.index is not None]
@@ -289,18 +275,6 @@ def test_page_tells_what_is_taken_for_what(pair: list[runs.Run], tmp_path: Path)
         np.fill_diagonal(share, 0)
         truth, taken = np.unravel_index(share.argmax(), share.shape)
         assert f"{names[truth]} for {names[taken]} {100 * share.max():.0f} %" in text
-
-
-def test_the_ratio_is_drawn_where_there_is_one(tmp_path: Path) -> None:
-    folder = fake_run(tmp_path / "run", "cawa", checkpoint=False)
-    page = report.write_report([folder], tmp_path / "page.html", images=0)
-    assert "Ratio weight (Eq. 6) of each class" in page.read_text()
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    plain = [json.dumps(record | {"ratio_weight": [1.0] * 9 + [None]}) for record in records]
-    (folder / "metrics.jsonl").write_text("\n".join(plain) + "\n")
-    page = report.write_report([folder], tmp_path / "page.html", images=0)
-    assert "Base weight (Eq. 5) of each class" in page.read_text()
-    assert "Ratio weight (Eq. 6) of each class" not in page.read_text()
 
 
 def test_confusion_of_another_epoch_is_not_shown(pair: list[runs.Run], tmp_path: Path) -> None:

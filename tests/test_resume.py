@@ -117,11 +117,12 @@ def test_ctrl_c_waits_for_what_is_being_written(tmp_path: Path, monkeypatch: pyt
     assert_same_run(tmp_path, tmp_path / "whole")
 
 
-def test_a_second_ctrl_c_ends_a_batch_that_never_ends() -> None:
+def test_a_second_ctrl_c_ends_a_batch_that_never_ends_and_so_does_a_third() -> None:
     with SafePoints():
         signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
 
 
 def test_ctrl_c_after_the_last_batch_is_not_lost() -> None:
@@ -130,14 +131,56 @@ def test_ctrl_c_after_the_last_batch_is_not_lost() -> None:
 
 
 def test_signals_that_are_ignored_or_left_to_the_system_stay_so() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the shell starts what runs in the background
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the shell starts what runs in the background
+    default = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         with SafePoints() as safe:
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
             safe.reached()
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, ignored)
+        signal.signal(signal.SIGTERM, default)
+
+
+def test_a_signal_is_not_lost_to_another_error_nor_kept_for_the_next_run() -> None:
+    """DataLoader's workers, which a signal to all processes ends first, are an error in the main process."""
+    safe = SafePoints()
+
+    def fit() -> None:
+        with safe:
+            signal.raise_signal(signal.SIGINT)
+            raise RuntimeError("DataLoader worker exited unexpectedly")
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit()
+    assert isinstance(caught.value.__context__, RuntimeError)
+    with safe:
+        safe.reached()
+        with pytest.raises(RuntimeError, match=r"is fit\(\) running already"), safe:
+            pass
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(safe.__enter__).result()
+        pool.submit(safe.__exit__, None, None, None).result()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_process_forked_meanwhile_ends_at_once() -> None:
+    with SafePoints():
+        child = os.fork()
+        if child == 0:
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                os._exit(130)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+
+
+def test_the_command_line_leaves_the_handlers_as_they_were(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert invoke(*arguments(replace(TINY, epochs=1), tmp_path)).exit_code == 0
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 def test_a_run_in_a_thread_needs_no_signals(tmp_path: Path) -> None:

@@ -95,7 +95,6 @@ class PlainAdaptive(Plain):
         self._count = eager_present_cam_counts if present else eager_cam_counts
         self._classifier = cf.cam.find_classifier(self.network, classes)
         self._counts = torch.zeros(3, classes, dtype=torch.int64, device=device)
-        self._last_csps = torch.full((classes,), torch.nan)
 
     def observe(self, logits: Tensor, batch: Batch, watch: Stopwatch) -> None:
         with watch.part("observe"):
@@ -106,7 +105,7 @@ class PlainAdaptive(Plain):
 
     def step(self, watch: Stopwatch) -> None:
         with watch.part("step"):
-            self.weight.copy_(updated_weight(self._counts.cpu(), self._last_csps))
+            self.weight.copy_(updated_weight(self._counts.cpu()))
             self._counts.zero_()
 
 
@@ -139,12 +138,11 @@ class OursAdaptive(Ours):
             self.cawa.step()
 
 
-def updated_weight(counts: Tensor, last_csps: Tensor) -> Tensor:
-    """The weights from tp, fp, fn ``(3, C)`` with the defaults of the library; ``last_csps`` is brought up to date."""
-    settings = {"delta": 0.9, "eps": 1e-6, "ratio": "none", "ratio_eps": 0.01, "w_min": 0.1, "w_max": 20.0}
-    update = reference.update_weights(counts, class_counts=None, last_csps=last_csps, **settings)  # type: ignore[arg-type]
-    last_csps.copy_(update.csps.where(~update.csps.isnan(), last_csps))
-    return update.weight
+def updated_weight(counts: Tensor) -> Tensor:
+    """The weights from tp, fp, fn ``(3, C)``, with the library's settings, by which no step needs the last."""
+    library = cf.AdaptiveClassWeights(counts.shape[1])
+    settings = {name: getattr(library, name) for name in ("delta", "eps", "ratio", "ratio_eps", "w_min", "w_max")}
+    return reference.update_weights(counts, class_counts=None, last_csps=library.last_csps, **settings).weight
 
 
 def naive_counts(network: nn.Module, classifier: nn.Conv2d, batch: Batch, classes: int) -> Tensor:

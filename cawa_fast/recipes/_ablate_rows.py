@@ -57,7 +57,7 @@ _TITLES = {
     "recall_batch": "recall loss (Tian et al. 2022)",
     "recall": "recall of the last validation",
     "difficulty": "class difficulty (Sinha et al. 2020)",
-    "cawa": "CAWA",
+    "cawa": "CAWA, the defaults",
 }
 
 # Figure 5 goes from 0 to 1; closer where the paper has its peak.

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ._ablate_results import difference_text, honesty, mean_text
-from ._charts import Curve, Dots, Gain, dot_chart, gain_chart, sweep_chart
+from ._charts import Curve, Dots, Gain, dot_chart, gain_chart, left_out, sweep_chart
 from ._figures import Paint
 from ._studio import NARROW, WIDE, Studio
 from .config import TrainConfig
@@ -187,5 +187,6 @@ def _gain(studio: Studio, result: dict[str, Any]) -> dict[str, Any] | None:
     alt = f"Mean change of each class's IoU to {base['title']} against its share of the training pixels."
     return {
         "charts": studio.chart("gain", alt, draw, (WIDE, NARROW)),
+        "left_out": left_out(gains),
         "legend": [(row["title"], colour) for row, colour in zip(shown, colours, strict=True)],
     }

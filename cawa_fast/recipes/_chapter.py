@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from ._charts import Gain, class_grid, confusion_chart, gain_chart
+from ._charts import Gain, class_grid, confusion_chart, gain_chart, left_out
 from ._figures import PARTS, Paint, seconds_text
 from ._gallery import cam_run, contact_sheet, make_scenes
 from ._line_charts import Series, line_chart, panels, time_bars
@@ -33,6 +33,7 @@ def make_chapter(studio: Studio, runs: Sequence[Run], images: int) -> dict[str, 
     classes = [row for row in rows if row.index is not None]
     rare = [row.index for row in classes if row.rare and row.index is not None]
     mapped = cam_run(runs)
+    gains = _gains(runs, classes)
     changed = _changed(classes, runs.index(mapped))
     shown = changed or rare or [row.index for row in classes[-3:] if row.index is not None]
     scenes = make_scenes(runs, shown, images)
@@ -49,8 +50,8 @@ def make_chapter(studio: Studio, runs: Sequence[Run], images: int) -> dict[str, 
         "rare_percent": f"{100 * RARE / len(classes):.2g}",
         "colour": {row.index: studio.colours.of_class(rank, len(classes)) for rank, row in enumerate(classes)},
         "largest_share": max((row.share or 0.0 for row in classes), default=0.0) or 1.0,
-        "gain": _gain(studio, runs, classes),
-        "untrained": [row.label for row in classes if not row.share],
+        "gain": _gain(studio, gains),
+        "left_out": left_out(gains),
         "miou": _miou(studio, runs),
         "panels": _panels(studio, runs, classes),
         "hidden_panels": max(len(classes) - _MOST_PANELS, 0),
@@ -88,11 +89,11 @@ def _line_chart(series: Sequence[Series], height: int, paint: Paint, width: int,
     return line_chart(series, paint, (width, height), **options)
 
 
-def _gain(studio: Studio, runs: Sequence[Run], classes: Sequence[Row]) -> list[Markup]:
-    """Share of the pixels against the change of the IoU; nothing of one run alone."""
+def _gains(runs: Sequence[Run], classes: Sequence[Row]) -> list[Gain]:
+    """Of each class, share of the pixels and change of the IoU; nothing of one run alone."""
     if len(runs) < 2:
         return []
-    gains = [
+    return [
         Gain(
             row.label,
             row.share or 0.0,
@@ -104,6 +105,12 @@ def _gain(studio: Studio, runs: Sequence[Run], classes: Sequence[Row]) -> list[M
         )
         for row in classes
     ]
+
+
+def _gain(studio: Studio, gains: Sequence[Gain]) -> list[Markup]:
+    """Share of the pixels against the change of the IoU."""
+    if not gains:
+        return []
     largest = max(gains, key=lambda gain: gain.largest)
     alt = f"Change of each class's IoU against its share of the training pixels; {largest.label} changed most."
 
@@ -192,34 +199,35 @@ def _adaptive(studio: Studio, runs: Sequence[Run], classes: Sequence[Row]) -> li
                 ),
             )
         )
+        columns = _columns(run)
         charts.append(
             {
                 "run": run,
                 "number": number,
                 "weight": weight,
                 "csps": csps,
-                "grids": [
-                    _grid(studio, run, number, classes, *one)
-                    for one in _GRIDS
-                    if one[0] != "ratio_weight" or _has_ratio(run)
-                ],
+                "has_ratio": "ratio_weight" in columns,
+                "grids": [_grid(studio, run, number, classes, one, *_GRIDS[one]) for one in ("weight", *columns[:-1])],
                 "moments": _moments(run, classes),
             }
         )
     return charts
 
 
-_GRIDS = (
-    ("weight", "Weight", "factor"),
-    ("csps", "Score (CSPS)", "share"),
-    ("base_weight", "Base weight (Eq. 5)", "amount"),
-    ("ratio_weight", "Ratio weight (Eq. 6)", "factor"),
-)
+_GRIDS = {
+    "csps": ("Score (CSPS)", "share"),
+    "base_weight": ("Base weight (Eq. 5)", "amount"),
+    "ratio_weight": ("Ratio weight (Eq. 6)", "factor"),
+    "weight": ("Weight", "factor"),
+}
 
 
-def _has_ratio(run: Run) -> bool:
-    """Whether Eq. 6 was in the weights: otherwise the ratio is 1 everywhere."""
-    return any(value not in (None, 1.0) for record in run.records for value in record.get("ratio_weight", ()))
+def _columns(run: Run) -> list[str]:
+    """What a weight is made of, and it; without the ratio where Eq. 6 was left out, which is 1 everywhere."""
+    ratios = (value for record in run.records for value in record.get("ratio_weight") or ())
+    return (
+        list(_GRIDS) if any(value not in (None, 1.0) for value in ratios) else [k for k in _GRIDS if "ratio" not in k]
+    )
 
 
 def _grid(studio: Studio, run: Run, number: int, classes: Sequence[Row], column: str, title: str, kind: str) -> Markup:
@@ -238,14 +246,14 @@ def _grid(studio: Studio, run: Run, number: int, classes: Sequence[Row], column:
 
 
 def _moments(run: Run, classes: Sequence[Row]) -> dict[str, Any]:
-    """CSPS, base weight, ratio weight and weight at the first, a middle and the last epoch (the paper's table 4)."""
+    """Scores and weights at the first, a middle and the last epoch (the paper's table 4)."""
     places = sorted({0, (len(run.records) - 1) // 2, len(run.records) - 1})
     records = [run.records[place] for place in places]
     lines = []
     for row in classes:
         cells = []
         for record in records:
-            for column in ("csps", "base_weight", "ratio_weight", "weight"):
+            for column in _columns(run):
                 values = record.get(column)
                 value = None if values is None else values[row.index]
                 shown = "–" if value is None else f"{100 * value:.1f}" if column == "csps" else f"{value:.2f}"

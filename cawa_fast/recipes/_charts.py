@@ -34,6 +34,24 @@ class Gain:
     def largest(self) -> float:
         return max((abs(gain) for gain, _ in self.gains if gain is not None), default=0.0)
 
+    @property
+    def known(self) -> bool:
+        """Whether a run has a gain: the class is in the validation images."""
+        return any(gain is not None for gain, _ in self.gains)
+
+
+def left_out(classes: Sequence[Gain]) -> str:
+    """Which classes :func:`gain_chart` cannot show, and why, in a sentence or two; empty if it shows all.
+
+    Example:
+        >>> left_out([Gain("road", 0.4, [(1.0, "run1")]), Gain("bus", 0.0, []), Gain("rider", 0.1, [(None, "run1")])])
+        'Left out for want of training pixels: bus. Left out for want of validation pixels: rider.'
+    """
+    untrained = [one.label for one in classes if not one.share]
+    unseen = [one.label for one in classes if one.share and not one.known]
+    reasons = ("training", untrained), ("validation", unseen)
+    return " ".join(f"Left out for want of {split} pixels: {', '.join(names)}." for split, names in reasons if names)
+
 
 def gain_chart(classes: Sequence[Gain], paint: Paint, size: tuple[int, int], most_labels: int = 24) -> Figure:
     """Share of the pixels (logarithmic) against the gain in IoU: a stem per class and run, from 0 to the gain.
@@ -47,7 +65,7 @@ def gain_chart(classes: Sequence[Gain], paint: Paint, size: tuple[int, int], mos
     width, height = size
     figure = new_figure(size)
     axes = new_axes(figure, paint, (40, 40, width - 40 - 14, height - 40 - 14))
-    shown = [c for c in classes if c.share > 0 and any(gain is not None for gain, _ in c.gains)]
+    shown = [one for one in classes if one.share and one.known]
     for one in shown:
         for gain, colour in one.gains:
             if gain is not None:

@@ -221,8 +221,8 @@ class Ablation:
             now, then = getattr(config, setting.name), getattr(stored, setting.name)
             if now != then and not setting.metadata["resume"] and not own_choice:
                 raise ValueError(
-                    f"{folder.path} was begun with {setting.name}={then!r}, not {now!r}; choose another --out, or "
-                    "delete the folder to run it anew"
+                    f"{folder.path} was begun with {setting.name}={then!r}, not {now!r}; choose another --out, "
+                    f"continue with --{setting.name.replace('_', '-')} as it was, or delete the folder to run it anew"
                 )
         state = State(name, replace(config, threads=stored.threads))  # their number decides the last bits
         with contextlib.suppress(OSError, ValueError):  # no epoch was finished, or the file is made again on resuming
@@ -255,7 +255,8 @@ class Ablation:
         if other := [name for name in now if name not in free and now[name] != then.get(name, now[name])]:
             name = other[0]
             raise ValueError(
-                f"{self.out} holds an ablation with {name}={then[name]!r}, not {now[name]!r}; choose another --out"
+                f"{self.out} holds an ablation with {name}={then[name]!r}, not {now[name]!r}; choose another --out, or "
+                f"continue with --{name.replace('_', '-')} as it was"
             )
         return kept
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -13,10 +16,18 @@ class SafePoints:
 
     A ``KeyboardInterrupt`` in the middle of any line breaks code that is not written for it: ``torch.save`` answers
     with an error of its own, and the queue of TensorBoard's writer, interrupted between two lines of ``put``, is never
-    joined. The second signal is not kept back: it is for a batch that never ends.
+    joined. Only the first signal is kept back: the next is for a batch that never ends, and acts at once. One that is
+    still waiting when the block is left acts there, also where an exception leaves it: DataLoader's workers, which a
+    signal to all processes reaches too, end with one.
 
     A signal that is ignored, or left to the system, stays so; so do all outside the main thread, which may set no
-    handlers.
+    handlers, and in processes forked meanwhile.
+
+    Args:
+        quiet: say nothing on a terminal. Otherwise the first signal is answered with a line on standard error.
+
+    Raises:
+        RuntimeError: entered while it is entered.
 
     Example:
         >>> with SafePoints() as safe:
@@ -30,25 +41,37 @@ class SafePoints:
         here it ends
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
         self._handlers: dict[int, Any] = {}
         self._waiting: int | None = None
+        self._entered = self._keeping = False
 
     def __enter__(self) -> SafePoints:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                handler = signal.getsignal(number)
-                if callable(handler):
-                    self._handlers[number] = handler
-                    signal.signal(number, self._keep)
+        if self._entered:
+            raise RuntimeError("these safe points are in use; is fit() running already?")
+        self._handlers, self._process = {}, os.getpid()
+        try:
+            if threading.current_thread() is threading.main_thread():
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    handler = signal.getsignal(number)
+                    if callable(handler):
+                        self._handlers[number] = handler
+                        signal.signal(number, self._keep)
+        except BaseException:  # a signal between the two
+            self._restore()
+            raise
+        self._entered = self._keeping = True
         return self
 
     def _keep(self, number: int, frame: FrameType | None) -> None:
-        if self._waiting is None:
-            self._waiting = number
-        else:
-            self._waiting = None
+        if not self._keeping or os.getpid() != self._process:
+            self._waiting = None  # it acts now, for both
             self._handlers[number](number, frame)
+            return
+        self._keeping, self._waiting = False, number
+        if not self._quiet and os.isatty(2):  # (print could be interrupted in the middle of itself)
+            os.write(2, b"\nStopping after this batch; Ctrl-C again stops at once.\n")
 
     def reached(self) -> None:
         """Nothing is half done here: a signal that waits may act."""
@@ -56,8 +79,27 @@ class SafePoints:
         if number is not None:
             self._handlers[number](number, None)
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
+    def _restore(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if kind is None:
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        self._entered = self._keeping = False
+        try:
+            self._restore()
+        except BaseException:  # a signal between the two
+            self._restore()
+            raise
+        if kind is None or issubclass(kind, Exception):
             self.reached()
+        self._waiting = None
+
+
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM, with which schedulers stop a job, raises ``KeyboardInterrupt`` as Ctrl-C does. For the main thread."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -108,7 +108,7 @@ class Trainer:
             self.optimizer, T_max=config.epochs * len(self.train_loader)
         )
         self.records: list[dict[str, Any]] = []
-        self._safe = SafePoints()
+        self._safe = SafePoints(quiet=distributed.rank() > 0)
         self._restore()
 
     @property
