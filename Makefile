@@ -49,7 +49,7 @@ check: setup
 
 # Two processes of one thread each are faster than one process of two threads: most tests are small.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --cov --cov-report=term --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --cov --cov-report=term --durations=30
 
 bench: setup
 	$(BIN)/python -m bench cpu

@@ -199,16 +199,16 @@ def test_dtypes(dtype, labels):
 
 
 @pytest.mark.sampled
+@pytest.mark.parametrize("content", ["noise", "smooth", "ties"])
 @pytest.mark.parametrize("normalize", NORMALIZE)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(layout, normalize):
-    for content in ("noise", "smooth", "ties"):
-        case = CONTENTS[content](5, 3, *RATIOS["non-integer"])
-        options = {"normalize": normalize, "ignore_index": 255, "classes": "all"}
-        expected = CF.cam_counts(case.logits.relu(), case.target, **options)
-        target = case.target.mT.contiguous().mT
-        counts = CF.cam_counts(LAYOUTS[layout](case.logits.relu()), target, **options)
-        assert lists(counts) == lists(expected)
+def test_layouts(layout, normalize, content):
+    case = CONTENTS[content](5, 3, *RATIOS["non-integer"])
+    options = {"normalize": normalize, "ignore_index": 255, "classes": "all"}
+    expected = CF.cam_counts(case.logits.relu(), case.target, **options)
+    target = case.target.mT.contiguous().mT
+    counts = CF.cam_counts(LAYOUTS[layout](case.logits.relu()), target, **options)
+    assert lists(counts) == lists(expected)
 
 
 @pytest.mark.sampled

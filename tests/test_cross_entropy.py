@@ -337,7 +337,9 @@ def test_module_errors(options, message):
 )
 def test_any_size(sizes, classes, corners, seed):
     torch.manual_seed(seed)
-    if DEVICE == "cpu" and _ops._runs_triton(torch.device(DEVICE)):  # the interpreter is slow
+    if DEVICE == "cpu" and _ops._runs_triton(torch.device(DEVICE)):  # the interpreter is slow: fewer and smaller ones
+        if seed % 4:
+            return
         sizes, classes = [1 + size % 12 for size in sizes], 1 + classes % 6
     case = noise(classes, 1, sizes[:2], sizes[2:])
     check(*case, torch.rand(classes) + 0.1, reduction="valid_mean", corners=corners)
