@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import _checks, _rules, reference
 from . import functional as CF
 from ._arguments import masked
+from ._collective import all_reduce
 from ._state import as_bytes, as_counts, check, from_bytes
 from .estimation import Average, Estimate, estimate
 from .metrics import SegmentationMetrics, segmentation_metrics
@@ -336,7 +337,7 @@ class AdaptiveClassWeights(nn.Module):
             flat.append(counts.new_tensor(others))
         everything = torch.cat(flat)
         if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(everything, group=group)
+            all_reduce(everything, group)
         summed = everything.cpu().split([*(part.numel() for part in parts), len(others)])
         matrix = None if self.confusion is None else summed[1].view_as(self.confusion)
         return summed[0].view(counts.shape), matrix, summed[-1].tolist()

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 import cawa_fast as cf
+from cawa_fast import _collective
 from tiny_runs import assert_same_run, without_times
 
 SOURCE = Path(cf.__file__).parents[1]
@@ -47,6 +50,8 @@ with torch.no_grad():
             cawa.observe(label)
         cawa.step()
 torch.save(cawa.weights.state_dict(), f"{folder}/{processes}-{rank}.pt")
+if processes > 1:
+    dist.destroy_process_group()
 """
 
 PADDED = """
@@ -68,6 +73,8 @@ with torch.no_grad():
         cawa.observe(label, mask=mask)
     cawa.step()
 torch.save(cawa.weights.state_dict(), f"{folder}/{processes}-{rank}.pt")
+if processes > 1:
+    dist.destroy_process_group()
 """
 
 
@@ -101,6 +108,7 @@ for _ in range(2):
         cawa.observe(labels[own])
     cawa.step()
 torch.save(cawa.weights.state_dict(), f"{folder}/{how}-{processes}-{rank}.pt")
+dist.destroy_process_group()
 """
 
 
@@ -129,6 +137,25 @@ def same(state, other):
     for key, value in state.items():
         assert torch.equal(value, other[key]) or (value.isnan() == other[key].isnan()).all(), key
         torch.testing.assert_close(value, other[key], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_sum_returns_when_nobody_holds_the_tensor_any_more(monkeypatch):
+    """A thread of the group that still does when the interpreter ends aborts the process."""
+    held, seen = [], []
+
+    def late(values, group=None):
+        held.append(values)
+        threading.Timer(0.2, held.clear).start()
+
+    monkeypatch.setattr(_collective.dist, "all_reduce", late)
+    _collective.all_reduce(torch.ones(3))
+    assert not held
+    monkeypatch.setattr(_collective, "_PATIENCE", 0.1)
+    monkeypatch.setattr(_collective.dist, "all_reduce", lambda values, group=None: seen.append(values))
+    begin = time.monotonic()
+    _collective.all_reduce(torch.ones(3))  # whoever keeps it for good is not waited for
+    assert seen
+    assert 0.1 <= time.monotonic() - begin < 5
 
 
 def test_two_processes_have_the_bits_of_one(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 
 from .. import functional as CF
+from .._collective import all_reduce
 
 
 def rank() -> int:
@@ -52,8 +55,18 @@ def barrier() -> None:
 def sum_over_processes(values: Tensor) -> Tensor:
     """``values`` summed over all processes, in place."""
     if dist.is_initialized():
-        dist.all_reduce(values)
+        all_reduce(values)
     return values
+
+
+def data_parallel(model: nn.Module, device: torch.device) -> tuple[nn.Module, DistributedDataParallel]:
+    """``model`` and what trains it. Buffers stay each process's own; :func:`average_buffers` brings them together."""
+    if device.type == "cuda":  # (there is none for the CPU)
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    # torch 2.13 has renamed the argument and warns of the old name
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    own_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return model, DistributedDataParallel(model, **own_buffers)
 
 
 @torch.no_grad()

@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from .. import CAWA, CrossEntropyLoss, FocalLoss, LogitAdjustedLoss, RecallLoss, check_labels, weighting
@@ -94,10 +93,7 @@ class Trainer:
         )
         self.trained: nn.Module = self.model
         if distributed.processes() > 1:
-            if self.device.type == "cuda":  # (there is none for the CPU)
-                self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-            # buffers are averaged before validation, which keeps what all processes have seen and not the first alone
-            self.trained = DistributedDataParallel(self.model, broadcast_buffers=False)
+            self.model, self.trained = distributed.data_parallel(self.model, self.device)
         self.adaptive = config.weighting in ADAPTIVE
         self.sample_loader = loaders.sample(self.cawa, config.seed) if self.adaptive and config.budget else None
         self.criterion = self._criterion(ignore).to(self.device)
