@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -11,11 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
+from cawa_fast.recipes.loaders import end_workers
 from cawa_fast.recipes.run_folder import RunFolder, atomic
 from cawa_fast.recipes.stopping import SafePoints
 from cawa_fast.recipes.train import Trainer
@@ -34,6 +38,19 @@ def test_the_number_of_workers_changes_no_bit(tmp_path: Path) -> None:
     run(tmp_path / "a", replace(TINY, epochs=1))
     run(tmp_path / "b", replace(TINY, epochs=1, workers=2))
     assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_loader_whose_workers_were_ended_begins_new_ones() -> None:
+    data = torch.arange(6.0)
+    loader: DataLoader[Any] = DataLoader(cast(Any, data), 2, num_workers=1, persistent_workers=True)
+    first = torch.cat(list(loader))
+    workers = multiprocessing.active_children()
+    assert workers
+    end_workers(loader, None, DataLoader(cast(Any, data), 2))
+    assert not any(worker.is_alive() for worker in workers)
+    assert all(worker.exitcode == 0 for worker in workers)
+    assert torch.equal(torch.cat(list(loader)), first)
+    end_workers(loader)
 
 
 @pytest.mark.slow
@@ -88,6 +105,30 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_resume(tmp_path: Path, number: int)
     assert process.returncode == 130
     assert f"cawa-fast train --resume --run-dir {tmp_path / 'r'}" in out.replace("\n", " ")
     assert "Traceback" not in error
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_group_is_no_error_in_the_workers(tmp_path: Path) -> None:
+    """As schedulers send it: DataLoader's workers get it too, and may not die before the main process acts."""
+    config = replace(TINY, epochs=500, workers=2)
+    command = [sys.executable, "-m", "cawa_fast.cli", *arguments(config, tmp_path / "r"), "--resume"]
+    for life in range(3):
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        before, deadline = _epochs(tmp_path / "r"), time.monotonic() + 60
+        while _epochs(tmp_path / "r") == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.03 * life)
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            out, error = process.communicate(timeout=60)  # (whose end waits for the workers too: they hold the pipes)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        assert process.returncode == 130, error
+        assert "Stopped; all finished epochs are saved" in out
+        assert "Error" not in error
 
 
 @pytest.mark.parametrize("where", ["torch.save", "cawa_fast.recipes.train.log_scalars", "torch.Tensor.backward"])

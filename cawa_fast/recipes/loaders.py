@@ -80,7 +80,7 @@ class Loaders:
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": pinned,
-            "worker_init_fn": _ignore_interrupt,
+            "worker_init_fn": _begin_worker,
             # of its own, so that the seeds of workers are not drawn from the generator that the network uses
             "generator": torch.Generator().manual_seed(config.seed),
         }
@@ -105,6 +105,24 @@ def default_workers() -> int:
     return 0 if cpu_count() <= 2 else min(8, cpu_count() // 2)
 
 
-def _ignore_interrupt(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the main process ends its workers
+def end_workers(*loaders: DataLoader[Any] | None) -> None:
+    """Ends the loading processes in order; a loader that is used again begins new ones.
+
+    Left to the interpreter's end they are terminated, of which PyTorch's SIGCHLD handler complains on the terminal.
+    """
+    for loader in loaders:
+        iterator = getattr(loader, "_iterator", None)  # persistent workers belong to it, and there is no public way
+        if iterator is not None and hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
+            loader._iterator = None  # type: ignore[union-attr]
+
+
+def _begin_worker(worker: int) -> None:
+    """A signal to the whole group, as Ctrl-C and a scheduler send it, is the main process's to act on, who ends us.
+
+    One that died first would be an error there, in the middle of a batch. SIGTERM is let pass once alone, since
+    ``Process.terminate`` sends it too.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     torch.set_num_threads(1)

@@ -24,7 +24,7 @@ from .. import functional as CF
 from . import distributed
 from .config import ADAPTIVE, TrainConfig, cpu_count
 from .datasets import FileDataset, SegmentationDataset
-from .loaders import Loaders, normalize_images, open_split
+from .loaders import Loaders, end_workers, normalize_images, open_split
 from .models import Network
 from .models.network import try_size
 from .records import log_scalars, numbers, segmentation_metrics, tensorboard
@@ -114,7 +114,10 @@ class Trainer:
     def fit(self) -> list[dict[str, Any]]:
         """Run the epochs that are left; returns the records of all. Ctrl-C waits for the end of a batch."""
         with self._safe:
-            return self._fit()
+            try:
+                return self._fit()
+            finally:
+                end_workers(self.train_loader, self.val_loader, self.sample_loader)
 
     def _fit(self) -> list[dict[str, Any]]:
         self.watcher.begin(self.config, self)
