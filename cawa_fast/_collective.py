@@ -1,4 +1,4 @@
-"""The one collective of the project: a sum over all processes."""
+"""A sum over all processes, after which the process may end at any time."""
 
 from __future__ import annotations
 

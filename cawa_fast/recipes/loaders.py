@@ -111,10 +111,13 @@ def end_workers(*loaders: DataLoader[Any] | None) -> None:
     Left to the interpreter's end they are terminated, of which PyTorch's SIGCHLD handler complains on the terminal.
     """
     for loader in loaders:
-        iterator = getattr(loader, "_iterator", None)  # persistent workers belong to it, and there is no public way
-        if iterator is not None and hasattr(iterator, "_shutdown_workers"):
-            iterator._shutdown_workers()
-            loader._iterator = None  # type: ignore[union-attr]
+        if loader is None:
+            continue
+        # persistent workers belong to the loader's iterator, and there is no public way to end them
+        end = getattr(loader._iterator, "_shutdown_workers", None)
+        if end is not None:
+            end()
+            loader._iterator = None
 
 
 def _begin_worker(worker: int) -> None:
