@@ -40,6 +40,7 @@ _LIBRARY.define(
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _KERNEL_CLASSES = 32767  # the confusion matrix has a 32-bit index; more are too rare for a limit per operator
 _NATIVE_DIMENSIONS = 8
+_RESIZED_CLASSES = 4096
 
 
 def _is_native(input: Tensor) -> bool:
@@ -52,6 +53,35 @@ def _is_cuda(input: Tensor, target: Tensor) -> bool:
     same = input.shape[2:] == target.shape[1:]
     # (labels are counted, and sums scaled, in Triton)
     return same and _is_triton(input) and input.dim() <= _NATIVE_DIMENSIONS and _native.cuda_available()
+
+
+def resized_side(input: Tensor, target: Tensor, align_corners: bool) -> int:
+    """Pixels along each side of the cells that ``cawa_fast_cuda::resized_cross_entropy`` computes: 2, 4 or 8; 0 where
+    it does not serve this problem. A cell has the pixels between four neighbouring samples."""
+    if not (input.dim() == 4 and input.shape[1] <= _RESIZED_CLASSES):
+        return 0
+    most = 0
+    for small, large in zip(input.shape[2:], target.shape[1:], strict=True):
+        if not (2 <= small <= large and (small + 1) * large < 2**29):
+            return 0
+        steps, samples = (large - 1, small - 1) if align_corners else (large, small)
+        most = max(most, -(-steps // samples))
+    return next((side for side in (2, 4, 8) if most <= side), 0)
+
+
+def _is_cuda_resized(input: Tensor, target: Tensor, align_corners: bool) -> bool:
+    """Whether the kernels in CUDA C++ serve this cross-entropy with a resize."""
+    if input.shape[2:] == target.shape[1:] or not (_is_triton(input) and _native.cuda_available()):
+        return False
+    return resized_side(input, target, align_corners) > 0
+
+
+def statistics_size(input: Tensor, target: Tensor, align_corners: bool) -> int:
+    """Numbers that a resized cross-entropy on a GPU leaves for the backward pass."""
+    if not _is_cuda_resized(input, target, align_corners):
+        return int(kernels("_tiling").stats_size(input, target, align_corners))
+    images, _, height, width = input.shape
+    return (1 + resized_side(input, target, align_corners) ** 2) * images * (height + 1) * (width + 1)
 
 
 def _is_triton(input: Tensor) -> bool:
@@ -77,7 +107,7 @@ class Saved(enum.Enum):
 
     NOTHING = enum.auto()
     GRADIENT = enum.auto()  # only the first backward pass may have it, scaled in place
-    STATISTICS = enum.auto()  # maximum and inverse sum of exponentials of each pixel
+    STATISTICS = enum.auto()  # of each pixel's exponentials: what they were taken relative to, and their sum
 
 
 def saves(input: Tensor, target: Tensor, reduction: str, with_grad: bool) -> Saved:
@@ -170,6 +200,11 @@ def _cross_entropy(
                 )
                 return loss, scale, saved
             save, none = saved_kind is Saved.STATISTICS, reduction == "none"
+            if _is_cuda_resized(input, target, align_corners):
+                loss, saved = torch.ops.cawa_fast_cuda.resized_cross_entropy(
+                    input, target, weight, scale, ignore_index, none, label_smoothing, align_corners, save
+                )
+                return loss, scale, saved
             loss, saved = loss_kernels.cross_entropy(
                 input, target, weight, scale, ignore_index, none, label_smoothing, align_corners, save
             )
@@ -213,6 +248,15 @@ def _cross_entropy_backward(
     if _is_cuda(input, target):
         return torch.ops.cawa_fast_cuda.cross_entropy_backward(
             grad.to(torch.float32), input, target, weight, scale, ignore_index, label_smoothing
+        )
+    if _is_cuda_resized(input, target, align_corners):
+        cuda = torch.ops.cawa_fast_cuda
+        if saved.numel() == 0:  # the forward pass did not expect this one
+            _, saved = cuda.resized_cross_entropy(
+                input, target, weight, scale, ignore_index, False, label_smoothing, align_corners, True
+            )
+        return cuda.resized_cross_entropy_backward(
+            grad.to(torch.float32), input, target, weight, scale, saved, ignore_index, label_smoothing, align_corners
         )
     if _is_triton(input):
         with _on_device_of(input):

@@ -1,7 +1,7 @@
 """The CUDA kernels' own source on the CPU (tests/native/cuda_emulation.h), in place of the compiled CPU operators.
 
-``load`` builds it, where CMake and a compiler are; ``use`` makes the public functions run it on logits of the labels'
-size. Whatever is resized keeps running on the CPU operators.
+``load`` builds it, where CMake and a compiler are; ``use`` makes the public functions run it on whatever it serves; the
+rest keeps running on the CPU operators.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cawa_fast import _native
+from cawa_fast import _native, _ops
 
 NAME = "cuda emulation"
 ROOT = Path(__file__).parents[1]
@@ -67,7 +67,7 @@ def launches() -> list[str]:
 
 
 def use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here to the end of the test the CPU's cross-entropy of equal sizes is the CUDA kernels'."""
+    """From here to the end of the test the CPU's cross-entropy is the CUDA kernels'."""
     load()
     cpu, cuda = torch.ops.cawa_fast_cpu, torch.ops.cawa_fast_cuda_emulation
     forward, backward = cpu.cross_entropy, cpu.cross_entropy_backward
@@ -76,16 +76,30 @@ def use(monkeypatch: pytest.MonkeyPatch) -> None:
         return input.shape[2:] == target.shape[1:]
 
     def cross_entropy(input: Tensor, target: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        *same, _align_corners, with_grad = others
+        *options, align_corners, with_grad = others
         if same_size(input, target):
-            return cuda.cross_entropy(input, target, *same, with_grad)
-        return forward(input, target, *others)
+            return cuda.cross_entropy(input, target, *options, with_grad)
+        if not _ops.resized_side(input, target, align_corners):
+            return forward(input, target, *others)
+        loss, _ = cuda.resized_cross_entropy(input, target, *options, align_corners, False)
+        if not with_grad:
+            return loss, input.new_empty(0)
+        weight, scale, ignore_index, _, label_smoothing = options
+        arguments = (input, target, weight, scale, ignore_index, label_smoothing, align_corners)
+        return loss, cross_entropy_backward(torch.ones(()), *arguments)
 
     def cross_entropy_backward(grad: Tensor, input: Tensor, target: Tensor, *others: Any) -> Tensor:
-        *same, _align_corners = others
+        weight, scale, ignore_index, label_smoothing, align_corners = others
         if same_size(input, target):
-            return cuda.cross_entropy_backward(grad, input, target, *same)
-        return backward(grad, input, target, *others)
+            return cuda.cross_entropy_backward(grad, input, target, weight, scale, ignore_index, label_smoothing)
+        if not _ops.resized_side(input, target, align_corners):
+            return backward(grad, input, target, *others)
+        _, statistics = cuda.resized_cross_entropy(
+            input, target, weight, scale, ignore_index, False, label_smoothing, align_corners, True
+        )
+        return cuda.resized_cross_entropy_backward(
+            grad, input, target, weight, scale, statistics, ignore_index, label_smoothing, align_corners
+        )
 
     monkeypatch.setattr(cpu, "cross_entropy", cross_entropy)
     monkeypatch.setattr(cpu, "cross_entropy_backward", cross_entropy_backward)

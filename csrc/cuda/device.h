@@ -35,6 +35,13 @@ __device__ inline void start_copy(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
 }
 
+// Of all lanes of the warp, which all call it.
+__device__ inline uint32_t or_of_warp(uint32_t bits) { return __reduce_or_sync(0xffffffff, bits); }
+__device__ inline bool any_of_warp(bool value) { return __any_sync(0xffffffff, value); }
+// Of all threads of the block; a barrier.
+__device__ inline bool any_of_block(bool value) { return __syncthreads_or(value); }
+__device__ inline float from_previous_lane(float value) { return __shfl_up_sync(0xffffffff, value, 1); }
+
 // Waits for the copies that this thread has started.
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 

@@ -1,9 +1,10 @@
-// Registration only; cross_entropy.h says what the operators do.
+// Registration only; the operators' headers say what they do.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
 
 #include "cross_entropy.h"
+#include "resized_cross_entropy.h"
 
 // Registers torch.ops.<name> for tensors on the devices of `key`.
 #define CAWA_FAST_CUDA_LIBRARY(name, key)                                                                            \
@@ -17,9 +18,17 @@
     m.def(                                                                                                           \
         "cross_entropy_rescale_(Tensor(a!) grad_input, Tensor grad, Tensor input, Tensor target, Tensor? weight,"    \
         " Tensor scale, int ignore_index, float label_smoothing) -> ()");                                            \
+    m.def(                                                                                                           \
+        "resized_cross_entropy(Tensor input, Tensor target, Tensor? weight, Tensor scale, int ignore_index,"         \
+        " bool per_pixel, float label_smoothing, bool align_corners, bool save) -> (Tensor loss, Tensor statistics)"); \
+    m.def(                                                                                                           \
+        "resized_cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor scale,"     \
+        " Tensor statistics, int ignore_index, float label_smoothing, bool align_corners) -> Tensor");               \
   }                                                                                                                  \
   STABLE_TORCH_LIBRARY_IMPL(name, key, m) {                                                                          \
     m.impl("cross_entropy", TORCH_BOX(&cawa_fast::cuda::cross_entropy));                                             \
     m.impl("cross_entropy_backward", TORCH_BOX(&cawa_fast::cuda::cross_entropy_backward));                           \
     m.impl("cross_entropy_rescale_", TORCH_BOX(&cawa_fast::cuda::cross_entropy_rescale));                            \
+    m.impl("resized_cross_entropy", TORCH_BOX(&cawa_fast::cuda::resized_cross_entropy));                             \
+    m.impl("resized_cross_entropy_backward", TORCH_BOX(&cawa_fast::cuda::resized_cross_entropy_backward));           \
   }

@@ -122,23 +122,27 @@ __device__ inline Tile tile_at(const Problem& p, uint32_t index) {
 }
 
 // The label at `i`, or kIgnored. Nothing else may be used as an offset.
-__device__ inline int label_at(const Problem& p, int64_t i) {
+__device__ inline int label_of(const void* labels, Label type, int64_t i, int classes, int64_t ignore_index) {
   int64_t label;
-  switch (p.label_type) {
+  switch (type) {
     case Label::kUInt8:
-      label = static_cast<const uint8_t*>(p.labels)[i];
+      label = static_cast<const uint8_t*>(labels)[i];
       break;
     case Label::kInt16:
-      label = static_cast<const int16_t*>(p.labels)[i];
+      label = static_cast<const int16_t*>(labels)[i];
       break;
     case Label::kInt32:
-      label = static_cast<const int32_t*>(p.labels)[i];
+      label = static_cast<const int32_t*>(labels)[i];
       break;
     default:
-      label = static_cast<const int64_t*>(p.labels)[i];
+      label = static_cast<const int64_t*>(labels)[i];
   }
-  const bool valid = label >= 0 && label < p.classes && label != p.ignore_index;
+  const bool valid = label >= 0 && label < classes && label != ignore_index;
   return valid ? static_cast<int>(label) : kIgnored;
+}
+
+__device__ inline int label_at(const Problem& p, int64_t i) {
+  return label_of(p.labels, p.label_type, i, p.classes, p.ignore_index);
 }
 
 // What a pixel's label decides.

@@ -32,6 +32,7 @@
 #define __align__(bytes)
 #define __launch_bounds__(...)
 #define __grid_constant__
+#define __noinline__ __attribute__((noinline))
 
 struct dim3 {
   unsigned x, y, z;
@@ -99,6 +100,14 @@ class Block {
     T result;
     std::memcpy(&result, &fibers_[self / kEmulatedWarp * kEmulatedWarp + other_lane].slot, sizeof(T));
     wait_for_warp();
+    return result;
+  }
+
+  bool any(bool value) {
+    fibers_[running_].slot = value;
+    wait_for_block();
+    const bool result = std::any_of(fibers_.begin(), fibers_.end(), [](const Fiber& fiber) { return fiber.slot != 0; });
+    wait_for_block();
     return result;
   }
 
@@ -190,6 +199,16 @@ inline void __syncwarp() { Block::current()->wait_for_warp(); }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   return Block::current()->exchange(value, Block::current()->lane() ^ mask);
+}
+
+inline uint32_t or_of_warp(uint32_t bits) {
+  for (int d = 1; d < kEmulatedWarp; d *= 2) bits |= __shfl_xor_sync(0xffffffff, bits, d);
+  return bits;
+}
+inline bool any_of_warp(bool value) { return or_of_warp(value) != 0; }
+inline bool any_of_block(bool value) { return Block::current()->any(value); }
+inline float from_previous_lane(float value) {
+  return Block::current()->exchange(value, std::max(Block::current()->lane() - 1, 0));
 }
 
 inline float __uint_as_float(uint32_t bits) { return std::bit_cast<float>(bits); }

@@ -1,0 +1,196 @@
+// What the two kernels of cross-entropy with a bilinear resize have in common: their problem, cells, exponentials.
+//
+// A cell is the output pixels between four neighbouring samples of the low-resolution logits
+//
+//     a b        z(u, v) = a + u dx + v dy + u v dxy,   dx = b - a, dy = c - a, dxy = (d - c) - (b - a)
+//     c d
+//
+// Along a row of pixels u grows by a constant step, so exp z is a geometric sequence; so it is down a column, and so is
+// the ratio of one row from row to row. Four exponentials serve all pixels of a cell and class, where one for each
+// pixel would be 16 at ratio 4 and 64 at ratio 8. They are taken of differences to a reference, which is one logit of
+// the cell, and stand for a pixel as long as no class changes by more than kSpan within the cell: else a pixel's
+// largest exponential could vanish beside the reference. A cell in which one does, or is not finite, is steep: it is
+// computed pixel by pixel.
+#pragma once
+
+#include "pixel.h"
+
+namespace cawa_fast::cuda {
+
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kSpan = 33.0f;            // 48 powers of two
+constexpr float kAboveReference = 24.0f;  // powers of two; beyond it the exponential becomes the new reference
+constexpr int kGone = 0xffff;             // the label of a pixel that is invalid or does not exist
+constexpr int kMaxResizedClasses = 4096;  // a sum of so many exponentials below 2^(24 + 48) is finite
+
+// One axis: output i lies at (i * scale + shift) / unit among the samples, clamped to [0, in - 1]. In integers, since
+// float32 would blur the weights. Cell s has the outputs in [s, s + 1), s from -1 (in front of the first sample) to
+// in - 1.
+struct Axis {
+  int in, out, scale, shift, unit;  // in >= 2, (in + 1) * out < 2^29
+  float inverse_unit, step;         // step: samples from one output to the next
+};
+
+__device__ inline int first_output(const Axis& axis, int cell) {
+  const int ahead = cell * axis.unit - axis.shift;
+  return min((max(ahead, 0) + axis.scale - 1) / axis.scale, axis.out);
+}
+
+// Where an output lies behind sample `left`, in samples.
+__device__ inline float behind(const Axis& axis, int out, int left) {
+  const int position = min(max(out * axis.scale + axis.shift, 0), (axis.in - 1) * axis.unit);
+  return static_cast<float>(position - left * axis.unit) * axis.inverse_unit;
+}
+
+struct ResizedProblem {
+  Axis rows, columns;
+  int images, classes;
+  int64_t cells;  // images * (rows.in + 1) * (columns.in + 1)
+  const void* input;
+  int64_t stride_n, stride_c, stride_y;  // neighbours along x are neighbours in memory
+  float span;                            // what a class may change by within a cell; above kSide steps, less than kSpan
+  const void* labels;                    // contiguous
+  Label label_type;
+  int64_t ignore_index;
+  const float* weight;      // (C) or null for 1
+  const float* weight_sum;  // its sum; null for C
+  const float* scale;       // (C)
+  float keep, smooth;       // 1 - s, s / C
+  // Forward: what each pixel loses, or each block with the scale; one of them null.
+  float* pixel_loss;
+  double* partial_loss;
+  // (1 + kSide^2, cells), written by forward if not null, for backward: of each cell its reference, NaN if it is steep;
+  // of each pixel its sum of exponentials, in a steep cell the logarithm of the sum.
+  float* statistics;
+  // Backward: the upstream gradient, one value or per pixel, and the gradient.
+  const float* grad;
+  bool grad_per_pixel;
+  void* grad_input;
+  int64_t grad_n, grad_c, grad_y;
+};
+
+__device__ inline float weight_at(const ResizedProblem& p, int label) { return p.weight ? p.weight[label] : 1.0f; }
+
+__device__ inline float weight_sum_of(const ResizedProblem& p) {
+  return p.weight_sum ? *p.weight_sum : static_cast<float>(p.classes);
+}
+
+__device__ inline int label_at(const ResizedProblem& p, int64_t pixel) {
+  return label_of(p.labels, p.label_type, pixel, p.classes, p.ignore_index);
+}
+
+// A cell: its pixels begin at (y, x), of which there are `height` by `width`, at most kSide each; none if it does not
+// exist.
+struct Cell {
+  int image, row, column;
+  int y, x, height, width;
+};
+
+__device__ inline Cell cell_at(const ResizedProblem& p, int image, int row, int column) {
+  Cell cell{image, row, column, first_output(p.rows, row), first_output(p.columns, column), 0, 0};
+  cell.height = first_output(p.rows, row + 1) - cell.y;
+  cell.width = first_output(p.columns, column + 1) - cell.x;
+  return cell;
+}
+
+__device__ inline int64_t pixel_index(const ResizedProblem& p, const Cell& cell, int y, int x) {
+  return (static_cast<int64_t>(cell.image) * p.rows.out + cell.y + y) * p.columns.out + cell.x + x;
+}
+
+// A cell's place among the samples: those that it mixes, where its first pixel lies between them, and the steps to the
+// next pixels. In the half cells at the borders all pixels lie on one sample.
+struct Place {
+  int64_t top_left;  // offset of sample a; b follows it, c and d lie a row below
+  float u, v, du, dv;
+};
+
+__device__ inline Place place_of(const ResizedProblem& p, const Cell& cell) {
+  const int left = min(max(cell.column, 0), p.columns.in - 2), top = min(max(cell.row, 0), p.rows.in - 2);
+  Place place;
+  place.top_left = cell.image * p.stride_n + top * p.stride_y + left;
+  place.u = behind(p.columns, cell.x, left);
+  place.v = behind(p.rows, cell.y, top);
+  place.du = cell.column == left ? p.columns.step : 0.0f;
+  place.dv = cell.row == top ? p.rows.step : 0.0f;
+  return place;
+}
+
+// One class in a cell.
+struct Corners {
+  float a, b, c, d;
+};
+
+template <class T>
+__device__ inline Corners corners_at(const T* top, const T* bottom) {
+  return {static_cast<float>(top[0]), static_cast<float>(top[1]), static_cast<float>(bottom[0]),
+          static_cast<float>(bottom[1])};
+}
+
+// The logit of a cell's first pixel, and what its exponential is multiplied with along a row, down a column, and the
+// factor along a row from row to row.
+struct Sequence {
+  float first, along, down, twist;
+};
+
+// `steep` becomes true if the class changes too much.
+__device__ inline Sequence sequence_of(const Corners& z, const Place& place, float span, bool& steep) {
+  const float dx = z.b - z.a, dy = z.c - z.a, dxy = (z.d - z.c) - dx;
+  steep |= !(fabsf(dx) + fabsf(dy) + fabsf(dxy) <= span);
+  const float slope_x = fmaf(place.v, dxy, dx), slope_y = fmaf(place.u, dxy, dy);
+  const float first = fmaf(place.v, slope_y, fmaf(place.u, dx, z.a));
+  return {first, exp2_fast(slope_x * (place.du * kLog2E)), exp2_fast(slope_y * (place.dv * kLog2E)),
+          exp2_fast(dxy * (place.du * place.dv * kLog2E))};
+}
+
+// Bit k says whether class `first` + k is the label of any of the warp's pixels, whose labels lie `stride` apart.
+template <int kSide>
+__device__ inline uint32_t classes_of_warp(const uint16_t* labels, int stride, int first) {
+  uint32_t bits = 0;
+#pragma unroll
+  for (int i = 0; i < kSide * kSide; ++i) {
+    const unsigned k = labels[i * stride] - first;
+    bits |= k < 32 ? 1u << k : 0u;
+  }
+  return or_of_warp(bits);
+}
+
+// -------------------------------------------------------------------------------------------------------- steep cells
+
+// A pixel's samples as F.interpolate takes them, so that a sample that is not finite reaches the same pixels.
+struct Taps {
+  int64_t top_left;
+  int right;      // 0 beside the last column
+  int64_t below;  // 0 below the last row
+  float u, v;
+};
+
+__device__ inline Taps taps_of(const ResizedProblem& p, const Cell& cell, int y, int x) {
+  const int left = max(cell.column, 0), top = max(cell.row, 0);
+  return {cell.image * p.stride_n + top * p.stride_y + left, left + 1 < p.columns.in ? 1 : 0,
+          top + 1 < p.rows.in ? p.stride_y : 0, behind(p.columns, cell.x + x, left), behind(p.rows, cell.y + y, top)};
+}
+
+template <class T>
+__device__ inline float logit_at(const ResizedProblem& p, const Taps& taps, int label) {
+  const T* z = static_cast<const T*>(p.input) + taps.top_left + label * p.stride_c;
+  const float a = static_cast<float>(z[0]), b = static_cast<float>(z[taps.right]);
+  const float c = static_cast<float>(z[taps.below]), d = static_cast<float>(z[taps.below + taps.right]);
+  const float top = a * (1 - taps.u) + b * taps.u, bottom = c * (1 - taps.u) + d * taps.u;
+  return top * (1 - taps.v) + bottom * taps.v;
+}
+
+// What a steep cell's logits are shifted by before their sum's logarithm is kept: its largest finite sample.
+template <class T>
+__device__ inline float reference_of_steep(const ResizedProblem& p, const Cell& cell) {
+  const Taps taps = taps_of(p, cell, 0, 0);
+  float largest = -INFINITY;
+  for (int c = 0; c < p.classes; ++c) {
+    const T* z = static_cast<const T*>(p.input) + taps.top_left + c * p.stride_c;
+    const Corners k = {static_cast<float>(z[0]), static_cast<float>(z[taps.right]), static_cast<float>(z[taps.below]),
+                       static_cast<float>(z[taps.below + taps.right])};
+    for (const float value : {k.a, k.b, k.c, k.d}) largest = value < INFINITY ? fmaxf(largest, value) : largest;
+  }
+  return shift_of(largest);
+}
+
+}  // namespace cawa_fast::cuda

@@ -1,0 +1,241 @@
+// Cross-entropy with a bilinear resize: the gradient, gathered, so that there are no atomics and the bits are the same
+// every time.
+//
+// A lane has a cell, whose pixels' factors (upstream gradient times weight over sum of exponentials) it keeps in
+// registers while it goes through the classes. Per class the cell's pixels give each of its four samples a sum. A
+// sample belongs to the cell at its lower right: sums at the right go to the next lane, those below to the next warp,
+// which has the next row of cells. So the first lane of each warp and the first warp of a block compute for others only.
+//
+// Cost per class and cell of 4 x 4 pixels, as compiled for sm_90: 4 loads, 4 exponentials, about 84 instructions for
+// the pixels and 40 for the rest, 7.8 a pixel; times 32 / 31 * 9 / 8 for what is computed twice.
+#pragma once
+
+#include "resized.h"
+
+namespace cawa_fast::cuda {
+
+constexpr int kBackwardColumns = kWarp - 1;  // samples of a block's row
+constexpr int kBackwardClasses = 4;          // that are exchanged between warps at a time
+constexpr unsigned kSteepBlocks = 256;       // about as many as run at once
+
+// A block of kSide: a warp for each row of samples, and one for the cells above. Two blocks share a multiprocessor,
+// which leaves 80 registers to a thread of 24 warps and 128 to one of 16: a cell's factors, and 50 to 60 more.
+template <int kSide>
+struct Backward {
+  static constexpr int kWarps = kSide == 8 ? 8 : 12, kRows = kWarps - 1, kThreads = kWarps * kWarp;
+};
+
+// Of a class: what a cell's samples get from it.
+struct Shares {
+  float upper_left, upper_right, lower_left, lower_right;
+};
+
+template <int kSide>
+struct BackwardShared {
+  static constexpr int kPixels = kSide * kSide, kThreads = Backward<kSide>::kThreads;
+  Shares* smoothed;  // (threads): with smoothing, what each class's gradient is reduced by, times its weight
+  float* upper;      // (kBackwardClasses, threads): what the samples above get
+  float* lower;      // (2, kBackwardClasses, threads): those below; two, so that one barrier is enough
+  uint16_t* label;   // (kPixels, threads)
+
+  static constexpr int64_t kBytes =
+      kThreads * (sizeof(Shares) + 3 * kBackwardClasses * sizeof(float) + kPixels * sizeof(uint16_t));
+
+  __device__ explicit BackwardShared(unsigned char* memory) {
+    Shares* const shares = reinterpret_cast<Shares*>(memory);
+    float* const floats = reinterpret_cast<float*>(shares + kThreads);
+    smoothed = shares + threadIdx.x;
+    upper = floats + threadIdx.x;
+    lower = upper + kBackwardClasses * kThreads;
+    label = reinterpret_cast<uint16_t*>(floats + 3 * kBackwardClasses * kThreads) + threadIdx.x;
+  }
+};
+
+// What a valid pixel's label decides: how strongly probability minus one counts at the label, and how strongly the
+// difference of probability and smoothed target counts for all classes.
+struct Strength {
+  float at_label, smoothing;
+};
+
+__device__ inline Strength strength_of(const ResizedProblem& p, int label, int64_t pixel) {
+  const float factor = p.scale[label] * p.grad[p.grad_per_pixel ? pixel : 0];
+  return {factor * (p.keep * weight_at(p, label)), factor * p.smooth};
+}
+
+// A class of a steep cell, pixel by pixel.
+template <class T, int kSide>
+__device__ Shares steep_gradient(const ResizedProblem& p, const Cell& cell, int64_t index, int c,
+                                              float reference) {
+  Shares shares{};
+  for (int y = 0; y < cell.height; ++y) {
+    for (int x = 0; x < cell.width; ++x) {
+      const int64_t pixel = pixel_index(p, cell, y, x);
+      const int label = label_at(p, pixel);
+      if (label == kIgnored) continue;
+      const Strength strength = strength_of(p, label, pixel);
+      const float log_sum = p.statistics[(1 + y * kSide + x) * p.cells + index];
+      const float probability = expf((logit_at<T>(p, taps_of(p, cell, y, x), c) - reference) - log_sum);
+      float g = (label == c ? probability - 1 : probability) * strength.at_label;
+      if (p.smooth > 0) g += strength.smoothing * (probability * weight_sum_of(p) - weight_at(p, c));
+      const float u = behind(p.columns, cell.x + x, cell.column), v = behind(p.rows, cell.y + y, cell.row);
+      shares.upper_left += g * (1 - u) * (1 - v);
+      shares.upper_right += g * u * (1 - v);
+      shares.lower_left += g * (1 - u) * v;
+      shares.lower_right += g * u * v;
+    }
+  }
+  return shares;
+}
+
+// What block `block` computes; with kSteep also where a cell is steep, and without it whether it has none and has been
+// computed: steep cells want registers that the others are faster without.
+template <class T, int kSide, bool kSteep>
+__device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
+  constexpr int kPixels = kSide * kSide, kRows = Backward<kSide>::kRows, kThreads = Backward<kSide>::kThreads;
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  const BackwardShared<kSide> shared(shared_memory);
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+
+  // 1. The cell. Items are the cells of the strips' rows behind each other; a block has kBackwardColumns of them, and
+  // the one before.
+  const int columns = p.columns.in + 1, strips = (p.rows.in + kRows - 1) / kRows;
+  const int64_t item = static_cast<int64_t>(block) * kBackwardColumns + lane;
+  const int64_t line = item / columns;
+  const int row = static_cast<int>(line % strips) * kRows + warp - 1, image = static_cast<int>(line / strips);
+  const bool exists = image < p.images && row < p.rows.in;
+  const Cell cell = exists ? cell_at(p, image, row, static_cast<int>(item % columns) - 1) : Cell{0, 0, 0, 0, 0, 0, 0};
+  const int64_t index =
+      (static_cast<int64_t>(cell.image) * (p.rows.in + 1) + cell.row + 1) * columns + cell.column + 1;
+  const float reference = exists ? p.statistics[index] : 0.0f;
+  const bool steep = exists && reference != reference;
+  if (!kSteep && any_of_block(steep)) return false;
+
+  // 2. Its pixels: labels, factors, and where they lie, for the sums.
+  float factor[kPixels], u[kSide];
+  Shares smoothed{};
+  bool any = false;
+  const float u_step = cell.column >= 0 && cell.column < p.columns.in - 1 ? p.columns.step : 0.0f;
+  const float v_step = cell.row >= 0 && cell.row < p.rows.in - 1 ? p.rows.step : 0.0f;
+  const float v_first = behind(p.rows, cell.y, cell.row);
+  u[0] = behind(p.columns, cell.x, cell.column);
+#pragma unroll
+  for (int x = 1; x < kSide; ++x) u[x] = fmaf(x, u_step, u[0]);
+  const float* const sums = p.statistics + p.cells + index;  // of pixel i at i * cells
+#pragma unroll
+  for (int i = 0; i < kPixels; ++i) {
+    const int y = i / kSide, x = i % kSide;
+    const int64_t pixel = pixel_index(p, cell, y, x);
+    const int label = y < cell.height && x < cell.width ? label_at(p, pixel) : kIgnored;
+    shared.label[i * kThreads] = label == kIgnored ? kGone : label;
+    factor[i] = 0;
+    if (label != kIgnored) {
+      any = true;
+      const Strength strength = strength_of(p, label, pixel);
+      factor[i] = divide_fast(strength.at_label + strength.smoothing * weight_sum_of(p), sums[i * p.cells]);
+      const float v = fmaf(y, v_step, v_first), below = strength.smoothing * v, above = strength.smoothing - below;
+      smoothed = {smoothed.upper_left + above * (1 - u[x]), smoothed.upper_right + above * u[x],
+                  smoothed.lower_left + below * (1 - u[x]), smoothed.lower_right + below * u[x]};
+    }
+  }
+  *shared.smoothed = smoothed;
+  const float steep_reference = kSteep && steep && any ? reference_of_steep<T>(p, cell) : 0.0f;
+
+  // 3. The classes.
+  const Place place = place_of(p, cell);
+  const T* top = static_cast<const T*>(p.input) + place.top_left;
+  const T* bottom = top + p.stride_y;
+  T* grad = static_cast<T*>(p.grad_input) + cell.image * p.grad_n + cell.row * p.grad_y + cell.column;
+  const bool owner = exists && lane > 0 && warp > 0 && cell.column >= 0;
+  Corners next = corners_at(top, bottom);
+  uint32_t flags = 0;
+#pragma unroll 1
+  for (int c = 0; c < p.classes; ++c) {
+    const Corners z = next;
+    if (c + 1 < p.classes) {  // loaded while this class is computed
+      top += p.stride_c, bottom += p.stride_c;
+      next = corners_at(top, bottom);
+    }
+    if (c % 32 == 0) flags = classes_of_warp<kSide>(shared.label, kThreads, c);
+    bool unused = false;
+    const Sequence e = sequence_of(z, place, p.span, unused);
+    float row = exp2_fast((e.first - reference) * kLog2E), along = e.along, v = v_first;
+    float all = 0, right = 0, low = 0, low_right = 0;  // sums of the pixels' gradients, and of those times u, v, u v
+    const auto add = [&]<bool kIsLabel>(float share) {
+#pragma unroll
+      for (int y = 0; y < kSide; ++y) {
+        float value = row, row_all = 0, row_right = 0;
+#pragma unroll
+        for (int x = 0; x < kSide; ++x) {
+          const int i = y * kSide + x;
+          float g = value;
+          // probability minus one, before any sum: where the network is right, almost nothing is left
+          if (kIsLabel && shared.label[i * kThreads] == c) g -= share * sums[i * p.cells];
+          g *= factor[i];
+          row_all += g;
+          row_right = fmaf(g, u[x], row_right);
+          value *= along;
+        }
+        all += row_all;
+        right += row_right;
+        low = fmaf(row_all, v, low);
+        low_right = fmaf(row_right, v, low_right);
+        row *= e.down;
+        along *= e.twist;
+        v += v_step;
+      }
+    };
+    if (flags >> (c % 32) & 1) {
+      const float at_label = p.keep * weight_at(p, c), of_all = at_label + p.smooth * weight_sum_of(p);
+      add.template operator()<true>(of_all > 0 ? at_label / of_all : 0.0f);
+    } else {
+      add.template operator()<false>(0.0f);
+    }
+    Shares shares{(all - right) - (low - low_right), right - low_right, low - low_right, low_right};
+    if (p.smooth > 0) {
+      const float w = weight_at(p, c);
+      const Shares less = *shared.smoothed;
+      shares = {fmaf(-w, less.upper_left, shares.upper_left), fmaf(-w, less.upper_right, shares.upper_right),
+                fmaf(-w, less.lower_left, shares.lower_left), fmaf(-w, less.lower_right, shares.lower_right)};
+    }
+    if (kSteep && steep && any) shares = steep_gradient<T, kSide>(p, cell, index, c, steep_reference);
+    if (!any) shares = {};  // by selection: 0 * NaN would not be 0
+    // the classes of one exchange lie behind each other; those of the next one in the other half
+    const int k = c % kBackwardClasses, half = c / kBackwardClasses % 2 * kBackwardClasses;
+    shared.upper[k * kThreads] = shares.upper_left + from_previous_lane(shares.upper_right);
+    shared.lower[(half + k) * kThreads] = shares.lower_left + from_previous_lane(shares.lower_right);
+    if (k == kBackwardClasses - 1 || c == p.classes - 1) {
+      __syncthreads();
+#pragma unroll
+      for (int j = 0; j < kBackwardClasses; ++j) {
+        if (owner && j <= k) {
+          *grad = static_cast<T>(shared.upper[j * kThreads] +
+                                 shared.lower[(half + j) * kThreads - kWarp]);
+        }
+        grad += p.grad_c;
+      }
+    }
+  }
+  return true;
+}
+
+// Launched with a block for every kBackwardColumns items; `is_left`, one for each block, says which have steep cells and
+// are left to resized_backward_steep.
+template <class T, int kSide>
+__global__ void __launch_bounds__(Backward<kSide>::kThreads, 2)
+    resized_backward(const __grid_constant__ ResizedProblem p, uint8_t* is_left) {
+  const bool done = backward_block<T, kSide, false>(p, blockIdx.x);
+  if (threadIdx.x == 0) is_left[blockIdx.x] = !done;
+}
+
+// Launched with as many blocks as run at once; they share those of resized_backward that are left, of `blocks`.
+template <class T, int kSide>
+__global__ void __launch_bounds__(Backward<kSide>::kThreads, 1)
+    resized_backward_steep(const __grid_constant__ ResizedProblem p, const uint8_t* is_left, unsigned blocks) {
+  for (unsigned block = blockIdx.x; block < blocks; block += min(blocks, kSteepBlocks)) {
+    if (!is_left[block]) continue;
+    backward_block<T, kSide, true>(p, block);
+    __syncthreads();  // before the next one takes the shared memory
+  }
+}
+
+}  // namespace cawa_fast::cuda

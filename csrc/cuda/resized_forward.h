@@ -1,0 +1,191 @@
+// Cross-entropy with a bilinear resize: the loss, and statistics for the gradient. A lane has a cell.
+//
+// Cost per class and cell of 4 x 4 pixels, as compiled for sm_90: 4 loads (neighbouring lanes share samples in L1), 4
+// exponentials, 34 instructions for the pixels' exponentials and sums and about 30 for the rest: 4.3 a pixel, where an
+// exponential for each pixel takes 13 or more. Each low-resolution logit comes once from device memory, each label once.
+#pragma once
+
+#include "resized.h"
+
+namespace cawa_fast::cuda {
+
+constexpr int kForwardThreads = 128;
+
+template <int kSide>
+struct ForwardShared {
+  static constexpr int kPixels = kSide * kSide;
+  double* partial;     // per warp
+  float* at_label;     // (kPixels, threads): the exponential of the label
+  uint16_t* label;     // (kPixels, threads)
+
+  static constexpr int64_t kBytes =
+      kWarp * sizeof(double) + kForwardThreads * kPixels * (sizeof(float) + sizeof(uint16_t));
+
+  __device__ explicit ForwardShared(unsigned char* memory) {
+    partial = reinterpret_cast<double*>(memory);
+    at_label = reinterpret_cast<float*>(partial + kWarp) + threadIdx.x;
+    label = reinterpret_cast<uint16_t*>(partial + kWarp) + kForwardThreads * kPixels * 2 + threadIdx.x;
+  }
+};
+
+// Writes the loss of a pixel if that is asked for; returns what it adds to the loss of all. `negative_log`: of the
+// label's probability. `log_sum`, `weighted`: with smoothing, of exp(z_c - reference), and sum of weight[c] * (z_c -
+// reference).
+__device__ inline double finish_pixel(const ResizedProblem& p, int64_t pixel, int label, float negative_log,
+                                      float log_sum, float weighted) {
+  float loss = p.keep * weight_at(p, label) * negative_log;
+  if (p.smooth > 0) loss += p.smooth * (weight_sum_of(p) * log_sum - weighted);
+  if (p.pixel_loss) p.pixel_loss[pixel] = loss;
+  return static_cast<double>(loss) * p.scale[label];
+}
+
+// A steep cell, pixel by pixel: the same as the kernel's end does for others.
+template <class T, int kSide>
+__device__ __noinline__ double steep_loss(const ResizedProblem& p, const Cell& cell, int64_t index) {
+  const float reference = reference_of_steep<T>(p, cell);
+  double total = 0;
+  for (int y = 0; y < cell.height; ++y) {
+    for (int x = 0; x < cell.width; ++x) {
+      const int64_t pixel = pixel_index(p, cell, y, x);
+      const int label = label_at(p, pixel);
+      if (label == kIgnored) continue;
+      const Taps taps = taps_of(p, cell, y, x);
+      float maximum = -INFINITY, sum = 0, weighted = 0;
+      for (int c = 0; c < p.classes; ++c) maximum = fmaxf(maximum, logit_at<T>(p, taps, c));
+      const float shift = shift_of(maximum);
+      for (int c = 0; c < p.classes; ++c) {
+        const float z = logit_at<T>(p, taps, c) - shift;
+        sum += exp_fast(z);
+        if (p.smooth > 0) weighted += weight_at(p, c) * z;
+      }
+      const float log_sum = logf(sum);
+      total += finish_pixel(p, pixel, label, log_sum - (logit_at<T>(p, taps, label) - shift), log_sum, weighted);
+      if (p.statistics) p.statistics[(1 + y * kSide + x) * p.cells + index] = (shift - reference) + log_sum;
+    }
+  }
+  return total;
+}
+
+template <class T, int kSide>
+__global__ void __launch_bounds__(kForwardThreads, kSide == 8 ? 4 : 8)
+    resized_forward(const __grid_constant__ ResizedProblem p) {
+  constexpr int kPixels = kSide * kSide;
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  const ForwardShared<kSide> shared(shared_memory);
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kForwardThreads + threadIdx.x;
+  const bool exists = index < p.cells;
+  const int columns = p.columns.in + 1, rows = p.rows.in + 1;
+  const int line = static_cast<int>(exists ? index / columns : 0), column = static_cast<int>(exists ? index % columns : 0);
+  Cell cell = cell_at(p, line / rows, line % rows - 1, column - 1);
+  if (!exists) cell.width = 0;
+
+  // 1. The labels.
+  bool any = false;
+#pragma unroll
+  for (int i = 0; i < kPixels; ++i) {
+    const int y = i / kSide, x = i % kSide;
+    const int label = y < cell.height && x < cell.width ? label_at(p, pixel_index(p, cell, y, x)) : kIgnored;
+    if (y < cell.height && x < cell.width && label == kIgnored && p.pixel_loss) {
+      p.pixel_loss[pixel_index(p, cell, y, x)] = 0;
+    }
+    any |= label != kIgnored;
+    shared.label[i * kForwardThreads] = label == kIgnored ? kGone : label;
+  }
+
+  // 2. Sums of exponentials. The reference becomes a logit of the first class, and another one that towers above it.
+  float sum[kPixels] = {};
+  float reference = -INFINITY;
+  bool steep = false;
+  const Place place = place_of(p, cell);
+  const float origin = static_cast<float>(static_cast<const T*>(p.input)[place.top_left]);
+  Corners weighted{};  // with smoothing: sums of weight[c] * (sample - origin)
+  if (any_of_warp(any)) {
+    const T* top = static_cast<const T*>(p.input) + place.top_left;
+    const T* bottom = top + p.stride_y;
+    Corners next = corners_at(top, bottom);
+    uint32_t flags = 0;
+    for (int c = 0; c < p.classes; ++c) {
+      const Corners z = next;
+      if (c + 1 < p.classes) {  // loaded while this class is computed
+        top += p.stride_c, bottom += p.stride_c;
+        next = corners_at(top, bottom);
+      }
+      if (c % 32 == 0) flags = classes_of_warp<kSide>(shared.label, kForwardThreads, c);
+      const Sequence e = sequence_of(z, place, p.span, steep);
+      float power = (e.first - reference) * kLog2E;
+      if (power > kAboveReference) {
+        const float factor = exp_fast(reference - e.first);
+#pragma unroll
+        for (int i = 0; i < kPixels; ++i) {
+          sum[i] *= factor;
+          shared.at_label[i * kForwardThreads] *= factor;
+        }
+        reference = e.first;
+        power = 0;
+      }
+      float row = exp2_fast(power), along = e.along;
+      // two loops, since a test at every pixel would cost as much as its sum
+      const auto add = [&]<bool kIsLabel>() {
+#pragma unroll
+        for (int y = 0; y < kSide; ++y) {
+          float value = row;
+#pragma unroll
+          for (int x = 0; x < kSide; ++x) {
+            const int i = y * kSide + x;
+            sum[i] += value;
+            if (kIsLabel && shared.label[i * kForwardThreads] == c) shared.at_label[i * kForwardThreads] = value;
+            value *= along;
+          }
+          row *= e.down;
+          along *= e.twist;
+        }
+      };
+      if (flags >> (c % 32) & 1) {
+        add.template operator()<true>();
+      } else {
+        add.template operator()<false>();
+      }
+      if (p.smooth > 0) {
+        const float w = weight_at(p, c);
+        weighted = {fmaf(w, z.a - origin, weighted.a), fmaf(w, z.b - origin, weighted.b),
+                    fmaf(w, z.c - origin, weighted.c), fmaf(w, z.d - origin, weighted.d)};
+      }
+    }
+  }
+
+  // 3. Losses and statistics.
+  double total = 0;
+  if (p.statistics && exists) p.statistics[index] = steep ? NAN : reference;
+  if (steep) {
+    total = steep_loss<T, kSide>(p, cell, index);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i) {
+      const int label = shared.label[i * kForwardThreads], y = i / kSide, x = i % kSide;
+      const bool valid = label != kGone;
+      if (valid) {
+        const float at_label = shared.at_label[i * kForwardThreads], log_sum = p.smooth > 0 ? logf(sum[i]) : 0;
+        float negative_log, of_weighted = 0;
+        if (at_label > 1e-30f) {
+          negative_log = logf(divide_fast(sum[i], at_label));  // both have the same rounding of the label's exponential
+        } else {
+          negative_log = logf(sum[i]) - (logit_at<T>(p, taps_of(p, cell, y, x), label) - reference);
+        }
+        if (p.smooth > 0) {
+          const float u = fmaf(x, place.du, place.u), v = fmaf(y, place.dv, place.v);
+          const float above = fmaf(u, weighted.b - weighted.a, weighted.a);
+          const float below = fmaf(u, weighted.d - weighted.c, weighted.c);
+          of_weighted = fmaf(v, below - above, above) + weight_sum_of(p) * (origin - reference);
+        }
+        total += finish_pixel(p, pixel_index(p, cell, y, x), label, negative_log, log_sum, of_weighted);
+      }
+      if (p.statistics && exists) p.statistics[(1 + i) * p.cells + index] = valid ? sum[i] : 1.0f;
+    }
+  }
+  if (p.partial_loss) {
+    total = sum_of_block(total, shared.partial);
+    if (threadIdx.x == 0) p.partial_loss[blockIdx.x] = total;
+  }
+}
+
+}  // namespace cawa_fast::cuda
