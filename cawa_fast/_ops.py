@@ -41,6 +41,9 @@ _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _KERNEL_CLASSES = 32767  # the confusion matrix has a 32-bit index; more are too rare for a limit per operator
 _NATIVE_DIMENSIONS = 8
 _RESIZED_CLASSES = 4096
+_COUNTED_CLASSES = 8192
+# by their numbers in label_counts.cu
+_REDUCTIONS = ("sum", "pixel_mean", "mean", "valid_mean", "class_mean", "none")
 
 
 def _is_native(input: Tensor) -> bool:
@@ -134,10 +137,32 @@ def _count_labels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor
         _checks.report("target", bad, num_classes, ignore_index)
         return counts
     report = _checks.open_report("target", target.device, num_classes, ignore_index)
-    counts = torch.zeros(target.shape[0], num_classes, dtype=torch.int64, device=target.device)
-    kernels("labels").label_histogram(target, counts, report, num_classes, ignore_index)
+    if _native.cuda_available() and num_classes <= _COUNTED_CLASSES:
+        counts = torch.ops.cawa_fast_cuda.label_counts(target, num_classes, ignore_index, report)
+    else:
+        counts = torch.zeros(target.shape[0], num_classes, dtype=torch.int64, device=target.device)
+        kernels("labels").label_histogram(target, counts, report, num_classes, ignore_index)
     _checks.close_report("target", report, num_classes, ignore_index)
     return counts
+
+
+def _reduction_scale(
+    target: Tensor, num_classes: int, weight: Tensor | None, ignore_index: int, reduction: str, like: Tensor
+) -> Tensor:
+    """``(C,)`` float32, ``reference.reduction_scale`` by a kernel for GPUs; reports bad labels."""
+    if _native.cuda_available() and num_classes <= _COUNTED_CLASSES:
+        report = _checks.open_report("target", target.device, num_classes, ignore_index)
+        how = _REDUCTIONS.index(reduction)
+        scale = torch.ops.cawa_fast_cuda.label_scale(target, num_classes, ignore_index, weight, how, report)
+        _checks.close_report("target", report, num_classes, ignore_index)
+        return scale
+    loss_kernels = kernels("cross_entropy")
+    counts = None
+    if reduction in loss_kernels.COUNTED:
+        counts = _count_labels(target.reshape(1, -1), num_classes, ignore_index)
+    else:
+        _report_labels(target, num_classes, ignore_index)
+    return loss_kernels.reduction_scale(counts, target.numel(), weight, like, reduction)
 
 
 def _report_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
@@ -179,14 +204,8 @@ def _cross_entropy(
     _checks.check_weight(weight)
     saved_kind = saves(input, target, reduction, with_grad)
     if _is_triton(input):
-        loss_kernels = kernels("cross_entropy")
         with _on_device_of(input):
-            counts = None
-            if reduction in loss_kernels.COUNTED:
-                counts = _count_labels(target.reshape(1, -1), input.shape[1], ignore_index)
-            else:
-                _report_labels(target, input.shape[1], ignore_index)
-            scale = loss_kernels.reduction_scale(counts, target.numel(), weight, input, reduction)
+            scale = _reduction_scale(target, input.shape[1], weight, ignore_index, reduction, input)
             if _is_cuda(input, target):
                 loss, saved = torch.ops.cawa_fast_cuda.cross_entropy(
                     input,
@@ -205,7 +224,7 @@ def _cross_entropy(
                     input, target, weight, scale, ignore_index, none, label_smoothing, align_corners, save
                 )
                 return loss, scale, saved
-            loss, saved = loss_kernels.cross_entropy(
+            loss, saved = kernels("cross_entropy").cross_entropy(
                 input, target, weight, scale, ignore_index, none, label_smoothing, align_corners, save
             )
         return loss, scale, saved

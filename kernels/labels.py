@@ -7,28 +7,41 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _tiling
-from ._launch import cdiv, launch
+from ._launch import cdiv, launch, power_of_2
 from ._math import add_counts, class_of, report_bad
 
+PROGRAMS = 1056  # 8 for each multiprocessor of an H100
+MOST_BINS = 1024
 
-@triton.jit(do_not_specialize=["pixels", "num_classes", "ignore_index"])
+
+@triton.jit(do_not_specialize=["pixels", "parts", "num_classes", "ignore_index"])
 def _label_histogram(
-    target, counts, report, pixels, num_classes, ignore_index,
-    BLOCK: tl.constexpr, DISTINCT: tl.constexpr, COUNT: tl.constexpr, CHECK: tl.constexpr,
+    target, counts, report, pixels, parts, num_classes, ignore_index,
+    BLOCK: tl.constexpr, BINS: tl.constexpr, DISTINCT: tl.constexpr, COUNT: tl.constexpr, CHECK: tl.constexpr,
 ):  # fmt: skip
-    # (images * blocks,)
-    blocks = tl.cdiv(pixels, BLOCK)
-    image = (tl.program_id(0) // blocks).to(tl.int64)
-    offset = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = offset < pixels
-    label = tl.load(target + image * pixels + offset, mask=inside, other=0).to(tl.int64)
-    kept = inside & (label != ignore_index)
-    is_class = (label >= 0) & (label < num_classes)
-    if COUNT:
-        keys = tl.where(kept & is_class, label, -1).to(tl.int32)
-        add_counts(keys, counts + image * num_classes, DISTINCT)
-    if CHECK:
-        report_bad(label, kept & (is_class == 0), report)
+    # (images * parts,); a part takes every so manieth block of its image. It counts in registers: millions of additions
+    # to the one counter of a frequent class would wait for each other.
+    image = (tl.program_id(0) // parts).to(tl.int64)
+    total = tl.zeros([BINS], tl.int32)
+    for block in range(tl.program_id(0) % parts, tl.cdiv(pixels, BLOCK), parts):
+        offset = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        inside = offset < pixels
+        label = tl.load(target + image * pixels + offset, mask=inside, other=0).to(tl.int64)
+        kept = inside & (label != ignore_index)
+        is_class = (label >= 0) & (label < num_classes)
+        if COUNT:
+            if BINS > 1:
+                # the last bin is for what does not count
+                total += tl.histogram(tl.where(kept & is_class, label, BINS - 1).to(tl.int32), BINS)
+            else:
+                keys = tl.where(kept & is_class, label, -1).to(tl.int32)
+                add_counts(keys, counts + image * num_classes, DISTINCT)
+        if CHECK:
+            report_bad(label, kept & (is_class == 0), report)
+    if COUNT and BINS > 1:
+        c = tl.arange(0, BINS)
+        found = (c < num_classes) & (total > 0)
+        tl.atomic_add(counts + image * num_classes + c, total.to(tl.int64), mask=found, sem="relaxed")
 
 
 def label_histogram(
@@ -48,19 +61,23 @@ def label_histogram(
     images = target.shape[0]
     pixels = target.numel() // max(images, 1)
     tile = _tiling.choose("label_histogram")
+    parts = min(cdiv(pixels, tile["BLOCK"]), max(1, PROGRAMS // max(images, 1)))
+    bins = power_of_2(num_classes + 1)
     arguments = {
         "target": target,
         "counts": counts,
         "report": report,
         "pixels": pixels,
+        "parts": parts,
         "num_classes": num_classes,
         "ignore_index": ignore_index,
         "BLOCK": tile["BLOCK"],
+        "BINS": bins if bins <= MOST_BINS else 1,
         "DISTINCT": tile["DISTINCT"],
         "COUNT": counts is not None,
         "CHECK": report is not None,
     }
-    launch(_label_histogram, (images * cdiv(pixels, tile["BLOCK"]),), arguments, tile)
+    launch(_label_histogram, (images * parts,), arguments, tile)
 
 
 @triton.jit(do_not_specialize=["pixels", "num_classes", "ignore_index"])

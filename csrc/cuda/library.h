@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cross_entropy.h"
+#include "label_counts.h"
 #include "resized_cross_entropy.h"
 
 // Registers torch.ops.<name> for tensors on the devices of `key`.
@@ -18,6 +19,10 @@
     m.def(                                                                                                           \
         "cross_entropy_rescale_(Tensor(a!) grad_input, Tensor grad, Tensor input, Tensor target, Tensor? weight,"    \
         " Tensor scale, int ignore_index, float label_smoothing) -> ()");                                            \
+    m.def("label_counts(Tensor target, int num_classes, int ignore_index, Tensor(a!)? report) -> Tensor");           \
+    m.def(                                                                                                           \
+        "label_scale(Tensor target, int num_classes, int ignore_index, Tensor? weight, int reduction,"               \
+        " Tensor(a!)? report) -> Tensor");                                                                           \
     m.def(                                                                                                           \
         "resized_cross_entropy(Tensor input, Tensor target, Tensor? weight, Tensor scale, int ignore_index,"         \
         " bool per_pixel, float label_smoothing, bool align_corners, bool save) -> (Tensor loss, Tensor statistics)"); \
@@ -29,6 +34,8 @@
     m.impl("cross_entropy", TORCH_BOX(&cawa_fast::cuda::cross_entropy));                                             \
     m.impl("cross_entropy_backward", TORCH_BOX(&cawa_fast::cuda::cross_entropy_backward));                           \
     m.impl("cross_entropy_rescale_", TORCH_BOX(&cawa_fast::cuda::cross_entropy_rescale));                            \
+    m.impl("label_counts", TORCH_BOX(&cawa_fast::cuda::label_counts));                                               \
+    m.impl("label_scale", TORCH_BOX(&cawa_fast::cuda::label_scale));                                                 \
     m.impl("resized_cross_entropy", TORCH_BOX(&cawa_fast::cuda::resized_cross_entropy));                             \
     m.impl("resized_cross_entropy_backward", TORCH_BOX(&cawa_fast::cuda::resized_cross_entropy_backward));           \
   }

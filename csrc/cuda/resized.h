@@ -26,24 +26,24 @@ constexpr int kMaxResizedClasses = 4096;  // a sum of so many exponentials below
 // One axis: output i lies at (i * scale + shift) / unit among the samples, clamped to [0, in - 1]. In integers, since
 // float32 would blur the weights. Cell s has the outputs in [s, s + 1), s from -1 (in front of the first sample) to
 // in - 1.
-struct Axis {
+struct CellAxis {
   int in, out, scale, shift, unit;  // in >= 2, (in + 1) * out < 2^29
   float inverse_unit, step;         // step: samples from one output to the next
 };
 
-__device__ inline int first_output(const Axis& axis, int cell) {
+__device__ inline int first_output(const CellAxis& axis, int cell) {
   const int ahead = cell * axis.unit - axis.shift;
   return min((max(ahead, 0) + axis.scale - 1) / axis.scale, axis.out);
 }
 
 // Where an output lies behind sample `left`, in samples.
-__device__ inline float behind(const Axis& axis, int out, int left) {
+__device__ inline float behind(const CellAxis& axis, int out, int left) {
   const int position = min(max(out * axis.scale + axis.shift, 0), (axis.in - 1) * axis.unit);
   return static_cast<float>(position - left * axis.unit) * axis.inverse_unit;
 }
 
 struct ResizedProblem {
-  Axis rows, columns;
+  CellAxis rows, columns;
   int images, classes;
   int64_t cells;  // images * (rows.in + 1) * (columns.in + 1)
   const void* input;

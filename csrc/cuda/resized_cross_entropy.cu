@@ -12,10 +12,10 @@ namespace {
 
 constexpr int64_t kMaxSide = 8;
 
-Axis axis_of(int64_t in, int64_t out, bool align_corners) {
+CellAxis cell_axis_of(int64_t in, int64_t out, bool align_corners) {
   STD_TORCH_CHECK(2 <= in && in <= out && (in + 1) * out < (int64_t{1} << 29),
                   "resized_cross_entropy enlarges from 2 samples on, not from ", in, " to ", out);
-  Axis axis{};
+  CellAxis axis{};
   axis.in = static_cast<int>(in);
   axis.out = static_cast<int>(out);
   axis.scale = static_cast<int>(align_corners ? in - 1 : 2 * in);
@@ -27,7 +27,7 @@ Axis axis_of(int64_t in, int64_t out, bool align_corners) {
 }
 
 // No cell has more outputs along the axis.
-int64_t most_outputs(const Axis& axis) { return (axis.unit + axis.scale - 1) / axis.scale; }
+int64_t most_outputs(const CellAxis& axis) { return (axis.unit + axis.scale - 1) / axis.scale; }
 
 // What forward and backward have in common. `weight_sum` keeps the memory behind ResizedProblem::weight_sum.
 ResizedProblem problem_of(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
@@ -43,8 +43,8 @@ ResizedProblem problem_of(const Tensor& input, const Tensor& target, const std::
   }
   const Labels labels = labels_of(target, classes, ignore_index);
   ResizedProblem p{};
-  p.rows = axis_of(input.size(2), target.size(1), align_corners);
-  p.columns = axis_of(input.size(3), target.size(2), align_corners);
+  p.rows = cell_axis_of(input.size(2), target.size(1), align_corners);
+  p.columns = cell_axis_of(input.size(3), target.size(2), align_corners);
   p.images = static_cast<int>(input.size(0));
   p.classes = static_cast<int>(classes);
   p.cells = input.size(0) * (input.size(2) + 1) * (input.size(3) + 1);

@@ -1,5 +1,6 @@
 // The operators of csrc/cuda/ for tensors on the CPU, by emulation: torch.ops.cawa_fast_cuda_emulation.
 #include "../../csrc/cuda/cross_entropy.cu"
+#include "../../csrc/cuda/label_counts.cu"
 #include "../../csrc/cuda/library.h"
 #include "../../csrc/cuda/resized_cross_entropy.cu"
 

@@ -211,6 +211,21 @@ inline float from_previous_lane(float value) {
   return Block::current()->exchange(value, std::max(Block::current()->lane() - 1, 0));
 }
 
+// Fibers do not interrupt each other.
+template <class T>
+T atomicAdd(T* address, T value) {
+  return std::exchange(*address, *address + value);
+}
+template <class T>
+T atomicMin(T* address, T value) {
+  return std::exchange(*address, std::min(*address, value));
+}
+template <class T>
+T atomicMax(T* address, T value) {
+  return std::exchange(*address, std::max(*address, value));
+}
+inline void __threadfence() {}
+
 inline float __uint_as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
 inline uint32_t __float_as_uint(float value) { return std::bit_cast<uint32_t>(value); }
 
@@ -230,6 +245,10 @@ inline float exp2_fast(float x) {
 
 inline float divide_fast(float x, float y) { return x / y; }
 
+inline float min_nan(float x, float y) { return x != x || y != y ? x + y : std::min(x, y); }
+
+inline void prefetch(const void*) {}
+
 inline void start_copy(void* shared, const void* global) {
   const bool misaligned = (reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % 16 != 0;
   STD_TORCH_CHECK(!misaligned, "cuda_emulation: misaligned copy");
@@ -248,6 +267,10 @@ class DeviceGuard {
 inline cudaStream_t current_stream(int32_t) { return nullptr; }
 
 inline int64_t shared_memory_limit(int32_t) { return kSharedBytes; }
+
+inline void set_to_zero(void* memory, int64_t bytes, cudaStream_t) {
+  std::memset(memory, 0, static_cast<size_t>(bytes));
+}
 
 // The names of the kernels that were launched, and the seed of the fibers' order; for the tests, through Python's
 // ctypes.
