@@ -327,6 +327,22 @@ def test_failed_tests_are_named(tmp_path: Path) -> None:
     assert steps.parse_tests(done, folder / "report.xml") == from_output
 
 
+def test_one_test_cannot_cost_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = new_run(tmp_path)
+    run.rehearse = False
+    monkeypatch.setattr(steps.importlib.util, "find_spec", lambda name: name)
+    command = steps.pytest_command(run, tmp_path / "report.xml")
+    assert {"--timeout-method=thread", "-n", "tests/test_gpu.py"} <= {*command}
+    assert all((ROOT / name).is_file() for name in command if name.startswith("tests/"))
+    ends = iter([(None, "40 passed"), (None, "2 failed, 40 passed"), (3, "INTERNALERROR"), (None, "")])
+    monkeypatch.setattr(run, "spawn", lambda *_, **__: Done(*next(ends), 1.0))
+    found: list[dict[str, Any]] = [{"status": "ok"} for _ in range(4)]
+    for step in found:
+        steps.tests(run, 40, step)
+    assert [step["status"] for step in found] == ["ok", "failed", "failed", "failed"]
+    assert "before the last" in found[0]["note"]
+
+
 def test_the_present_kernels_are_importable() -> None:
     link = ROOT / "cawa_fast" / "kernels"
     before = link.exists()

@@ -114,30 +114,50 @@ def _reason(output: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- tests
 
 
+DEVICE_TESTS = (
+    *("gpu", "triton_kernels", "cross_entropy", "confusion_matrix", "cam_counts"),
+    *("labels", "focal", "compile", "cawa"),
+)
+"""Files of the tests that need a device: to collect the others takes every process seconds."""
+
+_TEST_SECONDS = 30  # of one test, its kernels' compilation included; what hangs must not cost the others
+
+
 def pytest_command(run: Run, junit: Path) -> list[str]:
-    """pytest on the whole suite, but for the tests that take long and use no device; conftest.py puts those first that
-    need one, should the time be up before the end."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--maxfail=200", "--tb=short", "-rfE"]
-    command += [f"--junitxml={junit}"]
+    """pytest on the tests that need a device, in the order of conftest.py, in as many processes as cores allow.
+
+    Only the plugins that are wanted are loaded: each other one that an image has may object to something.
+    """
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "-rfE"]
+    command += ["--maxfail=200", f"--junitxml={junit}"]
     if run.rehearse:
         return [*command, "tests/test_floors.py"]
-    return [*command, "-m", "not slow or gpu"]
+    if importlib.util.find_spec("pytest_timeout") is not None:
+        # by a thread, which ends the process: a signal would not be heard while the host waits for the device
+        command += ["-p", "pytest_timeout", f"--timeout={_TEST_SECONDS}", "--timeout-method=thread"]
+    if importlib.util.find_spec("xdist") is not None:
+        # Each process has a CUDA context of its own; most of the time goes into compiling kernels, on the CPU. Few
+        # tests at a time, so that the first are not all one process's.
+        processes = max(1, min(14, (os.cpu_count() or 1) - 2))
+        command += ["-p", "xdist.plugin", "-n", str(processes), "--maxschedchunk=2"]
+    return [*command, *(f"tests/test_{name}.py" for name in DEVICE_TESTS)]
 
 
 def tests(run: Run, seconds: float, result: Found) -> None:
-    """The test suite on the device."""
+    """The tests that need a device, on it."""
     junit = run.out / ".tests.xml"
     junit.unlink(missing_ok=True)
-    command = pytest_command(run, junit)
-    if not run.rehearse and importlib.util.find_spec("xdist") is not None:
-        # every process has a CUDA context of its own; most of the time goes into compiling kernels, on the CPU
-        command += ["-n", str(max(1, min(12, (os.cpu_count() or 1) - 2)))]
-    done = run.spawn(command, seconds, environment=run.environment(OMP_NUM_THREADS="1"))
+    environment = run.environment(OMP_NUM_THREADS="1", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    done = run.spawn(pytest_command(run, junit), seconds, environment=environment)
     result.update(parse_tests(done, junit))
     junit.unlink(missing_ok=True)
-    if done.code != 0:
-        result["status"] = "failed"
+    if done.code is None:
+        result["note"] = f"{done.how}, before the last of the tests"
+    elif done.code != 0:
         result["note"] = done.how
+    bad = result["counts"].keys() & {"failed", "error"}
+    if bad or done.code not in (0, None) or not result["counts"].get("passed"):
+        result["status"] = "failed"
 
 
 def parse_tests(done: Done, junit: Path) -> Found:
