@@ -147,7 +147,9 @@ def tests(run: Run, seconds: float, result: Found) -> None:
     """The tests that need a device, on it."""
     junit = run.out / ".tests.xml"
     junit.unlink(missing_ok=True)
-    environment = run.environment(OMP_NUM_THREADS="1", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    # (inductor would start as many processes as cores for each of these)
+    settings = {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    environment = run.environment(**settings)
     done = run.spawn(pytest_command(run, junit), seconds, environment=environment)
     result.update(parse_tests(done, junit))
     junit.unlink(missing_ok=True)
