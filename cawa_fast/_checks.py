@@ -121,6 +121,7 @@ def _cuda_table(device: torch.device) -> Tensor:
         table = _empty_table(device)
         with torch.cuda.stream(_uncaptured_stream(device)):
             return _clear(table)
+
     def make() -> Tensor:
         with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
             table = _clear(_empty_table(device))
