@@ -7,6 +7,9 @@ GPU to wait: there, bad labels are only counted, and the error is raised at the 
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from torch import Tensor
 
@@ -14,9 +17,13 @@ MODES = ("auto", "sync", "deferred", "off")
 _INT64 = torch.iinfo(torch.int64)
 
 _mode = "auto"
-# By device, kind of labels, num_classes and ignore_index a (3,) int64 tensor (count, least, largest) that operators add
-# to, allocated once so that a captured CUDA graph can write to it.
+# What operators add to: by device, kind of labels, num_classes and ignore_index a (3,) int64 tensor (count, least,
+# largest). All of a device are rows of few tables, made once, so that a captured CUDA graph can write to them.
 _deferred: dict[tuple[torch.device, str, int, int], Tensor] = {}
+_free: dict[torch.device, list[Tensor]] = {}
+_lock = threading.Lock()
+_ROWS = 64  # of a table: more than a program has combinations of classes and ignored labels; or another one is made
+_COLUMNS = 4  # 32 bytes a row: Triton compiles a kernel again for addresses that are no multiples of 16
 
 
 def set_label_check(mode: str) -> str:
@@ -54,10 +61,16 @@ def check_labels() -> None:
         >>> import cawa_fast as cf
         >>> cf.check_labels()
     """
-    for key, report in _deferred.items():
+    with _lock:
+        reports = list(_deferred.items())
+    for device in {key[0] for key, _ in reports if key[0].type == "cuda"}:
+        torch.cuda.synchronize(device)  # other streams than the current one report too
+    for key, report in reports:
         count, low, high = report.tolist()
         if count:
             _clear(report)
+            if report.is_cuda:
+                torch.cuda.synchronize(report.device)  # before other streams add to it
             raise ValueError(_message(key[1], count, low, high, *key[2:]))
 
 
@@ -82,10 +95,56 @@ def open_report(kind: str, device: torch.device, num_classes: int, ignore_index:
     if not _is_deferred(device):
         return _clear(torch.empty(3, dtype=torch.int64, device=device))
     key = (device, kind, num_classes, ignore_index)
-    if key not in _deferred:
-        with torch.inference_mode(False):  # an inference tensor could not be written to outside inference mode
-            _deferred[key] = _clear(torch.empty(3, dtype=torch.int64, device=device))
-    return _deferred[key]
+    found = _deferred.get(key)
+    if found is None:
+        with _lock:
+            if key not in _deferred:
+                if not _free.get(device):
+                    _free[device] = _reports(device)
+                _deferred[key] = _free[device].pop()
+            found = _deferred[key]
+    return found
+
+
+def _reports(device: torch.device) -> list[Tensor]:
+    """``_ROWS`` cleared reports, each ``(3,)`` int64."""
+    with torch.inference_mode(False):  # inference tensors could not be written to outside inference mode
+        table = _cuda_table(device) if device.type == "cuda" else _clear(_empty_table(device))
+        return [table[row, :3] for row in range(_ROWS)]
+
+
+def _cuda_table(device: torch.device) -> Tensor:
+    """``(_ROWS, _COLUMNS)`` int64 of cleared reports, which no CUDA graph clears or frees."""
+    if torch.cuda.is_current_stream_capturing():
+        # From the graph's memory, which stays as long as the table does (another stream's could need a cudaMalloc,
+        # which a capture forbids); cleared once, now, on a stream that is not captured.
+        table = _empty_table(device)
+        with torch.cuda.stream(_uncaptured_stream(device)):
+            return _clear(table)
+
+    def make() -> Tensor:
+        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+            table = _clear(_empty_table(device))
+            torch.cuda.current_stream().record_event().synchronize()
+            return table
+
+    # In a thread of its own: torch.compile's mode "reduce-overhead" takes all memory that a thread allocates, already
+    # while it warms up, from a pool whose blocks it reuses as if it alone knew what is in them.
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(make).result()
+
+
+def _empty_table(device: torch.device) -> Tensor:
+    return torch.empty(_ROWS, _COLUMNS, dtype=torch.int64, device=device)
+
+
+def _uncaptured_stream(device: torch.device) -> torch.cuda.Stream:
+    """New streams are few that come in turn: one that is not part of the capture."""
+    while True:
+        stream = torch.cuda.Stream(device)
+        with torch.cuda.stream(stream):
+            if not torch.cuda.is_current_stream_capturing():
+                return stream
 
 
 def close_report(kind: str, report: Tensor | None, num_classes: int, ignore_index: int) -> None:
@@ -118,9 +177,10 @@ def check_weight(weight: Tensor | None) -> None:
         )
 
 
-def _clear(report: Tensor) -> Tensor:
-    report[0], report[1], report[2] = 0, _INT64.max, _INT64.min
-    return report
+def _clear(reports: Tensor) -> Tensor:
+    """``(..., 3)`` or more, in place: count, least, largest."""
+    reports[..., 0], reports[..., 1], reports[..., 2] = 0, _INT64.max, _INT64.min
+    return reports
 
 
 def _message(kind: str, count: int, low: int, high: int, num_classes: int, ignore_index: int) -> str:

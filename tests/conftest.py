@@ -13,12 +13,15 @@ import os
 import signal
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 DEVICE = os.environ.get("CAWA_FAST_TEST_DEVICE", "cpu")
 if DEVICE in ("cpu", "pretend"):
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before any import
+else:
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # networks' convolutions in full float32, as on a CPU
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a suite in the background; what it starts would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -42,12 +45,25 @@ def _fresh_state() -> Iterator[None]:
     previous = cf.set_label_check("auto")
     yield
     cf.set_label_check(previous)
+    if DEVICE == "cuda":
+        _leave_a_broken_device()
     _read_labels()
 
 
 def _read_labels() -> None:
     with contextlib.suppress(ValueError):  # a test's own, which it did not read
         cf.check_labels()
+
+
+def _leave_a_broken_device() -> None:
+    """After an illegal access every call of this process fails: of several processes this one ends, and xdist starts
+    another, which goes on behind the test that did it. (Waiting here also shows which test that was.)"""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            os._exit(1)
+        raise
 
 
 def _moved(value: Any) -> Any:
@@ -70,11 +86,13 @@ BACKENDS += {"cpu": [*_native.instruction_sets(), *EMULATION], "pretend": []}.ge
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On a device, whose time is short, the tests that need it come first. On a CPU what the interpreter has no time
-    for is left out; all other tests run in it, with every combination. Coverage, which takes half as long as the tests
-    and twice as long in the interpreter, is traced in plain PyTorch and for one instruction set: the lines are one."""
+    """On a device, whose time is short, only the tests that need it run, in an order of their own. On a CPU what the
+    interpreter has no time for is left out; all other tests run in it, with every combination. Coverage, which takes
+    half as long as the tests and twice as long in the interpreter, is traced in plain PyTorch and for one instruction
+    set: the lines are one."""
     if DEVICE != "cpu":
-        items.sort(key=_without_device)
+        config.hook.pytest_deselected(items=[item for item in items if not _needs_a_device(item)])
+        items[:] = _most_important_first([item for item in items if _needs_a_device(item)])
     tests: dict[str, list[pytest.Item]] = {}
     tracing = getattr(config.pluginmanager.getplugin("_cov"), "cov_controller", None)
     traced = {"reference", *_native.instruction_sets()[-1:]}
@@ -92,11 +110,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(skip)
 
 
-def _without_device(item: pytest.Item) -> int:
-    """How little a test is about a device."""
-    if item.get_closest_marker("gpu"):
-        return 0
-    return 1 if "backend" in item.fixturenames or item.path.name == "test_triton_kernels.py" else 2
+def _needs_a_device(item: pytest.Item) -> bool:
+    if item.get_closest_marker("gpu") or "backend" in item.fixturenames:
+        return True
+    return item.path.name in ("test_triton_kernels.py", "test_no_waiting.py")
+
+
+def _most_important_first(items: list[pytest.Item]) -> list[pytest.Item]:
+    """What only a GPU can show, then the kernels, then plain PyTorch. Within these a combination of every test, then
+    another of every test, and so on: whenever time is up, every test has run with some."""
+    order = ["cuda", "triton", "reference"]
+    seen: Counter[str] = Counter()
+
+    def place(item: pytest.Item) -> tuple[int, int]:
+        backend = item.callspec.params.get("backend") if hasattr(item, "callspec") else None
+        importance = 0 if item.get_closest_marker("gpu") else 1 + order.index(backend or "triton")
+        name = item.nodeid.partition("[")[0] + str(backend)
+        seen[name] += 1
+        return importance, seen[name]
+
+    mixed = sorted(items, key=lambda item: zlib.crc32(item.nodeid.encode()))
+    places = {item: place(item) for item in mixed}
+    return sorted(mixed, key=places.__getitem__)
 
 
 @pytest.fixture(params=BACKENDS)

@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 from bench.__main__ import main
 from bench.epoch import command, measure, memory, report
+from bench.epoch.networks import TORCHVISION, TorchvisionNetwork
 from bench.epoch.rows import CPU_ROWS, GPU_ROWS
 from bench.epoch.variants import Batch, feeding, naive_counts
 from bench.memory import available
@@ -80,7 +81,7 @@ def test_ratios_come_from_the_same_round(monkeypatch):
         {"a": parts(20.0), "c": parts(24.0, observe=4.0), "d": parts(18.0), "e": parts(18.0, observe=0.1, step=0.08)},
         {"a": parts(30.0), "c": parts(33.0, observe=3.0), "d": parts(21.0), "e": parts(21.42, observe=0.4, step=0.02)},
     ]
-    found = measure._summary(ROW, rounds)
+    found = measure.summary(ROW, rounds)
     assert found["net"]["median"] == pytest.approx(-0.192)
     assert found["net"]["least"] == pytest.approx(21.42 / 30 - 1)
     assert found["marginal"]["median"] == pytest.approx(0.18 / 17.82)
@@ -91,6 +92,7 @@ def test_ratios_come_from_the_same_round(monkeypatch):
 
 def test_an_epoch_is_extended_from_its_batches(epoch, monkeypatch):
     """2975 images in batches of 2 are 1487 steps, 500 in batches of 2 are 250; a step is timed as 1 s."""
+    epoch.variants["e"].validate(epoch.val_batches[0], Stopwatch(CPU))  # or a step would have nothing to go by
     monkeypatch.setattr(epoch, "_timed", lambda call, batch: {"forward": 1.0, "total": 1.5})
     done = []
     found = epoch.round(1, done.append)
@@ -139,8 +141,17 @@ def test_errors_and_list():
 def test_every_row_names_a_model_that_there_is():
     for rows in (CPU_ROWS, GPU_ROWS):
         assert len({row.key for row in rows}) == len(rows)
-        assert {row.model for row in rows} <= MODELS.keys()
+        assert {row.model for row in rows} <= {*MODELS, *TORCHVISION}
         assert {row.data.title for row in rows} == {"CamVid", "Cityscapes", "ADE20K", "COCO-Stuff"}
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvisions_networks_are_understood(name):
+    network = TorchvisionNetwork(name, 5).eval()
+    with torch.no_grad():
+        logits = network(torch.zeros(1, 3, 64, 96))
+    assert logits.shape in ((1, 5, 8, 12), (1, 5, 4, 6))
+    assert find_classifier(network, 5).out_channels == 5
 
 
 def test_times_and_shares():

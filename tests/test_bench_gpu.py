@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,12 @@ import click
 from click.testing import CliRunner
 
 from bench import peers
-from bench.gpu import command, report, smi, steps, timing
+from bench.epoch.rows import GPU_ROWS
+from bench.gpu import command, epochs, measure, profiled, report, sanitized, smi, steps, timing
 from bench.gpu.command import Step, execute
 from bench.gpu.rows import REHEARSED, ROWS, Unit, problems, scored_maps, shrunk, units
 from bench.gpu.runner import Done, Run
+from bench.gpu.state import State
 from gpu_results import fake_row
 from triton_versions import OLDEST, WHY_NOT
 
@@ -73,12 +78,21 @@ def test_rehearsal(tmp_path: Path, triton_path: Path | None) -> None:
             assert "No module named" in why, f"{name}: {why}"
     assert "compile, max-autotune" in benchmarks["rows"]["ce-19"]["contenders"]
     assert benchmarks["awa"]["bfloat16"]["step"] > 0
+    for row in found["profile"]["rows"].values():
+        for name in ("ours", "eager"):
+            assert 0 < row[name]["host"] <= row[name]["wall"]
+            assert row[name]["kernels"][0][2] > 0
+    (row,) = found["epoch"]["rows"].values()
+    assert row["rounds"] == 1
+    assert row["seconds"].keys() == {*"ade"}
+    assert found["epoch"]["done"] == ["compact-camvid"]
 
     text = (tmp_path / "gpu.md").read_text()
     assert text.startswith("# GPU benchmark: a rehearsal on a CPU\n")
     assert "Nothing here is a measurement" in text
-    for row in benchmarks["rows"].values():
+    for row in (*benchmarks["rows"].values(), *found["profile"]["rows"].values()):
         assert row["title"] in text
+    assert "ours + CAWA" in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.json", "gpu.log", "gpu.md"]
     assert len(done.stdout) < 12_000
     assert "confusion-19" in done.stdout
@@ -193,6 +207,21 @@ def test_long_output_is_cut_in_the_log(tmp_path: Path, monkeypatch: pytest.Monke
     assert log.endswith("end\n")
 
 
+def test_what_runs_beside_ends_with_its_step(tmp_path: Path) -> None:
+    run = new_run(tmp_path)
+    with run.beside([sys.executable, "-c", "print('quick')"]) as finish:
+        done = finish(30)
+    assert (done.code, done.output) == (0, "quick\n")
+    begin = time.monotonic()
+    with run.beside([sys.executable, "-c", "import time; print('slow', flush=True); time.sleep(60)"]):
+        time.sleep(2)
+    assert time.monotonic() - begin < 20
+    log = run.log.read_text()
+    assert "quick" in log
+    assert "slow" in log
+    assert [path.name for path in tmp_path.iterdir()] == ["gpu.log"]
+
+
 def test_processes_get_the_device_by_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     run = new_run(tmp_path)
@@ -223,10 +252,34 @@ def test_benchmarks_go_on_behind_a_crash(tmp_path: Path, monkeypatch: pytest.Mon
         steps.benchmarks(run, 60, {"status": "ok"})
 
 
-def test_a_unit_that_ended_its_process_is_not_tried_again(tmp_path: Path) -> None:
-    from bench.gpu import measure
-    from bench.gpu.state import State
+def test_an_epoch_that_hangs_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = epochs.MAIN[:3]
 
+    def measured(row: Any, key: str, state: State, machine: Any, until: float) -> None:
+        if key == third:
+            raise RuntimeError("out of memory\nand more")
+        state.data["rows"][key] = {"rounds": 2}
+
+    monkeypatch.setattr(epochs, "MAIN", (first, second, third))
+    monkeypatch.setattr(epochs, "measure", measured)
+    state = State(tmp_path / "state.json", seconds=60, rehearse=False)
+    state.data = {"begun": first}  # when the process was ended
+    epochs.run(state, timing.Host())
+    assert state.data["done"] == [first, second, third]
+    assert state.data["rows"].keys() == {second}
+    assert state.data["failed"][first].startswith("the process ended")
+    assert state.data["failed"][third] == "RuntimeError: out of memory"
+    late = State(tmp_path / "late.json", seconds=1, rehearse=False)
+    epochs.run(late, timing.Host())
+    assert late.data["note"] == f"out of time before {first}"
+
+
+def test_rows_of_epochs_and_profiles_are_there() -> None:
+    assert {*epochs.MAIN} <= {row.key for row in GPU_ROWS}
+    assert {*profiled.MAIN} <= BY_KEY.keys()
+
+
+def test_a_unit_that_ended_its_process_is_not_tried_again(tmp_path: Path) -> None:
     first, *others = measure._plan(rehearse=True)
     state = State(tmp_path / "state.json", seconds=5, rehearse=True)
     state.data = {"begun": first.name, "done": [unit.name for unit in others] + ["awa"]}
@@ -285,22 +338,30 @@ def test_every_tool_of_the_sanitizer_is_asked(tmp_path: Path, monkeypatch: pytes
         "racecheck": "========= Device not supported\n",
     }
 
-    def spawn(command: list[str], seconds: float, **options: Any) -> Done:
+    @contextlib.contextmanager
+    def beside(command: list[str], **options: Any) -> Iterator[Callable[[float], Done]]:
         asked.append(command)
-        return Done(0, answers.get(command[2], "44 calls\n"), 1.0)
+        yield lambda seconds: Done(0, answers[command[2]], 1.0)
 
-    monkeypatch.setattr(run, "spawn", spawn)
+    monkeypatch.setattr(run, "beside", beside)
     monkeypatch.setattr(steps.shutil, "which", lambda *_, **__: "compute-sanitizer")
     found: dict[str, Any] = {"status": "ok"}
     steps.sanitizer(run, 90, found)
-    assert [command[0] for command in asked] == [sys.executable, "compute-sanitizer", "compute-sanitizer"]
+    assert [command[:3] for command in asked] == [["compute-sanitizer", "--tool", kind] for kind in answers]
     assert all("bench.gpu.sanitized" in command and "cuda" in command for command in asked)
-    assert found["calls"] == "44 calls"
-    assert [tool["errors"] for tool in found["tools"].values()] == [0, None]
+    assert [(tool["errors"], tool["calls"]) for tool in found["tools"].values()] == [(0, "44 calls"), (None, None)]
     assert found["status"] == "ok"
     answers["memcheck"] = "========= ERROR SUMMARY: 3 errors\n"
     steps.sanitizer(run, 90, found)
     assert found["status"] == "failed"
+
+
+def test_every_operator_is_among_the_first_calls_of_the_sanitizer() -> None:
+    names = list(itertools.islice(sanitized.calls(torch.device("cpu")), 6))
+    assert [name.partition(",")[0] for name in names] == 2 * ["cross_entropy", "confusion_matrix", "cam_counts"]
+    for name in names:
+        assert "torch.float32" in name
+        assert "(16, 32) to (16, 32)" in name or "(8, 16) to (32, 64)" in name
 
 
 def test_failed_tests_are_named(tmp_path: Path) -> None:
@@ -325,6 +386,22 @@ def test_failed_tests_are_named(tmp_path: Path) -> None:
     assert from_output["failures"] == [{"name": "test_it.py::test_bad", "message": "ValueError: first line"}]
     (folder / "report.xml").write_text("<testsuites><testcase")  # killed while it was written
     assert steps.parse_tests(done, folder / "report.xml") == from_output
+
+
+def test_one_test_cannot_cost_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = new_run(tmp_path)
+    run.rehearse = False
+    monkeypatch.setattr(steps.importlib.util, "find_spec", lambda name: name)
+    command = steps.pytest_command(run, tmp_path / "report.xml")
+    assert {"--timeout-method=thread", "-n", "tests/test_gpu.py"} <= {*command}
+    assert all((ROOT / name).is_file() for name in command if name.startswith("tests/"))
+    ends = iter([(None, "40 passed"), (None, "2 failed, 40 passed"), (3, "INTERNALERROR"), (None, "")])
+    monkeypatch.setattr(run, "spawn", lambda *_, **__: Done(*next(ends), 1.0))
+    found: list[dict[str, Any]] = [{"status": "ok"} for _ in range(4)]
+    for step in found:
+        steps.tests(run, 40, step)
+    assert [step["status"] for step in found] == ["ok", "failed", "failed", "failed"]
+    assert "before the last" in found[0]["note"]
 
 
 def test_the_present_kernels_are_importable() -> None:

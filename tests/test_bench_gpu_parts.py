@@ -17,7 +17,7 @@ import torch
 pytest.importorskip("click")
 pytest.importorskip("triton")
 
-from bench.gpu import report, sweep, timing
+from bench.gpu import profiled, report, sweep, timing
 from bench.gpu.goals import goals, limit_share
 from bench.gpu.rows import ROWS, shrunk
 from bench.gpu.state import State
@@ -74,7 +74,7 @@ def test_a_report_of_steps_that_failed_early() -> None:
     result: dict[str, Any] = {"benchmark": "gpu", "rehearsal": False, "minutes": 8, "steps": {}}
     result["machine"] = machine | {"commit": None, "date": "2026-01-01"}
     failed = {"status": "failed", "note": "planted", "seconds": 1.0}
-    for name in ("build", "limits", "tests", "sanitizer", "benchmarks", "sweep"):
+    for name in ("build", "limits", "tests", "profile", "benchmarks", "epoch", "sanitizer", "sweep"):
         result["steps"][name] = dict(failed)
     text = report.markdown(result)
     assert text.startswith("# GPU benchmark: A GPU\n")
@@ -84,12 +84,26 @@ def test_a_report_of_steps_that_failed_early() -> None:
     result["steps"]["benchmarks"] |= {"rows": rows, "failed": {"cam-19: rivals": "OutOfMemoryError: a lot"}}
     result["steps"]["tests"] |= {"counts": {"failed": 1}, "failures": [{"name": "a::b", "message": "c"}]}
     result["steps"]["sanitizer"]["tools"] = {
-        "memcheck": {"errors": 1, "summary": "ERROR SUMMARY: 1 errors", "first": ["bad"], "end": "exit status 1"}
+        "memcheck": {
+            "calls": None,
+            "errors": 1,
+            "summary": "ERROR SUMMARY: 1 errors",
+            "first": ["bad"],
+            "end": "exit status 1",
+        }
     }
     text = report.markdown(result)
     for words in ("OutOfMemoryError", "graph of ours: waits", "a::b: `c`", "ERROR SUMMARY: 1"):
         assert words in text
     assert "a::b" in report.summary(result)
+
+
+def test_names_of_kernels() -> None:
+    name = "void at::native::(anonymous namespace)::nll_loss2d_backward_kernel<float>(float*, float const*)"
+    assert profiled.short(name) == "nll_loss2d_backward_kernel<float>"
+    name = "void cawa_fast::cuda::planar<c10::BFloat16, true, false>(cawa_fast::cuda::Problem)"
+    assert profiled.short(name) == "planar<BFloat16, true, false>"
+    assert profiled.short("_label_histogram") == "_label_histogram"
 
 
 # --------------------------------------------------------------------------------------------------------------- sweep

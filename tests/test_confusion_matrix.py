@@ -18,11 +18,11 @@ C = 5
 
 def by_pixel(prediction, target, num_classes, ignore_index=255):
     """One pixel after the other."""
-    counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    counts = [[0] * num_classes for _ in range(num_classes)]
     for p, t in zip(prediction.flatten().tolist(), target.flatten().tolist(), strict=True):
         if t != ignore_index:
-            counts[t, p] += 1
-    return counts
+            counts[t][p] += 1
+    return torch.tensor(counts)
 
 
 def by_interpolation(logits, target, corners=False):

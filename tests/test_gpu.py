@@ -13,7 +13,7 @@ from torch import Tensor
 import cawa_fast as cf
 import cawa_fast.functional as CF
 from cases import Case, smooth
-from cawa_fast import _native, reference
+from cawa_fast import _checks, _native, reference
 
 pytestmark = [
     pytest.mark.gpu,
@@ -137,6 +137,81 @@ def test_a_bad_label_is_reported_later_and_the_context_lives(size: str) -> None:
     expected, expected_gradient = loss_and_gradient(ignored)
     assert loss.equal(expected)
     assert gradient.equal(expected_gradient)
+
+
+def bad_labels(size: str, call: Callable[[Case], object]) -> Case:
+    """A case with two of them, and ``call`` has compiled."""
+    case = problem(size)
+    call(case)
+    cf.check_labels()
+    case.target[:, 3, 5] = 77
+    return case
+
+
+@pytest.mark.usefixtures("kernels")
+def test_reports_of_other_streams_are_seen() -> None:
+    case = bad_labels("same", loss_and_gradient)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(200_000_000)  # about a tenth of a second
+        loss_and_gradient(case)
+    with pytest.raises(ValueError, match="2 pixels have the value 77"):
+        cf.check_labels()
+    cf.check_labels()
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("known", [True, False], ids=["another report is there", "no report is there"])
+@pytest.mark.parametrize("call", [loss_and_gradient, counts])
+@pytest.mark.parametrize("size", SIZES)
+def test_every_replay_of_a_graph_reports(
+    size: str, call: Callable[[Case], object], known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the call in the graph is the first that needs a report: what clears it is no part of the graph."""
+    case = bad_labels(size, call)
+    monkeypatch.setattr(_checks, "_deferred", {})
+    if not known:
+        monkeypatch.setattr(_checks, "_free", {})
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call(case)
+    operators = 1 if call is loss_and_gradient else 2
+    cf.check_labels()  # a captured call has met nothing yet
+    for replays in (1, 3):
+        for _ in range(replays):
+            graph.replay()
+        with pytest.raises(ValueError, match=f"{2 * operators * replays} pixels have the value 77"):
+            cf.check_labels()
+        cf.check_labels()
+    del captured
+
+
+@pytest.mark.filterwarnings("ignore")  # inductor's own
+@pytest.mark.parametrize("size", SIZES)
+def test_a_compiled_step_in_graphs_reports(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile's graphs reuse the memory that was allocated while they warmed up: no report may lie there."""
+    torch._dynamo.reset()
+    case = bad_labels(size, loss_and_gradient)
+    monkeypatch.setattr(_checks, "_deferred", {})
+    monkeypatch.setattr(_checks, "_free", {})
+
+    def step(logits: Tensor, target: Tensor) -> Tensor:
+        return CF.cross_entropy(2 * logits, target, ignore_index=255) + logits.square().mean()
+
+    compiled = torch.compile(step, mode="reduce-overhead", fullgraph=True)
+    wanted = case.logits.detach().requires_grad_()
+    step(wanted, case.target).backward()
+    with pytest.raises(ValueError, match="2 pixels have the value 77"):
+        cf.check_labels()
+    for _ in range(5):  # warms up, captures, replays
+        leaf = case.logits.detach().requires_grad_()
+        torch.compiler.cudagraph_mark_step_begin()
+        compiled(leaf, case.target).backward()
+        torch.testing.assert_close(leaf.grad, wanted.grad, rtol=1e-5, atol=1e-8)
+    with pytest.raises(ValueError, match="10 pixels have the value 77"):
+        cf.check_labels()
+    cf.check_labels()
 
 
 @pytest.mark.usefixtures("kernels")

@@ -5,6 +5,7 @@ import torch
 
 import cawa_fast as cf
 import cawa_fast.functional as CF
+from cawa_fast import _checks
 from conftest import on_a_cpu
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -115,6 +116,21 @@ def test_deferred_reports_survive_inference_mode():
     cross_entropy(with_bad(6))
     with pytest.raises(ValueError, match="2 pixels have values from 5 to 6"):
         cf.check_labels()
+
+
+def test_deferred_reports_are_many_and_do_not_mix():
+    """More combinations of classes and ignored labels than a table of reports has rows."""
+    cf.set_label_check("deferred")
+    for ignore_index in range(300, 300 + 2 * _checks._ROWS + 1):
+        cross_entropy(with_bad(*[7] * (ignore_index % 3 + 1)), ignore_index=ignore_index)
+    reports = list(_checks._deferred.values())
+    assert len({report.data_ptr() for report in reports}) == len(reports)
+    assert all(report.data_ptr() % 16 == 0 for report in reports)
+    for ignore_index in range(300, 300 + 2 * _checks._ROWS + 1):
+        pixels = ["1 pixel has", "2 pixels have", "3 pixels have"][ignore_index % 3]
+        with pytest.raises(ValueError, match=f"target: {pixels} the value 7.*ignore_index={ignore_index}"):
+            cf.check_labels()
+    cf.check_labels()
 
 
 def test_deferred_raises_in_step():

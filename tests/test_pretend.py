@@ -41,11 +41,18 @@ def test_the_tests_suit_another_device_than_the_cpu() -> None:
     assert int(passed[1]) > 120
 
 
-def test_what_needs_a_device_is_tested_first() -> None:
-    """Its time may be up before the end."""
+def test_what_needs_a_device_and_in_which_order() -> None:
+    """Its time may be up before the end: no other tests, and of every test something early."""
+    from bench.gpu.steps import DEVICE_TESTS
+
     tests = [line for line in run("--collect-only").splitlines() if "::" in line]
-    assert all("test_gpu.py" in test for test in tests[:10])
-    assert not any("test_gpu.py" in test for test in tests[100:])
-    losses = [place for place, test in enumerate(tests) if "test_cross_entropy.py" in test]
-    others = [place for place, test in enumerate(tests) if "test_augment.py" in test]
-    assert losses[-1] < others[0]
+    files = {test.partition("::")[0] for test in tests}
+    assert files == {f"tests/test_{name}.py" for name in (*DEVICE_TESTS, "no_waiting")}
+    of_a_gpu = [place for place, test in enumerate(tests) if "test_gpu.py" in test]
+    assert of_a_gpu == [*range(len(of_a_gpu))]
+    tests = [test for test in tests if "no_waiting" not in test]  # (which has no backends)
+    kernels = [place for place, test in enumerate(tests) if "[triton" in test]
+    plain = [place for place, test in enumerate(tests) if "[reference" in test]
+    assert kernels[-1] < plain[0]
+    names = [test.partition("[")[0] for test in tests if "[triton" in test]
+    assert set(names[: len(set(names))]) == set(names)

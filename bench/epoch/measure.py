@@ -20,11 +20,14 @@ from cawa_fast.recipes.stopwatch import Stopwatch
 
 from .. import cases
 from ..libraries import import_torchvision
+from .networks import TORCHVISION, TorchvisionNetwork
 from .rows import Row
 from .variants import Batch, Ours, OursAdaptive, Plain, PlainAdaptive, naive_counts, quiet
 
 _AWA = ("observe", "step")
 _SCENES = 2  # drawn; the others are their mirror images
+
+_VARIANTS = {"a": Plain, "d": Ours, "e": OursAdaptive}
 
 Parts = dict[str, float]
 Advance = Callable[[int], None]
@@ -52,42 +55,50 @@ class Epoch:
     Args:
         row: what to measure.
         device: where.
+        names: of the variants.
     """
 
-    def __init__(self, row: Row, device: torch.device) -> None:
+    def __init__(self, row: Row, device: torch.device, names: str = "acde") -> None:
         self.row, self.device = row, device
         with contextlib.suppress(ImportError):
             import_torchvision()  # the networks' libraries import it, whether or not it works
         torch.manual_seed(0)
         classes = row.data.classes
         options = {"auxiliary": 0} if row.model in WITH_AUXILIARY else {}
-        network = build_model(row.model, classes, backbone=row.backbone, **options)
+        if row.model in TORCHVISION:
+            network: nn.Module = TorchvisionNetwork(row.model, classes)
+        else:
+            network = build_model(row.model, classes, backbone=row.backbone, **options)
         self.train_batches = batches(row, row.crop, row.batch, device)
         self.val_batches = batches(row, row.val, row.val_batch, device)
-        contiguous, present = self._best_for_plain(network)
-        self.choices = {"contiguous logits": contiguous, "count present classes alone": present}
-        self.variants: dict[str, Plain] = {
-            "a": Plain(network, classes, device, contiguous),
-            "c": PlainAdaptive(network, classes, device, contiguous, present),
-            "d": Ours(network, classes, device, contiguous),
-            "e": OursAdaptive(network, classes, device, contiguous),
-        }
+        contiguous = self._best_layout_for_plain(network)
+        self.choices = {"contiguous logits": contiguous}
+        self.variants: dict[str, Plain] = {}
+        for name in names:
+            if name == "c":
+                present = self.choices["count present classes alone"] = self._best_way_to_count(network, contiguous)
+                self.variants[name] = PlainAdaptive(network, classes, device, contiguous, present)
+            else:
+                self.variants[name] = _VARIANTS[name](network, classes, device, contiguous)
 
-    def _best_for_plain(self, network: nn.Module) -> tuple[bool, bool]:
-        """Which layout of logits, and which way to count, is the faster one for plain PyTorch: a rival at its best."""
+    def _best_layout_for_plain(self, network: nn.Module) -> bool:
+        """Whether plain PyTorch is faster with contiguous logits: a rival at its best."""
         plains = {flag: Plain(network, self.row.data.classes, self.device, flag) for flag in (True, False)}
         seconds: dict[bool, list[float]] = {True: [], False: []}
         for _ in range(4):
             for flag, plain in plains.items():
                 found = self._timed(plain.train, self.train_batches[0])
                 seconds[flag].append(found["loss"] + found["backward"])  # (whose layout follows from the loss's)
-        contiguous = min(seconds[True][1:]) < min(seconds[False][1:])
+        return min(seconds[True][1:]) < min(seconds[False][1:])
+
+    def _best_way_to_count(self, network: nn.Module, contiguous: bool) -> bool:
+        """Whether plain PyTorch counts faster class by class."""
         counting: dict[bool, list[float]] = {True: [], False: []}
         for flag in (True, False):
             adaptive = PlainAdaptive(network, self.row.data.classes, self.device, contiguous, flag)
             for _ in range(2):
                 counting[flag].append(self._timed(adaptive.validate, self.val_batches[0])["observe"])
-        return contiguous, counting[True][-1] < counting[False][-1]
+        return counting[True][-1] < counting[False][-1]
 
     def _timed(self, call: Callable[[Batch, Stopwatch], None], batch: Batch) -> Parts:
         watch = Stopwatch(self.device)
@@ -169,7 +180,7 @@ def measure(row: Row, device: torch.device, rounds: int, until: float, advance: 
     finally:
         if collecting:
             gc.enable()
-    return _summary(row, found) | {"choices": epoch.choices} | _naive(epoch, row)
+    return summary(row, found) | {"choices": epoch.choices} | _naive(epoch, row)
 
 
 def _naive(epoch: Epoch, row: Row) -> dict[str, Any]:
@@ -180,7 +191,7 @@ def _naive(epoch: Epoch, row: Row) -> dict[str, Any]:
     return {"naive": {"seconds_an_image": seconds, "images": images, "epoch": seconds * row.data.val_images}}
 
 
-def _summary(row: Row, rounds: Sequence[dict[str, Parts]]) -> dict[str, Any]:
+def summary(row: Row, rounds: Sequence[dict[str, Parts]]) -> dict[str, Any]:
     """Medians of the rounds: seconds by part, and the ratios of what was measured in the same round."""
 
     def over_rounds(value: Callable[[dict[str, Parts]], float]) -> dict[str, float]:
@@ -218,8 +229,7 @@ def _summary(row: Row, rounds: Sequence[dict[str, Parts]]) -> dict[str, Any]:
         "marginal": over_rounds(added("e")),
         "marginal_by_difference": over_rounds(lambda found: found["e"]["total"] / found["d"]["total"] - 1),
         "net": over_rounds(lambda found: found["e"]["total"] / found["a"]["total"] - 1),
-        "eager_marginal": over_rounds(added("c")),
-    }
+    } | ({"eager_marginal": over_rounds(added("c"))} if "c" in names else {})
 
 
 def step_of(row: Row, device: torch.device, name: str) -> Callable[[], Tensor]:

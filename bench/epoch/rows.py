@@ -38,7 +38,8 @@ class Row:
     Attributes:
         key: as ``--rows`` takes it.
         title: of the network.
-        model, backbone: of :func:`cawa_fast.recipes.models.build_model`.
+        model, backbone: of :func:`cawa_fast.recipes.models.build_model`, or one of torchvision's
+            (:data:`bench.epoch.networks.TORCHVISION`).
         data: the data set's sizes.
         batch: images of a training step.
         val_batch: images of a validation step.
@@ -97,11 +98,15 @@ CPU_ROWS = (
 
 GPU_ROWS = (
     Row("compact-camvid", "compact", "compact", None, CAMVID, 8, 8, 1, 8, 4),
+    Row("compact-cityscapes", "compact", "compact", None, CITYSCAPES, 8, 2, 1, 4, 4),
+    Row("compact-ade20k", "compact", "compact", None, ADE20K, 16, 8, 1, 4, 2),
     Row("segformer-cityscapes", "SegFormer-B0", "segformer", "mit_b0", CITYSCAPES, 8, 2, 1, 4, 4),
     Row("segformer-ade20k", "SegFormer-B0", "segformer", "mit_b0", ADE20K, 16, 8, 1, 4, 2),
     Row("deeplab-r50-cityscapes", "DeepLabV3+ R50", "deeplabv3plus", "resnet50", CITYSCAPES, 8, 2, 1, 4, 4),
     Row("deeplab-r101-cityscapes", "DeepLabV3+ R101", "deeplabv3plus", "resnet101", CITYSCAPES, 8, 2, 1, 2, 2),
     Row("deeplab-r50-coco", "DeepLabV3+ R50", "deeplabv3plus", "resnet50", COCO_STUFF, 16, 8, 1, 4, 2),
     Row("upernet-r50-ade20k", "UPerNet R50", "upernet", "resnet50", ADE20K, 16, 8, 1, 4, 2),
+    Row("torchvision-deeplab-cityscapes", "DeepLabV3 R50", "deeplabv3_resnet50", None, CITYSCAPES, 8, 2),
+    Row("torchvision-mobile-coco", "DeepLabV3 MobileNetV3", "deeplabv3_mobilenet_v3_large", None, COCO_STUFF, 16, 8),
 )
-"""The paper's shapes."""
+"""The paper's shapes, and torchvision's networks."""

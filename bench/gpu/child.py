@@ -18,16 +18,19 @@ def main(arguments: list[str]) -> None:
     step, path, seconds, *flags = arguments
     state = State(Path(path), float(seconds), "--rehearse" in flags)
     # after the state, which counts the time that these imports take
-    from . import limits, measure, sweep
+    from . import epochs, limits, measure, profiled, sweep
     from .interpreted import kernels_on_the_cpu
     from .timing import Gpu, Host
 
     machine = Host() if state.rehearse else Gpu()
-    with kernels_on_the_cpu() if state.rehearse else contextlib.nullcontext():
+    steps = {"profile": profiled.run, "benchmarks": measure.run, "epoch": epochs.run, "sweep": sweep.run}
+    steps["warm-up"] = measure.warm_up
+    # (networks are no matter for an interpreter: a rehearsal trains them with the compiled operators for CPUs)
+    with kernels_on_the_cpu() if state.rehearse and step != "epoch" else contextlib.nullcontext():
         if step == "limits":
             state.data.update(limits.measure(machine))
         else:
-            {"benchmarks": measure.run, "sweep": sweep.run}[step](state, machine)
+            steps[step](state, machine)
     state.data["finished"] = True
     state.publish()
 

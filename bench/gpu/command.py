@@ -37,12 +37,14 @@ class Step:
 
 
 STEPS = (
-    Step("build", 16, 10, steps.build),
-    Step("limits", 6, 8, steps.limits),
-    Step("tests", 26, 15, steps.tests),
-    Step("sanitizer", 14, 15, steps.sanitizer),
-    Step("benchmarks", 46, 15, steps.benchmarks),
-    Step("sweep", 14, 10, steps.sweep),
+    Step("build", 34, 10, steps.build),
+    Step("limits", 10, 8, steps.limits),
+    Step("tests", 38, 15, steps.tests),
+    Step("profile", 18, 8, steps.profile),
+    Step("benchmarks", 68, 15, steps.benchmarks),
+    Step("epoch", 38, 15, steps.epoch),
+    Step("sanitizer", 20, 12, steps.sanitizer),
+    Step("sweep", 8, 10, steps.sweep),
 )
 
 
@@ -56,7 +58,7 @@ STEPS = (
 @click.option("--rehearse", is_flag=True, help="The same on a CPU with Triton's interpreter and tiny sizes.")
 @click.option("--only", default="", help=f"Steps to run, comma-separated: {', '.join(step.name for step in STEPS)}.")
 def gpu(out: Path | None, minutes: float, rehearse: bool, only: str) -> None:
-    """Everything that needs a GPU: build, limits, tests, sanitizer, benchmarks, tile tables.
+    """Everything that needs a GPU: build, limits, tests, profile, benchmarks, epochs, sanitizer, tile tables.
 
     \b
     python -m bench gpu                            all of it, in 8 minutes

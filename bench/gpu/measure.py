@@ -17,7 +17,8 @@ from .state import State
 from .timing import Machine, UncapturableError, first_line, replayed, samples
 
 ROUNDS = 11
-_SLOW = 1.0  # seconds of one call, from which on a contender is called once and not in turns
+_SLOW = 0.2  # seconds of one call, from which on a contender is called once and not in turns
+_IN_TURNS = 3.0  # seconds of a piece, in which contenders take turns; fewer rounds rather than more
 
 Found = dict[str, Any]
 
@@ -65,6 +66,16 @@ def run(state: State, machine: Machine) -> None:
         machine.synchronize()  # a device that has failed ends this process; the next one goes on behind this unit
 
 
+def warm_up(state: State, machine: Machine) -> None:
+    """Compile what the rows are compared with, beside other steps: torch.compile finds it in its cache later."""
+    for row in [row for row in ROWS if row.compiled and row.targets]:
+        if state.remaining() < 5:
+            break
+        contender(row, row.compiled[0], machine, problems(row, machine)[:1]).run()
+        print(f"{row.key}: compiled, {state.remaining():.0f} s left", flush=True)
+        machine.release()
+
+
 def _plan(rehearse: bool) -> list[Unit]:
     rows = ROWS
     if rehearse:
@@ -72,7 +83,7 @@ def _plan(rehearse: bool) -> list[Unit]:
         # each kind of unit, few times: the interpreter is slow
         kept: list[Unit] = []
         for unit in units(rows):
-            if unit.kind == "rivals" or unit.kind not in [other.kind for other in kept]:
+            if unit.kind in ("rivals", "torchmetrics") or unit.kind not in [other.kind for other in kept]:
                 kept.append(unit)
         return kept
     return units(rows)
@@ -104,7 +115,7 @@ def _measure(unit: Unit, rows: Found, machine: Machine, state: State) -> None:
         else:
             rivals.append(made)
     rounds = 2 if state.rehearse else ROUNDS
-    until = time.monotonic() + max(2.0, min(15.0, state.remaining() / 4))
+    until = time.monotonic() + min(_IN_TURNS, max(state.remaining() / 4, 1.0))
     measured = samples(machine, [*ours, *rivals], rounds, until)
     for name, values in measured.items():
         if name != "ours" or first:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from ..epoch import report as epoch
 from ..table import aligned, mebibytes, milliseconds, times
 from .goals import Goal, goals, limit_share, our_seconds
 from .rows import ROWS
@@ -26,7 +27,8 @@ def markdown(result: Found) -> str:
     steps = result["steps"]
     if steps.get("benchmarks", {}).get("rows"):
         parts += ["## Benchmarks", "", benchmark_table(result), *_notes(result)]
-    for name, section in (("tests", _tests), ("sanitizer", _sanitizer), ("limits", _limits), ("sweep", _sweep)):
+    sections = {"epoch": _epoch, "profile": _profile, "tests": _tests, "sanitizer": _sanitizer, "limits": _limits}
+    for name, section in (sections | {"sweep": _sweep}).items():
         if name in steps:
             parts += [f"## {name.capitalize()}", "", *section(steps[name]), ""]
     return "\n".join(parts).rstrip() + "\n"
@@ -186,6 +188,69 @@ def _notes(result: Found) -> list[str]:
 # --------------------------------------------------------------------------------------------------- other sections
 
 
+def _epoch(step: Found) -> list[str]:
+    rows = step.get("rows", {}).values()
+    columns = ("network", "data", "PyTorch", "ours", "ours + CAWA", "net", "marginal", "rounds")
+    body = [
+        [
+            row["network"],
+            f"{row['data']}, C={row['classes']}, {row['batch']}×{row['crop'][0]}×{row['crop'][1]}",
+            *(epoch.time(row["seconds"][name]["total"]) for name in "ade"),
+            epoch.spread(row["net"]),
+            epoch.spread(row["marginal"], 2),
+            str(row["rounds"]),
+        ]
+        for row in rows
+    ]
+    lines = [f"{outcome(step)}.", ""]
+    if body:
+        lines += [
+            "A whole epoch of training and validation, float32. net: with the library and adaptive weights against "
+            "plain PyTorch without; marginal: what observing and the step add to the rest. Least … most of the rounds.",
+            "",
+            aligned(columns, body, columns[:2]),
+        ]
+        parts = [part for part, *_ in epoch.PARTS if part != "awa"] + ["observe", "step"]
+        body = [
+            [
+                row["key"],
+                name,
+                *(f"{row['seconds'][name][part]:.3g}" if part in row["seconds"][name] else "–" for part in parts),
+            ]
+            for row in rows
+            for name in "ade"
+        ]
+        lines += ["", "Seconds by part (a: PyTorch, d: ours, e: ours + CAWA):", ""]
+        lines += [aligned(("row", "", *parts), body, ("row", ""))]
+    return [*lines, *_failed(step)]
+
+
+def _profile(step: Found) -> list[str]:
+    lines = [f"{outcome(step)}. Times in µs per call; the host's until the call returns.", ""]
+    body, kernels = [], []
+    for key, row in step.get("rows", {}).items():
+        for name in ("ours", "eager"):
+            if name not in row:
+                continue
+            found = row[name]
+            device = sum(seconds for *_, seconds in found["kernels"])
+            times = [*(f"{1e6 * seconds:.0f}" for seconds in (found["host"], found["wall"], device))]
+            body.append([key, name, *times, f"{sum(launches for _, launches, _ in found['kernels']):.0f}"])
+        kernels += ["", f"{row['title']}:", ""]
+        for kernel, launches, seconds in row.get("ours", {}).get("kernels", [])[:12]:
+            kernels.append(
+                f"- {1e6 * seconds:.1f} × {launches:.0f}: `{kernel}`"
+                if launches != 1
+                else f"- {1e6 * seconds:.1f}: `{kernel}`"
+            )
+    columns = ("row", "", "host", "wall", "kernels", "launches")
+    return [*lines, *([aligned(columns, body, columns[:2]), *kernels] if body else []), *_failed(step)]
+
+
+def _failed(step: Found) -> list[str]:
+    return ["", *(f"- {name}: {why}" for name, why in step.get("failed", {}).items())]
+
+
 def _tests(step: Found) -> list[str]:
     lines = [outcome(step) + "."]
     if step.get("progress"):
@@ -201,7 +266,10 @@ def _tests(step: Found) -> list[str]:
 def _sanitizer(step: Found) -> list[str]:
     lines = [f"{outcome(step)}{': ' + step['calls'] if 'calls' in step else ''}."]
     for tool, found in step.get("tools", {}).items():
-        lines += ["", f"{tool}: {found['summary'] or 'no summary'} ({found['end']})"]
+        lines += [
+            "",
+            f"{tool}: {found['summary'] or 'no summary'} ({found['calls'] or 'calls not counted'}, {found['end']})",
+        ]
         if found["errors"] != 0:
             lines += ["", "```", *found["first"], "```"]
     return lines
@@ -244,8 +312,7 @@ def _sweep(step: Found) -> list[str]:
             "",
             *(["```diff", step["patch"].rstrip(), "```"] if step["patch"] else ["The tables are best as is."]),
         ]
-    lines += ["", *(f"- {name}: {why}" for name, why in step.get("failed", {}).items())]
-    return lines
+    return [*lines, *_failed(step)]
 
 
 def summary(result: Found) -> str:
@@ -256,6 +323,9 @@ def summary(result: Found) -> str:
     failures = result["steps"].get("tests", {}).get("failures", [])
     lines += [f"  {failure['name'][-70:]}: {failure['message'][:90]}" for failure in failures[:15]]
     lines += [f"  {line}" for line in _limits(limits)[:4]] if "bytes" in limits else []
+    for key, row in result["steps"].get("epoch", {}).get("rows", {}).items():
+        net, marginal = epoch.spread(row["net"]), epoch.percent(row["marginal"]["median"], 2)
+        lines.append(f"epoch of {key}: net {net}, marginal {marginal}")
     rows = []
     for key, row in _rows(result):
         found = goals(key, row, limits)
@@ -277,6 +347,10 @@ def summary(result: Found) -> str:
         lines += ["", aligned(columns, rows, ("row", "goals", "not reached")).rstrip()]
     awa = result["steps"].get("benchmarks", {}).get("awa")
     lines += ["", *awa_lines(awa)] if awa else []
+    for key, row in result["steps"].get("profile", {}).get("rows", {}).items():
+        if "ours" in row:
+            top = ", ".join(f"{name[:24]} {1e6 * seconds:.0f}" for name, _, seconds in row["ours"]["kernels"][:4])
+            lines.append(f"{key}: host {1e6 * row['ours']['host']:.0f} µs, {top}")
     order = result["steps"].get("sweep", {}).get("order", {})
     moved = [f"{kernel} {places[0]}" for kernel, places in order.items() if places[0] != 0]
     lines += [f"sweep: better first: {', '.join(moved) or 'none'}"] if order else []

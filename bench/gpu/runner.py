@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from . import report
 LOG_BYTES = 400_000
 """What a step may leave in the log; of more, the beginning and the end are kept."""
 
+_numbers = itertools.count()
 _GRACE = 8.0  # seconds that a process gets to end after it was asked to
 _REFRESH = 5.0  # seconds after which the files follow what a running step publishes
 
@@ -141,6 +143,47 @@ class Run:
             cut = b"\n... left out ...\n"
             self.log.write_bytes(data[: offset + half] + cut + data[-half:])
         return Done(code, output, time.monotonic() - begin)
+
+    @contextlib.contextmanager
+    def beside(
+        self, command: list[str], *, environment: dict[str, str] | None = None
+    ) -> Iterator[Callable[[float], Done]]:
+        """Within it ``command`` runs beside whatever else does; what it gives waits for that so many seconds.
+
+        At the end it is ended if it still runs, and its output goes into the log.
+        """
+        begin = time.monotonic()
+        path = self.out / f".beside-{next(_numbers)}.log"
+        with path.open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment or self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        code: int | None = None
+
+        def finish(seconds: float) -> Done:
+            nonlocal code
+            code = _wait(process, seconds, None)
+            if code is None:
+                _end(process)
+            return Done(code, path.read_text(encoding="utf-8", errors="replace"), time.monotonic() - begin)
+
+        try:
+            yield finish
+        finally:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # nobody waits for what it would still say
+                process.wait()
+            data = path.read_bytes()[-LOG_BYTES // 4 :]
+            with self.log.open("ab") as log:
+                log.write(b"\n--- beside: " + " ".join(command[1:6]).encode() + b"\n" + data)
+            path.unlink()
 
     def child(self, step: str, seconds: float, into: dict[str, Any]) -> Done:
         """Run a step of :mod:`bench.gpu.child`, or go on with it; ``into`` follows what it publishes."""

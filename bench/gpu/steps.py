@@ -114,30 +114,64 @@ def _reason(output: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- tests
 
 
+DEVICE_TESTS = (
+    *("gpu", "triton_kernels", "cross_entropy", "confusion_matrix", "cam_counts"),
+    *("labels", "focal", "compile", "cawa"),
+)
+"""Files of the tests that need a device: to collect the others takes every process seconds."""
+
+_TEST_SECONDS = 30  # of one test, its kernels' compilation included; what hangs must not cost the others
+
+
 def pytest_command(run: Run, junit: Path) -> list[str]:
-    """pytest on the whole suite, but for the tests that take long and use no device; conftest.py puts those first that
-    need one, should the time be up before the end."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--maxfail=200", "--tb=short", "-rfE"]
-    command += [f"--junitxml={junit}"]
+    """pytest on the tests that need a device, in the order of conftest.py, in as many processes as cores allow.
+
+    Only the plugins that are wanted are loaded: each other one that an image has may object to something.
+    """
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "-rfE"]
+    command += ["--maxfail=200", f"--junitxml={junit}"]
     if run.rehearse:
         return [*command, "tests/test_floors.py"]
-    return [*command, "-m", "not slow or gpu"]
+    if importlib.util.find_spec("pytest_timeout") is not None:
+        # by a thread, which ends the process: a signal would not be heard while the host waits for the device
+        command += ["-p", "pytest_timeout", f"--timeout={_TEST_SECONDS}", "--timeout-method=thread"]
+    if importlib.util.find_spec("xdist") is not None:
+        # Each process has a CUDA context of its own; most of the time goes into compiling kernels, on the CPU. Few
+        # tests at a time, so that the first are not all one process's.
+        processes = max(1, min(14, (os.cpu_count() or 1) - 2))
+        command += ["-p", "xdist.plugin", "-n", str(processes), "--maxschedchunk=2"]
+    return [*command, *(f"tests/test_{name}.py" for name in DEVICE_TESTS)]
 
 
 def tests(run: Run, seconds: float, result: Found) -> None:
-    """The test suite on the device."""
+    """The tests that need a device, on it."""
     junit = run.out / ".tests.xml"
     junit.unlink(missing_ok=True)
-    command = pytest_command(run, junit)
-    if not run.rehearse and importlib.util.find_spec("xdist") is not None:
-        # every process has a CUDA context of its own; most of the time goes into compiling kernels, on the CPU
-        command += ["-n", str(max(1, min(12, (os.cpu_count() or 1) - 2)))]
-    done = run.spawn(command, seconds, environment=run.environment(OMP_NUM_THREADS="1"))
+    # (inductor would start as many processes as cores for each of these)
+    settings = {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    environment = run.environment(**settings)
+    with contextlib.ExitStack() as stack:
+        if not run.rehearse:  # meanwhile, what the sanitizer and the benchmarks need later is compiled
+            stack.enter_context(run.beside(_every_operator(run, 30)))
+            child = [
+                sys.executable,
+                "-m",
+                "bench.gpu.child",
+                "warm-up",
+                str(run.out / ".warm-up.json"),
+                f"{seconds:.0f}",
+            ]
+            stack.enter_context(run.beside(child, environment=run.environment(TORCHINDUCTOR_COMPILE_THREADS="4")))
+        done = run.spawn(pytest_command(run, junit), seconds, environment=environment)
     result.update(parse_tests(done, junit))
     junit.unlink(missing_ok=True)
-    if done.code != 0:
-        result["status"] = "failed"
+    if done.code is None:
+        result["note"] = f"{done.how}, before the last of the tests"
+    elif done.code != 0:
         result["note"] = done.how
+    bad = result["counts"].keys() & {"failed", "error"}
+    if bad or done.code not in (0, None) or not result["counts"].get("passed"):
+        result["status"] = "failed"
 
 
 def parse_tests(done: Done, junit: Path) -> Found:
@@ -176,36 +210,41 @@ def _first(message: str | None) -> str:
 # ------------------------------------------------------------------------------------------------------ sanitizer
 
 
+_EXIT_SECONDS = 11  # that a sanitizer takes to start and to sum up; killed before, it says nothing
+
+
+def _every_operator(run: Run, seconds: float) -> list[str]:
+    """The command that calls every operator for a while."""
+    return [sys.executable, "-m", "bench.gpu.sanitized", "cpu" if run.rehearse else "cuda", f"{seconds:.0f}"]
+
+
 def sanitizer(run: Run, seconds: float, result: Found) -> None:
-    """compute-sanitizer's memcheck and racecheck on every operator."""
-    end = time.monotonic() + seconds
-
-    def program(limit: float) -> list[str]:
-        # it ends by itself before it is ended, or there would be no summary; a rehearsal shows that it starts
-        device, work = ("cpu", 4.0) if run.rehearse else ("cuda", max(limit - 12, 1))
-        return [sys.executable, "-m", "bench.gpu.sanitized", device, f"{work:.0f}"]
-
-    # Without a sanitizer first: that compiles the kernels, which takes longer than to check them.
-    plain = seconds if run.rehearse else seconds / 3
-    done = run.spawn(program(plain), plain)
-    result["calls"] = _last(done.output)
-    if done.code != 0:
-        raise RuntimeError(f"bench.gpu.sanitized: {done.how}. {_last(done.output)}")
+    """compute-sanitizer's memcheck and racecheck on every operator, beside each other."""
     tool = shutil.which("compute-sanitizer", path=f"{_SCRIPTS}{os.pathsep}/usr/local/cuda/bin")
     if run.rehearse or tool is None:
+        done = run.spawn(_every_operator(run, 4), seconds)
+        result["calls"] = _last(done.output)
+        if done.code != 0:
+            raise RuntimeError(f"bench.gpu.sanitized: {done.how}. {_last(done.output)}")
         result["note"] = "ran without a sanitizer: " + ("a rehearsal" if run.rehearse else "there is none here")
         return
     # the caching allocator would hide what lies outside of a tensor but inside of its block
     environment = run.environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    end = time.monotonic() + seconds
+    program = _every_operator(run, max(seconds - _EXIT_SECONDS, 2))
     result["tools"] = {}
-    for place, kind in enumerate(("memcheck", "racecheck")):
-        limit = max((end - time.monotonic()) / (2 - place), 1)
-        command = [tool, "--tool", kind, "--print-limit", "20", *program(limit)]
-        found = parse_sanitizer(run.spawn(command, limit, environment=environment))
-        result["tools"][kind] = found
-        if found["errors"]:
-            result["status"] = "failed"
-        run.publish()
+    with contextlib.ExitStack() as stack:
+        running = {}
+        for kind in ("memcheck", "racecheck"):
+            # (compilers that the program starts are not looked at)
+            options = ["--tool", kind, "--print-limit", "20", "--target-processes", "application-only"]
+            running[kind] = stack.enter_context(run.beside([tool, *options, *program], environment=environment))
+        for kind, finish in running.items():
+            done = finish(max(end - time.monotonic(), 0.1))
+            found = result["tools"][kind] = parse_sanitizer(done)
+            if found["errors"]:
+                result["status"] = "failed"
+            run.publish()
     if all(found["errors"] is None for found in result["tools"].values()):
         result["status"] = "skipped"
         result["note"] = "compute-sanitizer gave no summary; see the log"
@@ -215,7 +254,9 @@ def parse_sanitizer(done: Done) -> Found:
     """How many errors the summary reports (None without one), the first of them, and how the process ended."""
     summary = re.search(r"(?:ERROR|RACECHECK) SUMMARY:\s*(\d+) (?:error|hazard).*", done.output)
     lines = [line for line in done.output.splitlines() if line.startswith("=========") and line.strip("= ")]
+    calls = re.search(r"^\d+ calls$", done.output, re.MULTILINE)
     return {
+        "calls": calls[0] if calls else None,
         "errors": int(summary[1]) if summary else None,
         "summary": summary[0] if summary else None,
         "first": [line[:200] for line in lines if "COMPUTE-SANITIZER" not in line][:12],
@@ -233,26 +274,48 @@ def limits(run: Run, seconds: float, result: Found) -> None:
         raise RuntimeError(f"{done.how}. {_last(done.output)}")
 
 
+def profile(run: Run, seconds: float, result: Found) -> None:
+    """The time of each kernel of the main rows."""
+    done = run.child("profile", seconds, result)
+    if not any("ours" in row for row in result.get("rows", {}).values()):
+        raise RuntimeError(f"nothing was profiled: {done.how}. {_last(done.output)}")
+    _note_failures(result, done, "rows")
+
+
 def benchmarks(run: Run, seconds: float, result: Found) -> None:
-    """All rows; a process that dies takes one piece of one row with it, and the next one goes on."""
+    """All rows."""
+    _in_pieces(run, "benchmarks", seconds, result)
+
+
+def epoch(run: Run, seconds: float, result: Found) -> None:
+    """Epochs of networks."""
+    _in_pieces(run, "epoch", seconds, result)
+
+
+def _in_pieces(run: Run, step: str, seconds: float, result: Found) -> None:
+    """A process that dies takes one piece with it, and the next one goes on."""
     end = time.monotonic() + seconds
     attempts = 0
     while True:
         before = len(result.get("done", []))
-        done = run.child("benchmarks", end - time.monotonic(), result)
+        done = run.child(step, end - time.monotonic(), result)
         if done.code == 0 or done.code is None:
             break
-        # without progress twice in a row, it is not the rows that fail
+        # without progress twice in a row, it is not the pieces that fail
         attempts = 0 if len(result.get("done", [])) > before else attempts + 1
         if attempts > 1 or end - time.monotonic() < 10:
             break
-        run.say(f"benchmarks: {done.how}; going on with the next piece")
+        run.say(f"{step}: {done.how}; going on with the next piece")
     if not result.get("rows"):
         raise RuntimeError(f"nothing was measured: {done.how}. {_last(done.output)}")
+    _note_failures(result, done, "pieces")
+
+
+def _note_failures(result: Found, done: Done, what: str) -> None:
     if result.get("failed") or done.code != 0:
         result["status"] = "failed"
         reasons = [f"{name}: {why}" for name, why in result.get("failed", {}).items()]
-        result["note"] = f"{len(reasons)} pieces failed, first {reasons[0]}" if reasons else done.how
+        result["note"] = f"{len(reasons)} {what} failed, first {reasons[0]}" if reasons else done.how
 
 
 def sweep(run: Run, seconds: float, result: Found) -> None:
