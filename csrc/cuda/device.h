@@ -29,6 +29,16 @@ __device__ inline float exp2_fast(float x) {
 // registers even where nobody takes it.
 __device__ inline float divide_fast(float x, float y) { return __fdividef(x, y); }
 
+// The smaller one, or NaN if one of them is.
+__device__ inline float min_nan(float x, float y) {
+  float result;
+  asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(y));
+  return result;
+}
+
+// Starts to bring what is at an address of global memory into the second-level cache.
+__device__ inline void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+
 // Starts copying 16 bytes to shared memory; both addresses are multiples of 16. Needs no register meanwhile.
 __device__ inline void start_copy(void* shared, const void* global) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
@@ -79,6 +89,11 @@ inline int64_t shared_memory_limit(int32_t device) {
   int bytes = 0;
   check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cudaDeviceGetAttribute");
   return bytes;
+}
+
+// Zeroes memory of the device, in its turn on the stream.
+inline void set_to_zero(void* memory, int64_t bytes, cudaStream_t stream) {
+  check(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), stream), "cudaMemsetAsync");
 }
 
 // Starts kernel(arguments...) with `shared` bytes of dynamic shared memory per block; `name` is for the error message.

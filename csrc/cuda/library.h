@@ -1,8 +1,9 @@
-// Registration only; cross_entropy.h says what the operators do.
+// Registration only; the operators' own headers say what they do.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
 
+#include "confusion_matrix.h"
 #include "cross_entropy.h"
 
 // Registers torch.ops.<name> for tensors on the devices of `key`.
@@ -17,9 +18,13 @@
     m.def(                                                                                                           \
         "cross_entropy_rescale_(Tensor(a!) grad_input, Tensor grad, Tensor input, Tensor target, Tensor? weight,"    \
         " Tensor scale, int ignore_index, float label_smoothing) -> ()");                                            \
+    m.def(                                                                                                           \
+        "confusion_matrix(Tensor input, Tensor target, int ignore_index, bool align_corners, Tensor(a!)? report)"    \
+        " -> Tensor");                                                                                               \
   }                                                                                                                  \
   STABLE_TORCH_LIBRARY_IMPL(name, key, m) {                                                                          \
     m.impl("cross_entropy", TORCH_BOX(&cawa_fast::cuda::cross_entropy));                                             \
     m.impl("cross_entropy_backward", TORCH_BOX(&cawa_fast::cuda::cross_entropy_backward));                           \
     m.impl("cross_entropy_rescale_", TORCH_BOX(&cawa_fast::cuda::cross_entropy_rescale));                            \
+    m.impl("confusion_matrix", TORCH_BOX(&cawa_fast::cuda::confusion_matrix));                                       \
   }

@@ -102,6 +102,23 @@ class Block {
     return result;
   }
 
+  // What the lanes of the warp have given to their calls of this, one after the other; `combine` is told of each lane
+  // that has not ended, in their order.
+  template <class T, class Combine>
+  void gather(T value, const Combine& combine) {
+    const int self = running_, first = self / kEmulatedWarp * kEmulatedWarp;
+    std::memcpy(&fibers_[self].slot, &value, sizeof(T));
+    wait_for_warp();
+    const int count = std::min<int>(kEmulatedWarp, static_cast<int>(fibers_.size()) - first);
+    for (int lane = 0; lane < count; ++lane) {
+      if (fibers_[first + lane].state == State::kDone) continue;
+      T given;
+      std::memcpy(&given, &fibers_[first + lane].slot, sizeof(T));
+      combine(lane, given);
+    }
+    wait_for_warp();
+  }
+
   int lane() const { return running_ % kEmulatedWarp; }
 
  private:
@@ -192,6 +209,62 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
   return Block::current()->exchange(value, Block::current()->lane() ^ mask);
 }
 
+// The mask says which lanes call; here only whole warps may.
+inline void check_mask(unsigned mask) {
+  STD_TORCH_CHECK(mask == 0xffffffff, "cuda_emulation: an exchange among some lanes of a warp");
+}
+
+template <class T>
+T __shfl_sync(unsigned mask, T value, int lane) {
+  check_mask(mask);
+  STD_TORCH_CHECK(0 <= lane && lane < kEmulatedWarp, "cuda_emulation: there is no lane ", lane);
+  return Block::current()->exchange(value, lane);
+}
+
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  check_mask(mask);
+  unsigned lanes = 0;
+  Block::current()->gather(predicate, [&](int lane, int given) { lanes |= given ? 1u << lane : 0u; });
+  return lanes;
+}
+
+inline int __reduce_add_sync(unsigned mask, int value) {
+  check_mask(mask);
+  int sum = 0;
+  Block::current()->gather(value, [&](int, int given) { sum += given; });
+  return sum;
+}
+
+inline int __reduce_max_sync(unsigned mask, int value) {
+  check_mask(mask);
+  int largest = value;
+  Block::current()->gather(value, [&](int, int given) { largest = std::max(largest, given); });
+  return largest;
+}
+
+inline int __ffs(unsigned bits) { return bits == 0 ? 0 : std::countr_zero(bits) + 1; }
+
+// Fibers do not interrupt each other.
+template <class T>
+T atomicAdd(T* address, T value) {
+  return std::exchange(*address, *address + value);
+}
+template <class T>
+T atomicMin(T* address, T value) {
+  return std::exchange(*address, std::min(*address, value));
+}
+template <class T>
+T atomicMax(T* address, T value) {
+  return std::exchange(*address, std::max(*address, value));
+}
+template <class T>
+T atomicCAS(T* address, T expected, T value) {
+  return std::exchange(*address, *address == expected ? value : *address);
+}
+
+inline float __fadd_rn(float x, float y) { return x + y; }
+inline float __fmul_rn(float x, float y) { return x * y; }
+
 inline float __uint_as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
 inline uint32_t __float_as_uint(float value) { return std::bit_cast<uint32_t>(value); }
 
@@ -211,6 +284,10 @@ inline float exp2_fast(float x) {
 
 inline float divide_fast(float x, float y) { return x / y; }
 
+inline float min_nan(float x, float y) { return x != x || y != y ? x + y : std::min(x, y); }
+
+inline void prefetch(const void*) {}
+
 inline void start_copy(void* shared, const void* global) {
   const bool misaligned = (reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % 16 != 0;
   STD_TORCH_CHECK(!misaligned, "cuda_emulation: misaligned copy");
@@ -229,6 +306,10 @@ class DeviceGuard {
 inline cudaStream_t current_stream(int32_t) { return nullptr; }
 
 inline int64_t shared_memory_limit(int32_t) { return kSharedBytes; }
+
+inline void set_to_zero(void* memory, int64_t bytes, cudaStream_t) {
+  std::memset(memory, 0, static_cast<size_t>(bytes));
+}
 
 // The names of the kernels that were launched, and the seed of the fibers' order; for the tests, through Python's
 // ctypes.
