@@ -146,14 +146,14 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
   const T* bottom = top + p.stride_y;
   T* grad = static_cast<T*>(p.grad_input) + cell.image * p.grad_n + cell.row * p.grad_y + cell.column;
   const bool owner = exists && lane > 0 && warp > 0 && cell.column >= 0;
-  Corners next = corners_at(top, bottom);
+  CellLogits next = cell_logits_at(top, bottom);
   uint32_t flags = 0;
 #pragma unroll 1
   for (int c = 0; c < p.classes; ++c) {
-    const Corners z = next;
+    const CellLogits z = next;
     if (c + 1 < p.classes) {  // loaded while this class is computed
       top += p.stride_c, bottom += p.stride_c;
-      next = corners_at(top, bottom);
+      next = cell_logits_at(top, bottom);
     }
     if (c % 32 == 0) flags = classes_of_warp<kSide>(shared.label, kThreads, c);
     bool unused = false;
