@@ -87,6 +87,21 @@ def statistics_size(input: Tensor, target: Tensor, align_corners: bool) -> int:
     return (1 + resized_side(input, target, align_corners) ** 2) * images * (height + 1) * (width + 1)
 
 
+_CELL_PIXELS = 8  # along an axis; a thread of the kernels in CUDA C++ walks through a cell of the resize
+
+
+def counts_by_cells(input: Tensor, target: Tensor, align_corners: bool) -> bool:
+    """Whether the counting kernels in CUDA C++ take these logits or maps: small cells, planes of 32-bit offsets."""
+    (_, _, height, width), (_, _, stride_y, stride_x) = input.shape, input.stride()
+    if (height - 1) * stride_y + (width - 1) * stride_x >= 2**31:
+        return False
+    for in_size, out_size in zip((height, width), target.shape[1:], strict=True):
+        cells = max(in_size - 1, 1) if align_corners else in_size
+        if out_size > cells * _CELL_PIXELS:
+            return False
+    return True
+
+
 def _is_triton(input: Tensor) -> bool:
     """Whether the kernels for GPUs serve logits or maps like ``input``."""
     return _fits(input) and _runs_triton(input.device)
@@ -306,8 +321,15 @@ def _confusion_matrix(
         if _is_triton(input):
             with _on_device_of(input):
                 report = _checks.open_report("target", target.device, num_classes, ignore_index)
-                counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=input.device)
-                kernels("confusion_matrix").confusion_matrix(input, target, counts, report, ignore_index, align_corners)
+                if _native.cuda_available() and counts_by_cells(input, target, align_corners):
+                    counts = torch.ops.cawa_fast_cuda.confusion_matrix(
+                        input, target, ignore_index, align_corners, report
+                    )
+                else:
+                    counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=input.device)
+                    kernels("confusion_matrix").confusion_matrix(
+                        input, target, counts, report, ignore_index, align_corners
+                    )
                 _checks.close_report("target", report, num_classes, ignore_index)
                 return counts
         _report_labels(target, num_classes, ignore_index)

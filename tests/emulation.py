@@ -1,7 +1,7 @@
 """The CUDA kernels' own source on the CPU (tests/native/cuda_emulation.h), in place of the compiled CPU operators.
 
-``load`` builds it, where CMake and a compiler are; ``use`` makes the public functions run it on whatever it serves; the
-rest keeps running on the CPU operators.
+``load`` builds it, where CMake and a compiler are; ``use`` makes the public functions run it on what the CUDA kernels
+take; the rest keeps running on the CPU operators.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cawa_fast import _native, _ops
+from cawa_fast import _checks, _native, _ops
 
 NAME = "cuda emulation"
+TESTS = {"test_cross_entropy.py", "test_confusion_matrix.py", "test_cam_counts.py"}  # that it runs
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "cuda_emulation"
 _PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
@@ -67,8 +68,13 @@ def launches() -> list[str]:
 
 
 def use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here to the end of the test the CPU's cross-entropy is the CUDA kernels'."""
+    """From here to the end of the test the CPU's operators are the CUDA kernels', for what those take."""
     load()
+    _use_for_cross_entropy(monkeypatch)
+    _use_for_counts(monkeypatch)
+
+
+def _use_for_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda = torch.ops.cawa_fast_cpu, torch.ops.cawa_fast_cuda_emulation
     forward, backward = cpu.cross_entropy, cpu.cross_entropy_backward
 
@@ -103,3 +109,18 @@ def use(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cpu, "cross_entropy", cross_entropy)
     monkeypatch.setattr(cpu, "cross_entropy_backward", cross_entropy_backward)
+
+
+def _use_for_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.ops.cawa_fast_cpu, torch.ops.cawa_fast_cuda_emulation
+    confusion_matrix_on_cpu = cpu.confusion_matrix
+
+    def confusion_matrix(input: Tensor, target: Tensor, ignore_index: int, align_corners: bool) -> Tensor:
+        if not _ops.counts_by_cells(input, target, align_corners):
+            return confusion_matrix_on_cpu(input, target, ignore_index, align_corners)
+        report = _checks.open_report("target", target.device, input.shape[1], ignore_index)
+        counts = cuda.confusion_matrix(input, target, ignore_index, align_corners, report)
+        _checks.close_report("target", report, input.shape[1], ignore_index)
+        return counts
+
+    monkeypatch.setattr(cpu, "confusion_matrix", confusion_matrix)

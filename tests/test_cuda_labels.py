@@ -1,4 +1,4 @@
-"""Label maps as the CUDA kernels read them, by emulation: pixels of each class, reductions, and labels that are wrong."""
+"""Label maps as the CUDA kernels read them, by emulation: pixels of each class, reductions, labels that are wrong."""
 
 import pytest
 import torch

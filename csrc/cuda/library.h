@@ -1,8 +1,9 @@
-// Registration only; the operators' headers say what they do.
+// Registration only; the operators' own headers say what they do.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
 
+#include "confusion_matrix.h"
 #include "cross_entropy.h"
 #include "label_counts.h"
 #include "resized_cross_entropy.h"
@@ -29,6 +30,9 @@
     m.def(                                                                                                           \
         "resized_cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor scale,"     \
         " Tensor statistics, int ignore_index, float label_smoothing, bool align_corners) -> Tensor");               \
+    m.def(                                                                                                           \
+        "confusion_matrix(Tensor input, Tensor target, int ignore_index, bool align_corners, Tensor(a!)? report)"    \
+        " -> Tensor");                                                                                               \
   }                                                                                                                  \
   STABLE_TORCH_LIBRARY_IMPL(name, key, m) {                                                                          \
     m.impl("cross_entropy", TORCH_BOX(&cawa_fast::cuda::cross_entropy));                                             \
@@ -38,4 +42,5 @@
     m.impl("label_scale", TORCH_BOX(&cawa_fast::cuda::label_scale));                                                 \
     m.impl("resized_cross_entropy", TORCH_BOX(&cawa_fast::cuda::resized_cross_entropy));                             \
     m.impl("resized_cross_entropy_backward", TORCH_BOX(&cawa_fast::cuda::resized_cross_entropy_backward));           \
+    m.impl("confusion_matrix", TORCH_BOX(&cawa_fast::cuda::confusion_matrix));                                       \
   }

@@ -36,6 +36,8 @@ struct PlanarThread {
 #endif
 };
 
+constexpr int kMaxLanesOfPixel = 8;
+
 // Shared memory of a block. The tile is there too, since in registers it would displace logits.
 struct PlanarShared {
   double* partial;  // per warp
@@ -201,16 +203,31 @@ __global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kResident
   }
   __syncthreads();
 
-  // 4. Per pixel, over the groups: maximum, sum, what the gradient needs.
-  for (int i = thread; i < pixels; i += columns * groups) {
-    float maximum = shared.maximum[i], sum = 0;
+  // 4. Per pixel, over the groups: maximum, sum, what the gradient needs. With many groups there are fewer pixels than
+  // threads: then `lanes` neighbouring ones share a pixel, a power of two, and the same number for whole warps.
+  int lanes = 1;
+  while (2 * lanes * pixels <= columns * groups && lanes < kMaxLanesOfPixel) lanes *= 2;
+  const int lane = thread & (lanes - 1);
+  for (int i = thread / lanes; i < pixels; i += columns * groups / lanes) {
+    float maximum = -INFINITY, sum = 0;
 #pragma unroll 2  // more would take the logits' registers
-    for (int g = 1; g < groups; ++g) maximum = fmaxf(maximum, shared.maximum[g * pixels + i]);
+    for (int g = lane; g < groups; g += lanes) maximum = fmaxf(maximum, shared.maximum[g * pixels + i]);
+    maximum = max_of_lanes(maximum, lanes);
     const float shift = shift_of(maximum);
 #pragma unroll 2
-    for (int g = 0; g < groups; ++g) {
+    for (int g = lane; g < groups; g += lanes) {
       sum += shared.sum[g * pixels + i] * exp_fast(shared.maximum[g * pixels + i] - shift);
     }
+    sum = sum_of_lanes(sum, lanes);
+    float weighted = 0;
+    if constexpr (kSmoothed) {
+      for (int g = lane; g < groups; g += lanes) {
+        const float own = shift_of(shared.maximum[g * pixels + i]);
+        weighted += shared.weighted[g * pixels + i] + shared.group_weight[g] * (own - shift);
+      }
+      weighted = sum_of_lanes(weighted, lanes);
+    }
+    if (lane > 0) continue;
     const Pixel pixel = pixel_of(p, shared.label[i], shared.tile->labels + shared.tile->x + i);
     shared.at_label[i] = pixel.at_label;
     shared.factor[i] = pixel.factor;
@@ -219,11 +236,6 @@ __global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kResident
     shared.pixel_sum[i] = sum;
     shared.coefficient[i] = terms.coefficient;
     if constexpr (kSmoothed) {
-      float weighted = 0;
-      for (int g = 0; g < groups; ++g) {
-        const float own = shift_of(shared.maximum[g * pixels + i]);
-        weighted += shared.weighted[g * pixels + i] + shared.group_weight[g] * (own - shift);
-      }
       shared.pixel_weighted[i] = weighted;
       shared.label_term[i] = terms.label_term;
       shared.smooth[i] = terms.smooth;
@@ -296,7 +308,7 @@ __global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kResident
     }
   }
 
-  // 6. The loss, which the same threads know that did step 4. It comes last, where registers are free.
+  // 6. The loss. It comes last, where registers are free.
   if (p.pixel_loss || p.partial_loss) {
     const Tile& tile = *shared.tile;
     double total = 0;

@@ -116,12 +116,12 @@ __device__ inline Place place_of(const ResizedProblem& p, const Cell& cell) {
 }
 
 // One class in a cell.
-struct Corners {
+struct CellLogits {
   float a, b, c, d;
 };
 
 template <class T>
-__device__ inline Corners corners_at(const T* top, const T* bottom) {
+__device__ inline CellLogits cell_logits_at(const T* top, const T* bottom) {
   return {static_cast<float>(top[0]), static_cast<float>(top[1]), static_cast<float>(bottom[0]),
           static_cast<float>(bottom[1])};
 }
@@ -133,7 +133,7 @@ struct Sequence {
 };
 
 // `steep` becomes true if the class changes too much.
-__device__ inline Sequence sequence_of(const Corners& z, const Place& place, float span, bool& steep) {
+__device__ inline Sequence sequence_of(const CellLogits& z, const Place& place, float span, bool& steep) {
   const float dx = z.b - z.a, dy = z.c - z.a, dxy = (z.d - z.c) - dx;
   steep |= !(fabsf(dx) + fabsf(dy) + fabsf(dxy) <= span);
   const float slope_x = fmaf(place.v, dxy, dx), slope_y = fmaf(place.u, dxy, dy);
@@ -186,7 +186,7 @@ __device__ inline float reference_of_steep(const ResizedProblem& p, const Cell& 
   float largest = -INFINITY;
   for (int c = 0; c < p.classes; ++c) {
     const T* z = static_cast<const T*>(p.input) + taps.top_left + c * p.stride_c;
-    const Corners k = {static_cast<float>(z[0]), static_cast<float>(z[taps.right]), static_cast<float>(z[taps.below]),
+    const CellLogits k = {static_cast<float>(z[0]), static_cast<float>(z[taps.right]), static_cast<float>(z[taps.below]),
                        static_cast<float>(z[taps.below + taps.right])};
     for (const float value : {k.a, k.b, k.c, k.d}) largest = value < INFINITY ? fmaxf(largest, value) : largest;
   }

@@ -111,15 +111,12 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
   if (!kSteep && any_of_block(steep)) return false;
 
   // 2. Its pixels: labels, factors, and where they lie, for the sums.
-  float factor[kPixels], u[kSide];
+  float factor[kPixels];
   Shares smoothed{};
   bool any = false;
   const float u_step = cell.column >= 0 && cell.column < p.columns.in - 1 ? p.columns.step : 0.0f;
   const float v_step = cell.row >= 0 && cell.row < p.rows.in - 1 ? p.rows.step : 0.0f;
-  const float v_first = behind(p.rows, cell.y, cell.row);
-  u[0] = behind(p.columns, cell.x, cell.column);
-#pragma unroll
-  for (int x = 1; x < kSide; ++x) u[x] = fmaf(x, u_step, u[0]);
+  const float v_first = behind(p.rows, cell.y, cell.row), u_first = behind(p.columns, cell.x, cell.column);
   const float* const sums = p.statistics + p.cells + index;  // of pixel i at i * cells
 #pragma unroll
   for (int i = 0; i < kPixels; ++i) {
@@ -132,9 +129,10 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
       any = true;
       const Strength strength = strength_of(p, label, pixel);
       factor[i] = divide_fast(strength.at_label + strength.smoothing * weight_sum_of(p), sums[i * p.cells]);
-      const float v = fmaf(y, v_step, v_first), below = strength.smoothing * v, above = strength.smoothing - below;
-      smoothed = {smoothed.upper_left + above * (1 - u[x]), smoothed.upper_right + above * u[x],
-                  smoothed.lower_left + below * (1 - u[x]), smoothed.lower_right + below * u[x]};
+      const float u = fmaf(x, u_step, u_first), v = fmaf(y, v_step, v_first);
+      const float below = strength.smoothing * v, above = strength.smoothing - below;
+      smoothed = {smoothed.upper_left + above * (1 - u), smoothed.upper_right + above * u,
+                  smoothed.lower_left + below * (1 - u), smoothed.lower_right + below * u};
     }
   }
   *shared.smoothed = smoothed;
@@ -146,24 +144,25 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
   const T* bottom = top + p.stride_y;
   T* grad = static_cast<T*>(p.grad_input) + cell.image * p.grad_n + cell.row * p.grad_y + cell.column;
   const bool owner = exists && lane > 0 && warp > 0 && cell.column >= 0;
-  Corners next = corners_at(top, bottom);
+  CellLogits next = cell_logits_at(top, bottom);
   uint32_t flags = 0;
 #pragma unroll 1
   for (int c = 0; c < p.classes; ++c) {
-    const Corners z = next;
+    const CellLogits z = next;
     if (c + 1 < p.classes) {  // loaded while this class is computed
       top += p.stride_c, bottom += p.stride_c;
-      next = corners_at(top, bottom);
+      next = cell_logits_at(top, bottom);
     }
     if (c % 32 == 0) flags = classes_of_warp<kSide>(shared.label, kThreads, c);
     bool unused = false;
     const Sequence e = sequence_of(z, place, p.span, unused);
-    float row = exp2_fast((e.first - reference) * kLog2E), along = e.along, v = v_first;
-    float all = 0, right = 0, low = 0, low_right = 0;  // sums of the pixels' gradients, and of those times u, v, u v
+    float row = exp2_fast((e.first - reference) * kLog2E), along = e.along;
+    // Sums of the pixels' gradients, and of those times x, y, x y: small integers, which need no registers.
+    float all = 0, by_x = 0, by_y = 0, by_xy = 0;
     const auto add = [&]<bool kIsLabel>(float share) {
 #pragma unroll
       for (int y = 0; y < kSide; ++y) {
-        float value = row, row_all = 0, row_right = 0;
+        float value = row, row_all = 0, row_by_x = 0;
 #pragma unroll
         for (int x = 0; x < kSide; ++x) {
           const int i = y * kSide + x;
@@ -172,16 +171,15 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
           if (kIsLabel && shared.label[i * kThreads] == c) g -= share * sums[i * p.cells];
           g *= factor[i];
           row_all += g;
-          row_right = fmaf(g, u[x], row_right);
+          row_by_x = fmaf(g, x, row_by_x);
           value *= along;
         }
         all += row_all;
-        right += row_right;
-        low = fmaf(row_all, v, low);
-        low_right = fmaf(row_right, v, low_right);
+        by_x += row_by_x;
+        by_y = fmaf(row_all, y, by_y);
+        by_xy = fmaf(row_by_x, y, by_xy);
         row *= e.down;
         along *= e.twist;
-        v += v_step;
       }
     };
     if (flags >> (c % 32) & 1) {
@@ -190,6 +188,9 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
     } else {
       add.template operator()<false>(0.0f);
     }
+    // times u = u_first + x u_step and v = v_first + y v_step instead
+    const float right = fmaf(u_step, by_x, u_first * all), low = fmaf(v_step, by_y, v_first * all);
+    const float low_right = fmaf(v_step, fmaf(u_step, by_xy, u_first * by_y), v_first * right);
     Shares shares{(all - right) - (low - low_right), right - low_right, low - low_right, low_right};
     if (p.smooth > 0) {
       const float w = weight_at(p, c);

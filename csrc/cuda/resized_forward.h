@@ -98,17 +98,17 @@ __global__ void __launch_bounds__(kForwardThreads, kSide == 8 ? 4 : 8)
   bool steep = false;
   const Place place = place_of(p, cell);
   const float origin = static_cast<float>(static_cast<const T*>(p.input)[place.top_left]);
-  Corners weighted{};  // with smoothing: sums of weight[c] * (sample - origin)
+  CellLogits weighted{};  // with smoothing: sums of weight[c] * (sample - origin)
   if (any_of_warp(any)) {
     const T* top = static_cast<const T*>(p.input) + place.top_left;
     const T* bottom = top + p.stride_y;
-    Corners next = corners_at(top, bottom);
+    CellLogits next = cell_logits_at(top, bottom);
     uint32_t flags = 0;
     for (int c = 0; c < p.classes; ++c) {
-      const Corners z = next;
+      const CellLogits z = next;
       if (c + 1 < p.classes) {  // loaded while this class is computed
         top += p.stride_c, bottom += p.stride_c;
-        next = corners_at(top, bottom);
+        next = cell_logits_at(top, bottom);
       }
       if (c % 32 == 0) flags = classes_of_warp<kSide>(shared.label, kForwardThreads, c);
       const Sequence e = sequence_of(z, place, p.span, steep);

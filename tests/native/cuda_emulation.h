@@ -111,6 +111,23 @@ class Block {
     return result;
   }
 
+  // What the lanes of the warp have given to their calls of this, one after the other; `combine` is told of each lane
+  // that has not ended, in their order.
+  template <class T, class Combine>
+  void gather(T value, const Combine& combine) {
+    const int self = running_, first = self / kEmulatedWarp * kEmulatedWarp;
+    std::memcpy(&fibers_[self].slot, &value, sizeof(T));
+    wait_for_warp();
+    const int count = std::min<int>(kEmulatedWarp, static_cast<int>(fibers_.size()) - first);
+    for (int lane = 0; lane < count; ++lane) {
+      if (fibers_[first + lane].state == State::kDone) continue;
+      T given;
+      std::memcpy(&given, &fibers_[first + lane].slot, sizeof(T));
+      combine(lane, given);
+    }
+    wait_for_warp();
+  }
+
   int lane() const { return running_ % kEmulatedWarp; }
 
  private:
@@ -211,6 +228,41 @@ inline float from_previous_lane(float value) {
   return Block::current()->exchange(value, std::max(Block::current()->lane() - 1, 0));
 }
 
+// The mask says which lanes call; here only whole warps may.
+inline void check_mask(unsigned mask) {
+  STD_TORCH_CHECK(mask == 0xffffffff, "cuda_emulation: an exchange among some lanes of a warp");
+}
+
+template <class T>
+T __shfl_sync(unsigned mask, T value, int lane) {
+  check_mask(mask);
+  STD_TORCH_CHECK(0 <= lane && lane < kEmulatedWarp, "cuda_emulation: there is no lane ", lane);
+  return Block::current()->exchange(value, lane);
+}
+
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  check_mask(mask);
+  unsigned lanes = 0;
+  Block::current()->gather(predicate, [&](int lane, int given) { lanes |= given ? 1u << lane : 0u; });
+  return lanes;
+}
+
+inline int __reduce_add_sync(unsigned mask, int value) {
+  check_mask(mask);
+  int sum = 0;
+  Block::current()->gather(value, [&](int, int given) { sum += given; });
+  return sum;
+}
+
+inline int __reduce_max_sync(unsigned mask, int value) {
+  check_mask(mask);
+  int largest = value;
+  Block::current()->gather(value, [&](int, int given) { largest = std::max(largest, given); });
+  return largest;
+}
+
+inline int __ffs(unsigned bits) { return bits == 0 ? 0 : std::countr_zero(bits) + 1; }
+
 // Fibers do not interrupt each other.
 template <class T>
 T atomicAdd(T* address, T value) {
@@ -225,6 +277,13 @@ T atomicMax(T* address, T value) {
   return std::exchange(*address, std::max(*address, value));
 }
 inline void __threadfence() {}
+template <class T>
+T atomicCAS(T* address, T expected, T value) {
+  return std::exchange(*address, *address == expected ? value : *address);
+}
+
+inline float __fadd_rn(float x, float y) { return x + y; }
+inline float __fmul_rn(float x, float y) { return x * y; }
 
 inline float __uint_as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
 inline uint32_t __float_as_uint(float value) { return std::bit_cast<uint32_t>(value); }

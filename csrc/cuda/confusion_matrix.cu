@@ -1,0 +1,295 @@
+// Confusion matrix of resized logits: labels and low-resolution logits are read once, full-resolution ones never exist.
+//
+// A thread owns a cell, between whose corners a bilinear surface lies between the least and the largest of them: where
+// one class's least corner exceeds every other's largest, it wins at all pixels. So
+//   1. one sweep over the classes: the largest least corner, and the two largest corners of classes
+//   2. where that decides and all labels of the cell are alike, they are counted at once
+//   3. the block's other cells side by side, a thread for 32 classes of each: another sweep marks those that may win
+//   4. their pixels, a thread for each: the argmax of the marked classes
+// Pairs of label and prediction are counted in shared memory (key_counts.h).
+#include <cfloat>
+#include <cstdlib>
+
+#include "confusion_matrix.h"
+#include "count_tensors.h"
+
+namespace cawa_fast::cuda {
+
+constexpr int kMaxMarked = 1024;  // with more classes all are compared in stage 4
+constexpr int kArgmaxThreads = 256;
+constexpr int kArgmaxPixels = 8;  // per thread
+
+struct ConfusionProblem {
+  ResizedMaps maps;
+  LabelMap labels;
+  int64_t* counts;  // (C, C)
+  int slots;        // of KeyCounts
+  int words;        // of 32 classes; 0: too many classes to mark those that may win
+};
+
+// Cells that are not counted after stage 2.
+struct OpenCells {
+  int count;
+  uint8_t cell[kCells];    // in the tile, by row
+  int16_t winner[kCells];  // kOpen: not decided
+  float bound[kCells];     // a class wins nowhere if its largest corner does not reach it
+};
+constexpr int16_t kOpen = -1;
+
+// Followed by the words of each open cell, with a bit for each class, and by KeyCounts.
+struct ConfusionShared {
+  TilePixels pixels;
+  BadLabelsOfBlock bad;
+  OpenCells open;
+  __device__ uint32_t* marked() { return reinterpret_cast<uint32_t*>(this + 1); }
+};
+
+// What the corners say about a cell.
+struct Verdict {
+  int winner;
+  float bound;
+  bool decided;
+};
+
+template <class T>
+__device__ Verdict verdict_of(const ResizedMaps& maps, const T* plane, const Corners& corners) {
+  float first = -INFINITY, second = -FLT_MAX;  // corners, the largest of their class
+  float bound = -INFINITY, least_of_all = INFINITY;
+  int winner = 0;
+#pragma unroll 4
+  for (int c = 0; c < maps.classes; ++c, plane += maps.stride_c) {
+    const Samples samples = samples_at(plane, corners);
+    const float largest = largest_of(samples), least = least_of(samples);
+    least_of_all = min_nan(least_of_all, least);
+    bound = fmaxf(bound, least);
+    winner = largest > first ? c : winner;
+    second = fmaxf(second, fminf(first, largest));
+    first = fmaxf(first, largest);
+  }
+  // mixtures with an infinity or NaN can be anything
+  if (!(least_of_all > -INFINITY && first < INFINITY)) return {0, -INFINITY, false};
+  bound = somewhat_less(bound);
+  return {winner, bound, somewhat_more(second) < bound};
+}
+
+// The larger of logits seen so far; of equal ones the first, and NaN is the largest.
+struct Argmax {
+  float best = -INFINITY;
+  int winner = 0;
+  __device__ void add(float z, int c) {
+    const bool better = !(z <= best) && best == best;
+    best = better ? z : best;
+    winner = better ? c : winner;
+  }
+};
+
+// Pair of label and prediction of a pixel of an open cell, or kNoKey; pixels are numbered as if each cell had as many
+// as the tile's largest.
+template <class T>
+__device__ int key_of(const ConfusionProblem& p, ConfusionShared& shared, const CellTile& tile, uint32_t index,
+                      uint32_t pixel) {
+  const ResizedMaps& maps = p.maps;
+  const OpenCells& open = shared.open;
+  const int cell_x = open.cell[index] % kCellsX, cell_y = open.cell[index] / kCellsX;
+  const int row = pixel / shared.pixels.most_x, column = pixel - row * shared.pixels.most_x;
+  const int x = shared.pixels.first_x[cell_x] + column, y = shared.pixels.first_y[cell_y] + row;
+  if (x >= shared.pixels.first_x[cell_x + 1] || y >= shared.pixels.first_y[cell_y + 1]) return kNoKey;
+  const int64_t at = (tile.image * maps.y.out_size + y) * maps.x.out_size + x;
+  const int label = class_of(p.labels, label_at(p.labels, at), 1, shared.bad);
+  if (label == kIgnored) return kNoKey;
+
+  if (open.winner[index] != kOpen) return label * maps.classes + open.winner[index];
+  const T* const image = static_cast<const T*>(maps.data) + tile.image * maps.stride_n;
+  const Corners corners = corners_of(maps, tile.x + cell_x, tile.y + cell_y);
+  const float weight_x = high_weight(maps.x, x, tile.x + cell_x);
+  const float weight_y = high_weight(maps.y, y, tile.y + cell_y);
+  const auto samples_of = [&](int c) { return samples_at(image + c * maps.stride_c, corners); };
+  Argmax argmax;
+  if (p.words == 0) {
+    for (int c = 0; c < maps.classes; ++c) argmax.add(mix(samples_of(c), weight_x, weight_y), c);
+  }
+  for (int word = 0; word < p.words; ++word) {
+    for (uint32_t bits = shared.marked()[index * p.words + word]; bits != 0;) {
+      // two at a time, whose samples are loaded together; the last one may be its own second, which changes nothing
+      const int first = __ffs(bits) - 1;
+      bits &= bits - 1;
+      const int second = bits == 0 ? first : __ffs(bits) - 1;
+      bits &= bits - 1;
+      const int c = word * 32 + first, d = word * 32 + second;
+      const Samples of_c = samples_of(c), of_d = samples_of(d);
+      argmax.add(mix(of_c, weight_x, weight_y), c);
+      argmax.add(mix(of_d, weight_x, weight_y), d);
+    }
+  }
+  return label * maps.classes + argmax.winner;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kCells, 4) confusion_matrix_cells(const __grid_constant__ ConfusionProblem p) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  ConfusionShared& shared = *reinterpret_cast<ConfusionShared*>(shared_memory);
+  OpenCells& open = shared.open;
+  const KeyCounts counts(reinterpret_cast<unsigned char*>(shared.marked() + kCells * p.words), p.slots, p.counts);
+  const ResizedMaps& maps = p.maps;
+  const int thread = threadIdx.y * kCellsX + threadIdx.x;
+  const CellTile tile = cell_tile(maps, blockIdx.x);
+  const T* const image = static_cast<const T*>(maps.data) + tile.image * maps.stride_n;
+  const int64_t pitch = maps.x.out_size, first_label = tile.image * maps.y.out_size * pitch;
+
+  find_pixels(maps, tile, shared.pixels);
+  counts.clear(thread, kCells);
+  if (thread == 0) {
+    open.count = 0;
+    clear_bad_labels(shared.bad);
+  }
+  __syncthreads();
+
+  // 1.
+  const int x = shared.pixels.first_x[threadIdx.x], y = shared.pixels.first_y[threadIdx.y];
+  const int columns = shared.pixels.first_x[threadIdx.x + 1] - x, rows = shared.pixels.first_y[threadIdx.y + 1] - y;
+  int key = kNoKey;
+  if (columns > 0 && rows > 0) {
+    const int64_t first = first_label + y * pitch + x;
+    prefetch_labels(p.labels, first, rows, pitch);
+    const Verdict verdict = verdict_of(maps, image, corners_of(maps, tile.x + threadIdx.x, tile.y + threadIdx.y));
+
+    // 2.
+    const LabelsOfCell labels = labels_of_cell(p.labels, first, columns, rows, pitch);
+    if (verdict.decided && labels.alike) {
+      const int label = class_of(p.labels, labels.label, columns * rows, shared.bad);
+      if (label != kIgnored) key = label * maps.classes + verdict.winner;
+    } else {
+      const int rank = atomicAdd(&open.count, 1);
+      open.cell[rank] = static_cast<uint8_t>(thread);
+      open.bound[rank] = verdict.bound;
+      open.winner[rank] = verdict.decided ? static_cast<int16_t>(verdict.winner) : kOpen;
+    }
+  }
+  counts.add_together(key, columns * rows);
+  __syncthreads();
+
+  // 3.
+  const int tasks = open.count * p.words;
+  for (int task = thread; task < tasks; task += kCells) {
+    const int word = task / open.count, index = task - word * open.count;
+    if (open.winner[index] != kOpen) continue;
+    const int cell = open.cell[index], classes = min(maps.classes - word * 32, 32);
+    const Corners corners = corners_of(maps, tile.x + cell % kCellsX, tile.y + cell / kCellsX);
+    const T* plane = image + word * 32 * maps.stride_c;
+    uint32_t bits = 0;
+#pragma unroll 4
+    for (int bit = 0; bit < classes; ++bit, plane += maps.stride_c) {
+      // negated, so that NaN may win
+      const bool loses = somewhat_more(largest_of(samples_at(plane, corners))) < open.bound[index];
+      bits |= loses ? 0 : 1u << bit;
+    }
+    shared.marked()[index * p.words + word] = bits;
+  }
+  __syncthreads();
+
+  // 4. As many threads for each cell as the tile's largest has pixels.
+  const uint32_t row_pixels = shared.pixels.most_x, cell_pixels = row_pixels * shared.pixels.most_y;
+  const uint32_t items = open.count * cell_pixels;
+  for (uint32_t start = 0; start < items; start += kCells) {
+    const uint32_t item = start + thread;
+    counts.add_together(item < items ? key_of<T>(p, shared, tile, item / cell_pixels, item % cell_pixels) : kNoKey, 1);
+  }
+  __syncthreads();
+
+  counts.flush(thread, kCells);
+  if (thread == 0) report_bad_labels(p.labels, shared.bad);
+}
+
+// Of logits that have the labels' size: a thread for each pixel.
+template <class T>
+__global__ void __launch_bounds__(kArgmaxThreads)
+    confusion_matrix_pixels(const __grid_constant__ ConfusionProblem p, uint32_t blocks_per_image) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  BadLabelsOfBlock& bad = *reinterpret_cast<BadLabelsOfBlock*>(shared_memory);
+  const KeyCounts counts(shared_memory + sizeof(BadLabelsOfBlock), p.slots, p.counts);
+  const ResizedMaps& maps = p.maps;
+  const int thread = threadIdx.x;
+  const int64_t image = blockIdx.x / blocks_per_image;
+  const T* const plane = static_cast<const T*>(maps.data) + image * maps.stride_n;
+  const int64_t pixels = static_cast<int64_t>(maps.y.out_size) * maps.x.out_size;
+
+  counts.clear(thread, kArgmaxThreads);
+  if (thread == 0) clear_bad_labels(bad);
+  __syncthreads();
+
+  int64_t pixel = static_cast<int64_t>(blockIdx.x % blocks_per_image) * (kArgmaxThreads * kArgmaxPixels) + thread;
+  for (int i = 0; i < kArgmaxPixels; ++i, pixel += kArgmaxThreads) {
+    const int label =
+        pixel < pixels ? class_of(p.labels, label_at(p.labels, image * pixels + pixel), 1, bad) : kIgnored;
+    Argmax argmax;
+    if (label != kIgnored) {
+      const int y = maps.y.out_size > 1 ? static_cast<int>(pixel / maps.x.out_size) : 0;
+      const int x = static_cast<int>(pixel - static_cast<int64_t>(y) * maps.x.out_size);
+      const T* logit = plane + (y * maps.stride_y + x * maps.stride_x);
+#pragma unroll 8
+      for (int c = 0; c < maps.classes; ++c, logit += maps.stride_c) argmax.add(static_cast<float>(*logit), c);
+    }
+    counts.add_together(label == kIgnored ? kNoKey : label * maps.classes + argmax.winner, 1);
+  }
+  __syncthreads();
+
+  counts.flush(thread, kArgmaxThreads);
+  if (thread == 0) report_bad_labels(p.labels, bad);
+}
+
+namespace {
+
+template <class T>
+void launch_confusion_matrix(ConfusionProblem& p, int64_t images, bool same_size, cudaStream_t stream) {
+  const int64_t table = KeyCounts::bytes(p.slots);
+  if (!same_size) {
+    const int64_t marked = kCells * p.words * static_cast<int64_t>(sizeof(uint32_t));
+    const int64_t shared = sizeof(ConfusionShared) + marked + table;
+    const uint32_t blocks = cell_blocks(p.maps, images);
+    return launch("confusion_matrix, cells", confusion_matrix_cells<T>, dim3(blocks), dim3(kCellsX, kCellsY), shared,
+                  stream, p);
+  }
+  const int64_t pixels = static_cast<int64_t>(p.maps.y.out_size) * p.maps.x.out_size;
+  const int64_t per_image = (pixels + kArgmaxThreads * kArgmaxPixels - 1) / (kArgmaxThreads * kArgmaxPixels);
+  STD_TORCH_CHECK(images * per_image < (int64_t{1} << 31), "input has too many pixels for one call; split it");
+  launch("confusion_matrix, pixels", confusion_matrix_pixels<T>, dim3(static_cast<uint32_t>(images * per_image)),
+         dim3(kArgmaxThreads), sizeof(BadLabelsOfBlock) + table, stream, p, static_cast<uint32_t>(per_image));
+}
+
+}  // namespace
+
+Tensor confusion_matrix(const Tensor& input, const Tensor& target, int64_t ignore_index, bool align_corners,
+                        const std::optional<Tensor>& report) {
+  const DeviceGuard guard(input.get_device_index());
+  const cudaStream_t stream = current_stream(input.get_device_index());
+  const Tensor labels = torch::stable::contiguous(target);
+  ConfusionProblem p{};
+  p.maps = resized_maps(input, "input", labels, align_corners);
+  p.labels = label_map(labels, input.size(1), ignore_index, report);
+  const int64_t keys = input.size(1) * input.size(1);
+  const Tensor counts = torch::stable::new_empty(input, {input.size(1), input.size(1)}, ScalarType::Long);
+  p.counts = counts.mutable_data_ptr<int64_t>();
+  p.slots = slots_for(keys);
+  p.words = p.maps.classes > kMaxMarked ? 0 : (p.maps.classes + 31) / 32;
+  set_to_zero(p.counts, keys * static_cast<int64_t>(sizeof(int64_t)), stream);
+  if (labels.numel() == 0) return counts;
+  const bool same_size = input.size(2) == labels.size(1) && input.size(3) == labels.size(2);
+  if (same_size && p.maps.stride_y == p.maps.x.in_size * p.maps.stride_x) {  // one long row: no division
+    const int64_t pixels = labels.size(1) * labels.size(2);
+    if (pixels < std::numeric_limits<int>::max()) p.maps.y.out_size = 1, p.maps.x.out_size = static_cast<int>(pixels);
+  }
+  switch (float_type(input, "input")) {
+    case Float::kFloat32:
+      launch_confusion_matrix<float>(p, labels.size(0), same_size, stream);
+      break;
+    case Float::kBFloat16:
+      launch_confusion_matrix<BFloat16>(p, labels.size(0), same_size, stream);
+      break;
+    case Float::kFloat16:
+      launch_confusion_matrix<Half>(p, labels.size(0), same_size, stream);
+      break;
+  }
+  return counts;
+}
+
+}  // namespace cawa_fast::cuda

@@ -1,0 +1,140 @@
+// Maps that are resized to labels, seen as cells, for the operators that count: confusion matrix and CAM counts.
+//
+// Cell (x, y) has the output pixels whose upper left sample is (x, y): those that mix the same four samples, its
+// corners. A pixel's samples and weights are the bits of reference.bilinear_taps, and its value those of
+// reference.resize, so that counts agree to the last pixel.
+#pragma once
+
+#include "pixel.h"
+
+namespace cawa_fast::cuda {
+
+constexpr int kCellsX = kWarp, kCellsY = 8, kCells = kCellsX * kCellsY;  // of a block: a cell for each thread
+
+// One axis. Output position i lies at (i + half) * step - half among the samples.
+struct Axis {
+  int in_size, out_size;
+  float step, half;
+};
+
+// (N, C, h, w) of any strides, in elements; the samples of a plane lie less than 2^31 apart.
+struct ResizedMaps {
+  const void* data;
+  int64_t stride_n, stride_c;
+  int stride_y, stride_x, classes;
+  Axis y, x;
+  uint32_t tiles_x, tiles_y;  // blocks that an image's cells are split into
+};
+
+// --------------------------------------------------------------------------------------------------- sample positions
+
+// Rounded once.
+__device__ inline float position_of(const Axis& axis, int out) {
+  return fmaxf(fmaf(static_cast<float>(out) + axis.half, axis.step, -axis.half), 0.0f);
+}
+
+__device__ inline int low_sample(const Axis& axis, int out) {
+  return min(static_cast<int>(position_of(axis, out)), axis.in_size - 1);
+}
+
+// Of the sample behind `low`, which is low_sample.
+__device__ inline float high_weight(const Axis& axis, int out, int low) {
+  return fminf(position_of(axis, out) - static_cast<float>(low), 1.0f);
+}
+
+// The first output position whose low sample is `cell` or a later one. The guess is off by one at most, but for sizes
+// beyond a million.
+__device__ inline int first_output(const Axis& axis, int cell) {
+  if (cell <= 0) return 0;
+  if (cell >= axis.in_size) return axis.out_size;
+  const float guess = divide_fast(static_cast<float>(cell) + axis.half, axis.step) - axis.half;
+  int out = static_cast<int>(fminf(fmaxf(guess, 0.0f), static_cast<float>(axis.out_size)));
+  while (out > 0 && low_sample(axis, out - 1) >= cell) --out;
+  while (out < axis.out_size && low_sample(axis, out) < cell) ++out;
+  return out;
+}
+
+// ------------------------------------------------------------------------------------------------------------- values
+
+// Where a cell's corners lie in each plane, in elements.
+struct Corners {
+  int top_left, top_right, bottom_left, bottom_right;
+};
+
+__device__ inline Corners corners_of(const ResizedMaps& maps, int x, int y) {
+  const int top = y * maps.stride_y, bottom = min(y + 1, maps.y.in_size - 1) * maps.stride_y;
+  const int left = x * maps.stride_x, right = min(x + 1, maps.x.in_size - 1) * maps.stride_x;
+  return {top + left, top + right, bottom + left, bottom + right};
+}
+
+struct Samples {
+  float a, b, c, d;  // (a b / c d)
+};
+
+template <class T>
+__device__ Samples samples_at(const T* plane, const Corners& at) {
+  return {static_cast<float>(plane[at.top_left]), static_cast<float>(plane[at.top_right]),
+          static_cast<float>(plane[at.bottom_left]), static_cast<float>(plane[at.bottom_right])};
+}
+
+__device__ inline float largest_of(const Samples& s) { return fmaxf(fmaxf(s.a, s.c), fmaxf(s.b, s.d)); }
+
+// NaN if one of them is.
+__device__ inline float least_of(const Samples& s) { return min_nan(min_nan(s.a, s.c), min_nan(s.b, s.d)); }
+
+// Between two values in the specification's order of rounding: nothing is fused.
+__device__ inline float blend(float low, float high, float weight) {
+  return __fadd_rn(__fmul_rn(low, 1 - weight), __fmul_rn(high, weight));
+}
+
+// The bilinear mixture, columns first.
+__device__ inline float mix(const Samples& s, float weight_x, float weight_y) {
+  return blend(blend(s.a, s.b, weight_x), blend(s.c, s.d, weight_x), weight_y);
+}
+
+// A resized value lies within this of [least, largest] of the finite samples that it mixes: two products and a sum,
+// twice, make less than 6 half ulps, the weights another 2; kTiny is for products that underflow.
+constexpr float kMargin = 0x1p-20f, kTiny = 1e-37f;
+__device__ inline float somewhat_less(float v) { return v - (fabsf(v) * kMargin + kTiny); }
+__device__ inline float somewhat_more(float v) { return v + (fabsf(v) * kMargin + kTiny); }
+
+// -------------------------------------------------------------------------------------------------------------- tiles
+
+// The cells of a block: kCellsX columns from x on, kCellsY rows from y on.
+struct CellTile {
+  int x, y;
+  int64_t image;
+};
+
+__device__ inline CellTile cell_tile(const ResizedMaps& maps, uint32_t index) {
+  const uint32_t row = index / maps.tiles_x, image = row / maps.tiles_y;
+  return {static_cast<int>(index - row * maps.tiles_x) * kCellsX,
+          static_cast<int>(row - image * maps.tiles_y) * kCellsY, image};
+}
+
+// Output pixels of a tile's cells, in shared memory: cell (x, y) of it has columns first_x[x] up to first_x[x + 1].
+struct TilePixels {
+  int first_x[kCellsX + 1], first_y[kCellsY + 1];
+  int most_x, most_y;  // of a cell
+};
+
+// By the block's first two warps; a barrier has to follow.
+__device__ inline void find_pixels(const ResizedMaps& maps, const CellTile& tile, TilePixels& pixels) {
+  const int lane = threadIdx.x;
+  if (threadIdx.y >= 2) return;
+  const bool of_x = threadIdx.y == 0;
+  const Axis& axis = of_x ? maps.x : maps.y;
+  const int cells = of_x ? kCellsX : kCellsY, origin = of_x ? tile.x : tile.y;
+  int* first = of_x ? pixels.first_x : pixels.first_y;
+  const int begin = first_output(axis, origin + min(lane, cells));
+  int end = __shfl_sync(kAllLanes, begin, min(lane + 1, kWarp - 1));
+  if (lane == kWarp - 1) {
+    end = first_output(axis, origin + cells);
+    first[cells] = end;
+  }
+  if (lane < cells) first[lane] = begin;
+  const int most = __reduce_max_sync(kAllLanes, end - begin);
+  if (lane == 0) (of_x ? pixels.most_x : pixels.most_y) = most;
+}
+
+}  // namespace cawa_fast::cuda
