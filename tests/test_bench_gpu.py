@@ -311,7 +311,7 @@ def test_a_build_without_cuda_operators_says_so(tmp_path: Path, monkeypatch: pyt
     answers = {"-c": "{'cuda_architectures': []}\ncawa_fast was built without CUDA"}
     monkeypatch.setattr(run, "spawn", lambda command, *_, **__: Done(0, answers.get(command[1], ""), 1.0))
     monkeypatch.setattr(steps.shutil, "which", lambda *_, **__: "/bin/cmake")
-    with pytest.raises(RuntimeError, match="no CUDA operators.*built without CUDA"):
+    with pytest.raises(RuntimeError, match=r"no CUDA operators.*built without CUDA"):
         steps.build(run, 10, {})
     answers["-c"] = "{'cuda_architectures': ['90']}\nNone"
     steps.build(run, 10, {})
