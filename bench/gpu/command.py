@@ -25,7 +25,8 @@ class Step:
 
     Attributes:
         name: as ``--only`` takes it.
-        share: of the time that is left, against the shares of the steps after it. What one leaves over, others get.
+        share: of the time that is left, against the shares of the steps after it. What one leaves over, others get:
+            the build's is twice what it takes, since without it the others have little to show.
         least: seconds under which it is not begun.
         run: does it; given the run, the seconds it may take, and where its findings go.
     """
@@ -37,7 +38,7 @@ class Step:
 
 
 STEPS = (
-    Step("build", 34, 10, steps.build),
+    Step("build", 70, 10, steps.build),
     Step("limits", 10, 8, steps.limits),
     Step("tests", 38, 15, steps.tests),
     Step("profile", 18, 8, steps.profile),
