@@ -305,6 +305,18 @@ def test_cuda_options(monkeypatch: pytest.MonkeyPatch) -> None:
     assert steps.cuda_options(described, rehearse=False)[0] == ["-DCAWA_FAST_CUDA=OFF"]
 
 
+def test_a_build_without_cuda_operators_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = new_run(tmp_path)
+    run.rehearse = False
+    answers = {"-c": "{'cuda_architectures': []}\ncawa_fast was built without CUDA"}
+    monkeypatch.setattr(run, "spawn", lambda command, *_, **__: Done(0, answers.get(command[1], ""), 1.0))
+    monkeypatch.setattr(steps.shutil, "which", lambda *_, **__: "/bin/cmake")
+    with pytest.raises(RuntimeError, match=r"no CUDA operators.*built without CUDA"):
+        steps.build(run, 10, {})
+    answers["-c"] = "{'cuda_architectures': ['90']}\nNone"
+    steps.build(run, 10, {})
+
+
 def test_answers_of_nvidia_smi() -> None:
     fields = ("name", "clocks.sm", "power.draw")
     assert smi.parse_query(fields, "NVIDIA H200, 1980, [N/A]\n") == {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import itertools
 import statistics
@@ -33,10 +34,14 @@ Parts = dict[str, float]
 Advance = Callable[[int], None]
 
 
+@functools.lru_cache(maxsize=8)
+def _drawn(classes: int, size: tuple[int, int]) -> cases.Problem:
+    return cases.make("realistic", classes, (size[0] // 4, size[1] // 4), size, images=_SCENES)
+
+
 def batches(row: Row, size: tuple[int, int], images: int, device: torch.device) -> list[Batch]:
     """Two batches of drawn scenes in colours by class, with noise."""
-    problem = cases.make("realistic", row.data.classes, (size[0] // 4, size[1] // 4), size, images=_SCENES)
-    labels = cases.repeat(problem, min(images, 4 * _SCENES), device).labels
+    labels = cases.repeat(_drawn(row.data.classes, size), min(images, 4 * _SCENES), device).labels
     labels = labels.repeat(-(-images // len(labels)), 1, 1)[:images]
     generator = torch.Generator().manual_seed(cases.SEED)
     colours = torch.randn(256, 3, generator=generator).to(device)

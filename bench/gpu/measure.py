@@ -16,7 +16,7 @@ from .rows import REHEARSED, ROWS, Row, Unit, contender, problems, scored_maps, 
 from .state import State
 from .timing import Machine, UncapturableError, first_line, replayed, samples
 
-ROUNDS = 11
+ROUNDS = 7
 _SLOW = 0.2  # seconds of one call, from which on a contender is called once and not in turns
 _IN_TURNS = 3.0  # seconds of a piece, in which contenders take turns; fewer rounds rather than more
 

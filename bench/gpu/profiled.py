@@ -22,7 +22,7 @@ MAIN = (
 """Rows, the most important first."""
 
 _REHEARSED = ("ce-19", "cam-19")
-_CALLS = 20
+_CALLS = 12
 
 
 def run(state: State, machine: Machine) -> None:

@@ -321,7 +321,7 @@ def summary(result: Found) -> str:
     lines = [title(result), machine_line(result), ""]
     lines += [f"{name:10} {outcome(found)}" for name, found in result["steps"].items()]
     failures = result["steps"].get("tests", {}).get("failures", [])
-    lines += [f"  {failure['name'][-70:]}: {failure['message'][:90]}" for failure in failures[:15]]
+    lines += [f"  {failure['name'][-70:]}: {failure['message'][:90]}" for failure in failures[:12]]
     lines += [f"  {line}" for line in _limits(limits)[:4]] if "bytes" in limits else []
     for key, row in result["steps"].get("epoch", {}).get("rows", {}).items():
         net, marginal = epoch.spread(row["net"]), epoch.percent(row["marginal"]["median"], 2)

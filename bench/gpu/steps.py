@@ -78,10 +78,13 @@ def build(run: Run, seconds: float, result: Found) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         result["note"] = "configured and planned, not built (rehearsal)"
         return
-    code = "import cawa_fast._native as n; print(n.why_not() or n.build_info())"
-    result["loaded"] = run.spawn([sys.executable, "-c", code], 60).output.strip()[-2000:]
+    code = "import cawa_fast._native as n; print(n.why_not() or n.build_info()); print(n.why_no_cuda())"
+    found = run.spawn([sys.executable, "-c", code], 60).output.strip().splitlines() or [""]
+    result["loaded"] = "\n".join(found)[-2000:]
     if "cuda_architectures" not in result["loaded"]:
         raise RuntimeError(f"the extension does not load: {result['loaded'][-300:]}")
+    if found[-1] != "None":
+        raise RuntimeError(f"no CUDA operators, the rest runs on Triton: {found[-1]} ({why})")
 
 
 def cuda_options(description: str, rehearse: bool) -> tuple[list[str], str]:
