@@ -69,10 +69,14 @@ def _(
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     input, target, weight, ctx.ignore_index, reduction, ctx.label_smoothing, ctx.align_corners, with_grad = inputs
     _, scale, saved = output
-    ctx.mark_non_differentiable(scale, saved)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(input, target, weight, scale, saved)
     ctx.has_grad = _ops.saves(input, target, reduction, with_grad) is _ops.Saved.GRADIENT
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    _save_for_backward(ctx, inputs, output)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
@@ -92,10 +96,26 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
         scaled = _scaled(saved, grad)
         if scaled is not None:
             return scaled, *(None,) * 7
-    grad_input = torch.ops.cawa_fast.cross_entropy_backward(
+    # (with gradients enabled a second derivative is asked for, which the operator refuses)
+    directly = not torch.is_grad_enabled() and _ops.is_eager(grad, input, target, weight)
+    compute = _ops.compute_cross_entropy_backward if directly else torch.ops.cawa_fast.cross_entropy_backward
+    grad_input = compute(
         grad, input, target, weight, scale, saved, ctx.ignore_index, ctx.label_smoothing, ctx.align_corners
     )
     return grad_input, *(None,) * 7
+
+
+class EagerCrossEntropy(torch.autograd.Function):
+    """The operator ``cawa_fast::cross_entropy`` and its derivative, for :func:`_ops.is_eager` tensors: the derivative
+    that ``torch.library`` registers takes five times as long on the host."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _ops.compute_cross_entropy(*inputs)
+        _save_for_backward(ctx, inputs, output)
+        return output[0]
+
+    backward = staticmethod(_backward)
 
 
 def _scaled(grad_input: Tensor, grad: Tensor) -> Tensor | None:
@@ -119,7 +139,5 @@ def _no_double_backward(ctx: Any, *_: Tensor) -> None:
     )
 
 
-torch.library.register_autograd(
-    "cawa_fast::cross_entropy", _backward, setup_context=_save_for_backward, lib=_ops._LIBRARY
-)
+torch.library.register_autograd("cawa_fast::cross_entropy", _backward, setup_context=_setup_context, lib=_ops._LIBRARY)
 torch.library.register_autograd("cawa_fast::cross_entropy_backward", _no_double_backward, lib=_ops._LIBRARY)

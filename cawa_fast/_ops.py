@@ -201,11 +201,25 @@ def kernels(name: str) -> Any:
 
 def _on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
     """Triton launches on the current device: make it the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+    is_other = tensor.is_cuda and tensor.get_device() != torch.cuda.current_device()
+    return torch.cuda.device(tensor.device) if is_other else contextlib.nullcontext()
 
 
-@torch.library.impl(_LIBRARY, "cross_entropy", "CompositeExplicitAutograd")
-def _cross_entropy(
+_PLAIN_TYPES = (type(None), Tensor, torch.nn.Parameter)
+
+
+def is_eager(*tensors: Tensor | None) -> bool:
+    """Whether these are ordinary tensors and nothing traces or transforms what is done with them. Then an operator may
+    be computed without PyTorch's dispatcher, which takes longer than a GPU's kernels."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and all(type(tensor) in _PLAIN_TYPES for tensor in tensors)
+    )
+
+
+def compute_cross_entropy(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -221,27 +235,16 @@ def _cross_entropy(
     if _is_triton(input):
         with _on_device_of(input):
             scale = _reduction_scale(target, input.shape[1], weight, ignore_index, reduction, input)
+            options = (input, target, weight, scale, ignore_index, reduction == "none", label_smoothing)
             if _is_cuda(input, target):
-                loss, saved = torch.ops.cawa_fast_cuda.cross_entropy(
-                    input,
-                    target,
-                    weight,
-                    scale,
-                    ignore_index,
-                    reduction == "none",
-                    label_smoothing,
-                    saved_kind is Saved.GRADIENT,
-                )
-                return loss, scale, saved
-            save, none = saved_kind is Saved.STATISTICS, reduction == "none"
-            if _is_cuda_resized(input, target, align_corners):
-                loss, saved = torch.ops.cawa_fast_cuda.resized_cross_entropy(
-                    input, target, weight, scale, ignore_index, none, label_smoothing, align_corners, save
-                )
-                return loss, scale, saved
-            loss, saved = kernels("cross_entropy").cross_entropy(
-                input, target, weight, scale, ignore_index, none, label_smoothing, align_corners, save
-            )
+                forms_grad = saved_kind is Saved.GRADIENT
+                loss, saved = torch.ops.cawa_fast_cuda.cross_entropy(*options, forms_grad)
+            elif _is_cuda_resized(input, target, align_corners):
+                save = saved_kind is Saved.STATISTICS
+                loss, saved = torch.ops.cawa_fast_cuda.resized_cross_entropy(*options, align_corners, save)
+            else:
+                save = saved_kind is Saved.STATISTICS
+                loss, saved = kernels("cross_entropy").cross_entropy(*options, align_corners, save)
         return loss, scale, saved
     if not _is_native(input):
         _report_labels(target, input.shape[1], ignore_index)
@@ -266,8 +269,7 @@ def _cross_entropy(
     return loss, scale, grad
 
 
-@torch.library.impl(_LIBRARY, "cross_entropy_backward", "CompositeExplicitAutograd")
-def _cross_entropy_backward(
+def compute_cross_entropy_backward(
     grad: Tensor,
     input: Tensor,
     target: Tensor,
@@ -376,4 +378,8 @@ def _cam_counts(
     return reference.cam_counts(cam, target, tau, normalize, classes, ignore_index, align_corners)
 
 
-from . import _autograd as _autograd  # noqa: E402  (registers shapes and derivatives of what is defined above)
+_LIBRARY.impl("cross_entropy", compute_cross_entropy, "CompositeExplicitAutograd")
+_LIBRARY.impl("cross_entropy_backward", compute_cross_entropy_backward, "CompositeExplicitAutograd")
+
+# registers shapes and derivatives of what is defined above
+from ._autograd import EagerCrossEntropy as EagerCrossEntropy  # noqa: E402

@@ -121,9 +121,10 @@ def cross_entropy(
         # A compiled graph cannot see by what the gradient is multiplied later, which in bfloat16 rounds it twice and on
         # a GPU costs two passes over it; it is formed when that is known.
         with_grad = with_grad and _ops.saves(input, target, reduction, with_grad) is not _ops.Saved.GRADIENT
-    loss, _, _ = torch.ops.cawa_fast.cross_entropy(
-        input, target, weight, ignore_index, reduction, label_smoothing, align_corners, with_grad
-    )
+    arguments = (input, target, weight, ignore_index, reduction, label_smoothing, align_corners, with_grad)
+    if _ops.is_eager(input, target, weight):
+        return _ops.EagerCrossEntropy.apply(*arguments) if with_grad else _ops.compute_cross_entropy(*arguments)[0]
+    loss, _, _ = torch.ops.cawa_fast.cross_entropy(*arguments)
     return loss
 
 
