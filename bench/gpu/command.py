@@ -38,7 +38,7 @@ class Step:
 
 
 STEPS = (
-    Step("build", 70, 10, steps.build),
+    Step("build", 100, 10, steps.build),
     Step("limits", 10, 8, steps.limits),
     Step("tests", 38, 15, steps.tests),
     Step("profile", 18, 8, steps.profile),
