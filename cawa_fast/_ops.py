@@ -54,6 +54,7 @@ def _is_cuda(input: Tensor, target: Tensor) -> bool:
     return same and _is_triton(input) and input.dim() <= _NATIVE_DIMENSIONS and _native.cuda_available()
 
 
+CUDA_NORMALIZATIONS = ("max", "none")  # of the CAM counts in CUDA C++
 _CELL_PIXELS = 8  # along an axis; a thread of the kernels in CUDA C++ walks through a cell of the resize
 
 
@@ -300,6 +301,11 @@ def _cam_counts(
     if _is_triton(cam) and cam.numel():
         with _on_device_of(cam):
             truth = _count_labels(target, cam.shape[1], ignore_index)
+            in_cuda = _native.cuda_available() and normalize in CUDA_NORMALIZATIONS
+            if in_cuda and counts_by_cells(cam, target, align_corners):
+                return torch.ops.cawa_fast_cuda.cam_counts(
+                    cam, target, truth, tau, normalize == "max", classes == "all", ignore_index, align_corners
+                )
             return kernels("cam_counts").cam_counts(
                 cam, target, truth, tau, normalize, classes, ignore_index, align_corners
             )

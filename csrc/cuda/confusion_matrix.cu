@@ -95,7 +95,7 @@ __device__ int key_of(const ConfusionProblem& p, ConfusionShared& shared, const 
   const int x = shared.pixels.first_x[cell_x] + column, y = shared.pixels.first_y[cell_y] + row;
   if (x >= shared.pixels.first_x[cell_x + 1] || y >= shared.pixels.first_y[cell_y + 1]) return kNoKey;
   const int64_t at = (tile.image * maps.y.out_size + y) * maps.x.out_size + x;
-  const int label = class_of(p.labels, label_at(p.labels, at), 1, shared.bad);
+  const int label = checked_class_of(p.labels, label_at(p.labels, at), 1, shared.bad);
   if (label == kIgnored) return kNoKey;
 
   if (open.winner[index] != kOpen) return label * maps.classes + open.winner[index];
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kCells, 4) confusion_matrix_cells(const __grid
     // 2.
     const LabelsOfCell labels = labels_of_cell(p.labels, first, columns, rows, pitch);
     if (verdict.decided && labels.alike) {
-      const int label = class_of(p.labels, labels.label, columns * rows, shared.bad);
+      const int label = checked_class_of(p.labels, labels.label, columns * rows, shared.bad);
       if (label != kIgnored) key = label * maps.classes + verdict.winner;
     } else {
       const int rank = atomicAdd(&open.count, 1);
@@ -220,14 +220,15 @@ __global__ void __launch_bounds__(kArgmaxThreads)
   int64_t pixel = static_cast<int64_t>(blockIdx.x % blocks_per_image) * (kArgmaxThreads * kArgmaxPixels) + thread;
   for (int i = 0; i < kArgmaxPixels; ++i, pixel += kArgmaxThreads) {
     const int label =
-        pixel < pixels ? class_of(p.labels, label_at(p.labels, image * pixels + pixel), 1, bad) : kIgnored;
+        pixel < pixels ? checked_class_of(p.labels, label_at(p.labels, image * pixels + pixel), 1, bad) : kIgnored;
     Argmax argmax;
     if (label != kIgnored) {
       const int y = maps.y.out_size > 1 ? static_cast<int>(pixel / maps.x.out_size) : 0;
       const int x = static_cast<int>(pixel - static_cast<int64_t>(y) * maps.x.out_size);
       const T* logit = plane + (y * maps.stride_y + x * maps.stride_x);
 #pragma unroll 8
-      for (int c = 0; c < maps.classes; ++c, logit += maps.stride_c) argmax.add(static_cast<float>(*logit), c);
+      for (int c = 0; c < maps.classes; ++c, logit += maps.stride_c)
+        argmax.add(static_cast<float>(load_constant(logit)), c);
     }
     counts.add_together(label == kIgnored ? kNoKey : label * maps.classes + argmax.winner, 1);
   }

@@ -73,8 +73,8 @@ struct Samples {
 
 template <class T>
 __device__ Samples samples_at(const T* plane, const Corners& at) {
-  return {static_cast<float>(plane[at.top_left]), static_cast<float>(plane[at.top_right]),
-          static_cast<float>(plane[at.bottom_left]), static_cast<float>(plane[at.bottom_right])};
+  const auto sample = [plane](int offset) { return static_cast<float>(load_constant(plane + offset)); };
+  return {sample(at.top_left), sample(at.top_right), sample(at.bottom_left), sample(at.bottom_right)};
 }
 
 __device__ inline float largest_of(const Samples& s) { return fmaxf(fmaxf(s.a, s.c), fmaxf(s.b, s.d)); }

@@ -29,11 +29,34 @@ __device__ inline float exp2_fast(float x) {
 // registers even where nobody takes it.
 __device__ inline float divide_fast(float x, float y) { return __fdividef(x, y); }
 
-// The smaller one, or NaN if one of them is.
+// The smaller one, or NaN, of positive sign, if one of them is.
 __device__ inline float min_nan(float x, float y) {
   float result;
   asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(y));
   return result;
+}
+
+// The larger one, or NaN, of positive sign, if one of them is.
+__device__ inline float max_nan(float x, float y) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(y));
+  return result;
+}
+
+// The same pointer, of which the compiler does not know how it was made: it would add up its terms anew at each use.
+template <class T>
+__device__ const T* opaque(const T* pointer) {
+  asm("" : "+l"(pointer));
+  return pointer;
+}
+
+// What is at an address of global memory that nobody writes to.
+template <class T>
+__device__ T load_constant(const T* address) {
+  if constexpr (sizeof(T) == sizeof(float))
+    return __ldg(address);
+  else
+    return T(__ldg(reinterpret_cast<const unsigned short*>(address)), T::from_bits());
 }
 
 // Starts to bring what is at an address of global memory into the second-level cache.

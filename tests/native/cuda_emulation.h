@@ -17,6 +17,7 @@
 #include <cstring>
 #include <exception>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <random>
 #include <string>
@@ -242,6 +243,7 @@ inline int __reduce_max_sync(unsigned mask, int value) {
   return largest;
 }
 
+inline int __popc(unsigned bits) { return std::popcount(bits); }
 inline int __ffs(unsigned bits) { return bits == 0 ? 0 : std::countr_zero(bits) + 1; }
 
 // Fibers do not interrupt each other.
@@ -263,6 +265,7 @@ T atomicCAS(T* address, T expected, T value) {
 }
 
 inline float __fadd_rn(float x, float y) { return x + y; }
+inline float __fdiv_rn(float x, float y) { return x / y; }
 inline float __fmul_rn(float x, float y) { return x * y; }
 
 inline float __uint_as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
@@ -284,7 +287,23 @@ inline float exp2_fast(float x) {
 
 inline float divide_fast(float x, float y) { return x / y; }
 
-inline float min_nan(float x, float y) { return x != x || y != y ? x + y : std::min(x, y); }
+inline float min_nan(float x, float y) {
+  return x != x || y != y ? std::numeric_limits<float>::quiet_NaN() : std::min(x, y);
+}
+
+inline float max_nan(float x, float y) {
+  return x != x || y != y ? std::numeric_limits<float>::quiet_NaN() : std::max(x, y);
+}
+
+template <class T>
+T load_constant(const T* address) {
+  return *address;
+}
+
+template <class T>
+const T* opaque(const T* pointer) {
+  return pointer;
+}
 
 inline void prefetch(const void*) {}
 
