@@ -8,7 +8,7 @@ import torch
 
 import emulation
 from cases import CONTENTS, LAYOUTS, noise, smooth
-from cawa_fast import _checks, reference
+from cawa_fast import _checks, _ops, reference
 
 if emulation.why_not():
     pytest.skip(emulation.why_not(), allow_module_level=True)
@@ -124,6 +124,23 @@ def test_classes_more_than_two_to_the_31_elements_apart():
     logits = torch.empty(stride + 24, dtype=torch.bfloat16).as_strided((1, 2, 4, 6), (24, stride, 6, 1))
     logits.copy_(case.logits)
     check_confusion(logits, case.target.where(case.target < 2, 255))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "corners", "taken"),
+    [
+        ((4, 6), (32, 48), False, True),
+        ((4, 6), (33, 48), False, False),  # some cells have nine rows
+        ((4, 6), (24, 40), True, True),
+        ((4, 6), (25, 40), True, False),
+        ((1, 1), (8, 8), True, True),
+        ((40, 60), (3, 5), False, True),
+        ((4, 6), (4, 6), False, True),
+    ],
+)
+def test_large_cells_are_left_to_other_kernels(low, high, corners, taken):
+    target = torch.zeros(1, *high, dtype=torch.uint8)
+    assert _ops.counts_by_cells(torch.zeros(1, 2, *low), target, corners) == taken
 
 
 # ---------------------------------------------------------------------------------------------------------- CAM counts

@@ -55,9 +55,9 @@ struct CamCell {
   __device__ bool empty() const { return columns <= 0 || rows <= 0; }
 
   __device__ Samples samples(const ResizedMaps& maps, int c) const {
-    const T* plane = opaque(image + c * maps.stride_c);
-    if (!kSame) return samples_at(plane, corners);
-    const float v = static_cast<float>(load_constant(plane + corners.top_left));
+    const T* first = image + corners.first + c * maps.stride_c;
+    if (!kSame) return samples_at(first, corners);
+    const float v = static_cast<float>(load_constant(first));
     return {v, v, v, v};
   }
 

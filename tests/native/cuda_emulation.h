@@ -29,6 +29,7 @@
 
 #define __global__
 #define __device__
+#define __host__
 #define __shared__
 #define __align__(bytes)
 #define __launch_bounds__(...)
@@ -301,8 +302,8 @@ T load_constant(const T* address) {
 }
 
 template <class T>
-const T* opaque(const T* pointer) {
-  return pointer;
+const T* address_of(const T* pointer, uint32_t offset) {
+  return pointer + offset;
 }
 
 inline void prefetch(const void*) {}
