@@ -128,7 +128,11 @@ def parse_ptxas(text: str) -> list[Resources]:
 
 _TYPES = {"f": "float32", "N3c104HalfE": "float16", "N3c108BFloat16E": "bfloat16"}
 # What the flags among a kernel's template arguments say, if true and if false.
-_FLAGS = {"planar": (("16 bytes", "any strides"), ("smoothing", ""))}
+_FLAGS = {
+    "planar": (("16 bytes", "any strides"), ("smoothing", "")),
+    "cam_maxima": (("equal sizes", "cells"),),
+    "cam_masks": (("equal sizes", "cells"),),
+}
 
 
 def _readable(mangled: str) -> tuple[str, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import functools
 import importlib
 import importlib.util
 from contextlib import AbstractContextManager
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from . import _checks, _native, reference
 
-_LIBRARY = torch.library.Library("cawa_fast", "DEF")
+_LIBRARY: torch.library.Library = torch.library.Library("cawa_fast", "DEF")
 # ``saved``: what the forward pass leaves for the backward pass, by :func:`saves`.
 _LIBRARY.define(
     "cross_entropy(Tensor input, Tensor target, Tensor? weight, int ignore_index, str reduction, "
@@ -87,6 +86,7 @@ def statistics_size(input: Tensor, target: Tensor, align_corners: bool) -> int:
     return (1 + resized_side(input, target, align_corners) ** 2) * images * (height + 1) * (width + 1)
 
 
+CUDA_NORMALIZATIONS = ("max", "none")  # of the CAM counts in CUDA C++
 _CELL_PIXELS = 8  # along an axis; a thread of the kernels in CUDA C++ walks through a cell of the resize
 
 
@@ -112,12 +112,11 @@ def _fits(input: Tensor) -> bool:
 
 
 def _runs_triton(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.version.cuda is not None and _has_triton()
+    return device.type == "cuda" and torch.version.cuda is not None and _HAS_TRITON
 
 
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+# Looked for once, here: a compiler that traces the choice of a kernel cannot look.
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 class Saved(enum.Enum):
@@ -253,7 +252,7 @@ def compute_cross_entropy(
         )
         return loss, scale, input.new_empty(0)
     counts = _count_labels(target.reshape(1, -1), input.shape[1], ignore_index)[0]
-    class_weight = torch.ones(input.shape[1]) if weight is None else weight
+    class_weight = torch.ones(input.shape[1], device=input.device) if weight is None else weight
     scale = reference.reduction_scale(counts, target.numel(), class_weight, reduction)
     loss, grad = torch.ops.cawa_fast_cpu.cross_entropy(
         input,
@@ -365,6 +364,11 @@ def _cam_counts(
     if _is_triton(cam) and cam.numel():
         with _on_device_of(cam):
             truth = _count_labels(target, cam.shape[1], ignore_index)
+            in_cuda = _native.cuda_available() and normalize in CUDA_NORMALIZATIONS
+            if in_cuda and counts_by_cells(cam, target, align_corners):
+                return torch.ops.cawa_fast_cuda.cam_counts(
+                    cam, target, truth, tau, normalize == "max", classes == "all", ignore_index, align_corners
+                )
             return kernels("cam_counts").cam_counts(
                 cam, target, truth, tau, normalize, classes, ignore_index, align_corners
             )

@@ -47,8 +47,8 @@ class Rarest(NamedTuple):
         """Of ``presence`` ``(N, C)`` bool: which image has which classes."""
         images, classes = presence.shape
         frequency = presence.sum(0)
-        order = torch.full((images,), classes)
-        rarity = torch.zeros(images, dtype=torch.float64)
+        order = torch.full((images,), classes, device=presence.device)
+        rarity = torch.zeros(images, dtype=torch.float64, device=presence.device)
         # by columns: a (images, C) table of float64 for a million images would take gigabytes
         for place, index in reversed(list(enumerate(torch.argsort(frequency, stable=True).tolist()))):
             order[presence[:, index]] = place
@@ -79,11 +79,11 @@ def inclusion_probabilities(rarity: Tensor, size: int) -> Tensor:
     images = len(rarity)
     if not 0 <= size <= images:
         raise ValueError(f"inclusion_probabilities: size must lie in [0, {images}], got {size}")
-    share = torch.full((images,), 1 / max(1, images), dtype=torch.float64)
+    share = torch.full((images,), 1 / max(1, images), dtype=torch.float64, device=rarity.device)
     if bool((rarity > 0).any()):
         share = (share + rarity / rarity.sum()) / 2
-    free = torch.ones(images, dtype=torch.bool)
-    result = torch.zeros(images, dtype=torch.float64)
+    free = torch.ones_like(share, dtype=torch.bool)
+    result = torch.zeros_like(share)
     while (left := size - int((~free).sum())) > 0:
         result = torch.where(free, left * share / share[free].sum(), 1.0)
         if not bool((over := free & (result >= 1)).any()):
@@ -133,7 +133,7 @@ def unpadded(sampler: DistributedSampler[Any]) -> Tensor:
         >>> unpadded(DistributedSampler(range(5), num_replicas=2, rank=1, shuffle=False))
         tensor([ True,  True, False])
     """
-    positions = sampler.rank + sampler.num_replicas * torch.arange(len(sampler))
+    positions = sampler.rank + sampler.num_replicas * torch.arange(len(sampler), device="cpu")
     return positions < len(sampler.dataset)  # type: ignore[arg-type]
 
 
@@ -259,7 +259,7 @@ class ValidationSampler(Sampler[int]):
 def as_presence(index: Tensor | np.ndarray | HasPresence | int, num_classes: int) -> Tensor:
     """``(N, C)`` bool on the CPU, from an index in any form; a number of images alone says nothing of classes."""
     if isinstance(index, int):
-        presence = torch.zeros(index, num_classes, dtype=torch.bool)
+        presence = torch.zeros(index, num_classes, dtype=torch.bool, device="cpu")
     else:
         presence = torch.as_tensor(getattr(index, "presence", index)).cpu()
     if presence.dim() != 2 or presence.shape[1] != num_classes or presence.dtype != torch.bool:

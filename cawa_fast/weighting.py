@@ -74,7 +74,7 @@ def effective_number(counts: Counts, beta: float = 0.999999) -> Tensor:
 
     def weights(n: Tensor) -> Tensor:
         # 1 - beta^n as -expm1(n log beta): exact where n (1 - beta) is small.
-        log_beta = torch.log(torch.tensor(beta, dtype=n.dtype))
+        log_beta = torch.log(torch.tensor(beta, dtype=n.dtype, device=n.device))
         raw = (1 - beta) / -torch.expm1(n * log_beta)
         return raw / raw.mean()
 

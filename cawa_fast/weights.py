@@ -283,14 +283,18 @@ class AdaptiveClassWeights(nn.Module):
             score = estimate(counts, self._drawn, self.delta)
         else:
             truth = counts[0] + counts[2]
-            score = Estimate(counts, torch.zeros(truth.shape).where(truth > 0, torch.nan))
+            score = Estimate(counts, torch.zeros_like(truth, dtype=torch.float32).where(truth > 0, torch.nan))
         if self.average is not None and self.average_variance is not None:
             average = Average(self.average.cpu(), self.average_variance.cpu()).add(score, self.momentum)
             self.average.copy_(average.counts)
             self.average_variance.copy_(average.variance)
             score = average.estimate()
         # what a sample does not have may still be in the set
-        held = ~(score.error <= self.max_error) if sampled else torch.zeros(self.num_classes, dtype=torch.bool)
+        held = (
+            ~(score.error <= self.max_error)
+            if sampled
+            else torch.zeros(self.num_classes, dtype=torch.bool, device="cpu")
+        )
         update = _rules.update_weights(
             self.rule,
             self.gamma,

@@ -23,8 +23,8 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_EXTENSIONS OFF)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static) # torch brings its own, of another version perhaps
 
-add_library(_cuda MODULE csrc/cuda/confusion_matrix.cu csrc/cuda/cross_entropy.cu csrc/cuda/label_counts.cu
-  csrc/cuda/library.cpp csrc/cuda/resized_cross_entropy.cu)
+add_library(_cuda MODULE csrc/cuda/cam_counts.cu csrc/cuda/confusion_matrix.cu csrc/cuda/cross_entropy.cu
+  csrc/cuda/label_counts.cu csrc/cuda/library.cpp csrc/cuda/resized_cross_entropy.cu)
 target_include_directories(_cuda SYSTEM PRIVATE ${torch_dir}/include ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 # libtorch_cuda is not linked, since a torch without CUDA has none: device.h finds what it needs when it runs.
 target_link_libraries(_cuda PRIVATE ${torch_cpu} ${CMAKE_DL_LIBS})

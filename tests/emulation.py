@@ -21,7 +21,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cawa_fast import _checks, _native, _ops
+from cawa_fast import _checks, _native, _ops, reference
 
 NAME = "cuda emulation"
 TESTS = {"test_cross_entropy.py", "test_confusion_matrix.py", "test_cam_counts.py"}  # that it runs
@@ -113,7 +113,7 @@ def _use_for_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _use_for_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda = torch.ops.cawa_fast_cpu, torch.ops.cawa_fast_cuda_emulation
-    confusion_matrix_on_cpu = cpu.confusion_matrix
+    confusion_matrix_on_cpu, cam_counts_on_cpu = cpu.confusion_matrix, cpu.cam_counts
 
     def confusion_matrix(input: Tensor, target: Tensor, ignore_index: int, align_corners: bool) -> Tensor:
         if not _ops.counts_by_cells(input, target, align_corners):
@@ -123,4 +123,20 @@ def _use_for_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         _checks.close_report("target", report, input.shape[1], ignore_index)
         return counts
 
+    def cam_counts(
+        cam: Tensor,
+        target: Tensor,
+        truth: Tensor,
+        tau: float,
+        normalize: int,
+        every: bool,
+        ignore_index: int,
+        align_corners: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        how = reference.NORMALIZATIONS[normalize]
+        if not (how in _ops.CUDA_NORMALIZATIONS and _ops.counts_by_cells(cam, target, align_corners)):
+            return cam_counts_on_cpu(cam, target, truth, tau, normalize, every, ignore_index, align_corners)
+        return cuda.cam_counts(cam, target, truth, tau, how == "max", every, ignore_index, align_corners)
+
     monkeypatch.setattr(cpu, "confusion_matrix", confusion_matrix)
+    monkeypatch.setattr(cpu, "cam_counts", cam_counts)

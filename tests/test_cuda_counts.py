@@ -8,12 +8,13 @@ import torch
 
 import emulation
 from cases import CONTENTS, LAYOUTS, noise, smooth
-from cawa_fast import _checks, reference
+from cawa_fast import _checks, _ops, reference
 
 if emulation.why_not():
     pytest.skip(emulation.why_not(), allow_module_level=True)
 
 CELLS, PIXELS = "confusion_matrix, cells", "confusion_matrix, pixels"
+MAXIMA, MASKS = "cam_counts, maxima", "cam_counts, masks"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -123,3 +124,116 @@ def test_classes_more_than_two_to_the_31_elements_apart():
     logits = torch.empty(stride + 24, dtype=torch.bfloat16).as_strided((1, 2, 4, 6), (24, stride, 6, 1))
     logits.copy_(case.logits)
     check_confusion(logits, case.target.where(case.target < 2, 255))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "corners", "taken"),
+    [
+        ((4, 6), (32, 48), False, True),
+        ((4, 6), (33, 48), False, False),  # some cells have nine rows
+        ((4, 6), (24, 40), True, True),
+        ((4, 6), (25, 40), True, False),
+        ((1, 1), (8, 8), True, True),
+        ((40, 60), (3, 5), False, True),
+        ((4, 6), (4, 6), False, True),
+    ],
+)
+def test_large_cells_are_left_to_other_kernels(low, high, corners, taken):
+    target = torch.zeros(1, *high, dtype=torch.uint8)
+    assert _ops.counts_by_cells(torch.zeros(1, 2, *low), target, corners) == taken
+
+
+# ---------------------------------------------------------------------------------------------------------- CAM counts
+
+
+def cam_counts(cam, target, tau=0.5, normalize="max", classes="present", ignore_index=255, corners=False):
+    truth, _ = torch.ops.cawa_fast_cpu.label_histogram(target, cam.shape[1], ignore_index)
+    return torch.ops.cawa_fast_cuda_emulation.cam_counts(
+        cam, target, truth, tau, normalize == "max", classes == "all", ignore_index, corners
+    )
+
+
+def check_cam(cam, target, tau=0.5, normalize="max", classes="present", corners=False):
+    emulation.launches()
+    counts = cam_counts(cam, target, tau, normalize, classes, corners=corners)
+    assert emulation.launches() == ([MAXIMA, MASKS] if normalize == "max" else [MASKS])
+    expected = reference.cam_counts(cam, target, tau, normalize, classes, 255, corners)
+    assert all(map(torch.equal, counts, expected))
+
+
+@pytest.mark.parametrize("make", [noise, smooth])
+@pytest.mark.parametrize("classes", [1, 5, 19, 255, 300])
+def test_maps(classes, make):
+    """A block chooses from 256 classes at a time."""
+    case = make(classes, 2, (5, 7), (20, 28))
+    target = case.target.where(case.target < classes, 255)
+    for normalize in ("max", "none"):
+        for scored in ("present", "all"):
+            check_cam(case.logits.relu(), target, normalize=normalize, classes=scored)
+
+
+@pytest.mark.parametrize("low", [(9, 33), (17, 64), (1, 70)])
+@pytest.mark.parametrize("ratio", [0.7, 1, 1.3, 4, 8])
+def test_blocks_of_maps_and_their_borders(low, ratio):
+    high = (round(low[0] * ratio) or 1, round(low[1] * ratio))
+    for corners in (False, True):
+        case = smooth(5, 2, low, high)
+        check_cam(case.logits.relu(), case.target, corners=corners)
+        check_cam(case.logits, case.target, corners=corners)
+
+
+@pytest.mark.parametrize("corners", [False, True])
+@pytest.mark.parametrize("value", [1.0, 0.1, 3e38, 1e-38, 1e-45])
+def test_maps_that_are_all_alike(value, corners):
+    """Rounding alone makes some pixels larger than others; all are above and none exceeds tau = 1."""
+    cam = torch.full((1, 2, 9, 40), value)
+    cam[0, 1, :, 20:] *= 1 + 2**-23
+    target = torch.randint(0, 2, (1, 31, 150), dtype=torch.uint8)
+    for tau in (0.0, 0.5, 1 - 2**-23, 1.0):
+        check_cam(cam, target, tau, corners=corners)
+
+
+@pytest.mark.parametrize("top", [1e-40, 1e-30, 0.7, 3.0, 1e30, 3e38])
+@pytest.mark.parametrize("tau", [0.0, 1e-40, 1e-7, 0.1, 0.5, 1.0])
+def test_thresholds_in_any_magnitude(tau, top):
+    """Where quotients are subnormal, many values have the same one."""
+    steps = torch.tensor([0, 1e-10, 0.5, 1 - 2**-23, 1, 1 + 2**-23, 2])
+    values = (torch.tensor(tau) * top * steps).clamp_(max=top)
+    check_cam(torch.cat((values, torch.tensor([top]))).view(1, 1, 1, -1), torch.zeros(1, 1, 8).byte(), tau)
+
+
+@pytest.mark.parametrize("content", CONTENTS)
+def test_the_same_cam_counts_in_any_order_of_threads(content):
+    library = emulation.load()
+    case = CONTENTS[content](7, 2, (10, 34), (40, 136))
+    if len(case.target) == 0:
+        return
+    expected = reference.cam_counts(case.logits, case.target, 0.3, "max", "present", 255, False)
+    for seed in range(3):
+        library.cawa_fast_emulated_seed(seed)
+        assert all(map(torch.equal, cam_counts(case.logits, case.target, 0.3), expected))
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 4, 4, 8, 8), (2, 5, 4, 4, 0, 8)])
+@pytest.mark.parametrize("normalize", ["max", "none"])
+def test_no_pixels_to_count(shape, normalize):
+    target = torch.zeros(shape[0], *shape[4:], dtype=torch.uint8)
+    counts = torch.ops.cawa_fast_cuda_emulation.cam_counts(
+        torch.randn(shape[:4]), target, torch.zeros(shape[0], 5).long(), 0.5, normalize == "max", False, 255, False
+    )
+    assert all(x.tolist() == [0] * 5 for x in counts)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cam": torch.zeros(1, 3, 4)}, "cam must be"),
+        ({"truth": torch.zeros(1, 2).long()}, "truth must be contiguous int64 of 1 x 3"),
+        ({"tau": -0.1}, "tau must not be negative"),
+    ],
+)
+def test_errors_of_cam_counts(change, message):
+    arguments = {"cam": torch.zeros(1, 3, 4, 4), "target": torch.zeros(1, 8, 8).long()}
+    arguments |= {"truth": torch.zeros(1, 3).long(), "tau": 0.5} | change
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.cawa_fast_cuda_emulation.cam_counts(*arguments.values(), True, False, 255, False)

@@ -12,6 +12,7 @@
 
 #include "confusion_matrix.h"
 #include "count_tensors.h"
+#include "key_counts.h"
 
 namespace cawa_fast::cuda {
 
@@ -23,7 +24,6 @@ struct ConfusionProblem {
   ResizedMaps maps;
   LabelMap labels;
   int64_t* counts;  // (C, C)
-  int slots;        // of KeyCounts
   int words;        // of 32 classes; 0: too many classes to mark those that may win
 };
 
@@ -52,22 +52,24 @@ struct Verdict {
 };
 
 template <class T>
-__device__ Verdict verdict_of(const ResizedMaps& maps, const T* plane, const Corners& corners) {
+__device__ Verdict verdict_of(const ResizedMaps& maps, const T* image, const Corners& corners) {
+  const T* sample = image + corners.first;
   float first = -INFINITY, second = -FLT_MAX;  // corners, the largest of their class
-  float bound = -INFINITY, least_of_all = INFINITY;
+  float bound = -INFINITY;
+  float zero = 0;  // NaN as soon as a least corner is not finite
   int winner = 0;
 #pragma unroll 4
-  for (int c = 0; c < maps.classes; ++c, plane += maps.stride_c) {
-    const Samples samples = samples_at(plane, corners);
+  for (int c = 0; c < maps.classes; ++c, sample += maps.stride_c) {
+    const Samples samples = samples_at(sample, corners);
     const float largest = largest_of(samples), least = least_of(samples);
-    least_of_all = min_nan(least_of_all, least);
+    zero = fmaf(least, 0.0f, zero);
     bound = fmaxf(bound, least);
     winner = largest > first ? c : winner;
     second = fmaxf(second, fminf(first, largest));
     first = fmaxf(first, largest);
   }
   // mixtures with an infinity or NaN can be anything
-  if (!(least_of_all > -INFINITY && first < INFINITY)) return {0, -INFINITY, false};
+  if (!(zero == 0 && first < INFINITY)) return {0, -INFINITY, false};
   bound = somewhat_less(bound);
   return {winner, bound, somewhat_more(second) < bound};
 }
@@ -95,7 +97,7 @@ __device__ int key_of(const ConfusionProblem& p, ConfusionShared& shared, const 
   const int x = shared.pixels.first_x[cell_x] + column, y = shared.pixels.first_y[cell_y] + row;
   if (x >= shared.pixels.first_x[cell_x + 1] || y >= shared.pixels.first_y[cell_y + 1]) return kNoKey;
   const int64_t at = (tile.image * maps.y.out_size + y) * maps.x.out_size + x;
-  const int label = class_of(p.labels, label_at(p.labels, at), 1, shared.bad);
+  const int label = checked_class_of(p.labels, label_at(p.labels, at), 1, shared.bad);
   if (label == kIgnored) return kNoKey;
 
   if (open.winner[index] != kOpen) return label * maps.classes + open.winner[index];
@@ -103,7 +105,7 @@ __device__ int key_of(const ConfusionProblem& p, ConfusionShared& shared, const 
   const Corners corners = corners_of(maps, tile.x + cell_x, tile.y + cell_y);
   const float weight_x = high_weight(maps.x, x, tile.x + cell_x);
   const float weight_y = high_weight(maps.y, y, tile.y + cell_y);
-  const auto samples_of = [&](int c) { return samples_at(image + c * maps.stride_c, corners); };
+  const auto samples_of = [&](int c) { return samples_at(image + corners.first + c * maps.stride_c, corners); };
   Argmax argmax;
   if (p.words == 0) {
     for (int c = 0; c < maps.classes; ++c) argmax.add(mix(samples_of(c), weight_x, weight_y), c);
@@ -129,8 +131,9 @@ __global__ void __launch_bounds__(kCells, 4) confusion_matrix_cells(const __grid
   extern __shared__ __align__(16) unsigned char shared_memory[];
   ConfusionShared& shared = *reinterpret_cast<ConfusionShared*>(shared_memory);
   OpenCells& open = shared.open;
-  const KeyCounts counts(reinterpret_cast<unsigned char*>(shared.marked() + kCells * p.words), p.slots, p.counts);
   const ResizedMaps& maps = p.maps;
+  const KeyCounts counts(reinterpret_cast<unsigned char*>(shared.marked() + kCells * p.words),
+                         maps.classes * maps.classes, p.counts);
   const int thread = threadIdx.y * kCellsX + threadIdx.x;
   const CellTile tile = cell_tile(maps, blockIdx.x);
   const T* const image = static_cast<const T*>(maps.data) + tile.image * maps.stride_n;
@@ -156,7 +159,7 @@ __global__ void __launch_bounds__(kCells, 4) confusion_matrix_cells(const __grid
     // 2.
     const LabelsOfCell labels = labels_of_cell(p.labels, first, columns, rows, pitch);
     if (verdict.decided && labels.alike) {
-      const int label = class_of(p.labels, labels.label, columns * rows, shared.bad);
+      const int label = checked_class_of(p.labels, labels.label, columns * rows, shared.bad);
       if (label != kIgnored) key = label * maps.classes + verdict.winner;
     } else {
       const int rank = atomicAdd(&open.count, 1);
@@ -175,12 +178,12 @@ __global__ void __launch_bounds__(kCells, 4) confusion_matrix_cells(const __grid
     if (open.winner[index] != kOpen) continue;
     const int cell = open.cell[index], classes = min(maps.classes - word * 32, 32);
     const Corners corners = corners_of(maps, tile.x + cell % kCellsX, tile.y + cell / kCellsX);
-    const T* plane = image + word * 32 * maps.stride_c;
+    const T* sample = image + corners.first + word * 32 * maps.stride_c;
     uint32_t bits = 0;
 #pragma unroll 4
-    for (int bit = 0; bit < classes; ++bit, plane += maps.stride_c) {
+    for (int bit = 0; bit < classes; ++bit, sample += maps.stride_c) {
       // negated, so that NaN may win
-      const bool loses = somewhat_more(largest_of(samples_at(plane, corners))) < open.bound[index];
+      const bool loses = somewhat_more(largest_of(samples_at(sample, corners))) < open.bound[index];
       bits |= loses ? 0 : 1u << bit;
     }
     shared.marked()[index * p.words + word] = bits;
@@ -206,8 +209,8 @@ __global__ void __launch_bounds__(kArgmaxThreads)
     confusion_matrix_pixels(const __grid_constant__ ConfusionProblem p, uint32_t blocks_per_image) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   BadLabelsOfBlock& bad = *reinterpret_cast<BadLabelsOfBlock*>(shared_memory);
-  const KeyCounts counts(shared_memory + sizeof(BadLabelsOfBlock), p.slots, p.counts);
   const ResizedMaps& maps = p.maps;
+  const KeyCounts counts(shared_memory + sizeof(BadLabelsOfBlock), maps.classes * maps.classes, p.counts);
   const int thread = threadIdx.x;
   const int64_t image = blockIdx.x / blocks_per_image;
   const T* const plane = static_cast<const T*>(maps.data) + image * maps.stride_n;
@@ -220,14 +223,15 @@ __global__ void __launch_bounds__(kArgmaxThreads)
   int64_t pixel = static_cast<int64_t>(blockIdx.x % blocks_per_image) * (kArgmaxThreads * kArgmaxPixels) + thread;
   for (int i = 0; i < kArgmaxPixels; ++i, pixel += kArgmaxThreads) {
     const int label =
-        pixel < pixels ? class_of(p.labels, label_at(p.labels, image * pixels + pixel), 1, bad) : kIgnored;
+        pixel < pixels ? checked_class_of(p.labels, label_at(p.labels, image * pixels + pixel), 1, bad) : kIgnored;
     Argmax argmax;
     if (label != kIgnored) {
       const int y = maps.y.out_size > 1 ? static_cast<int>(pixel / maps.x.out_size) : 0;
       const int x = static_cast<int>(pixel - static_cast<int64_t>(y) * maps.x.out_size);
       const T* logit = plane + (y * maps.stride_y + x * maps.stride_x);
 #pragma unroll 8
-      for (int c = 0; c < maps.classes; ++c, logit += maps.stride_c) argmax.add(static_cast<float>(*logit), c);
+      for (int c = 0; c < maps.classes; ++c, logit += maps.stride_c)
+        argmax.add(static_cast<float>(load_constant(logit)), c);
     }
     counts.add_together(label == kIgnored ? kNoKey : label * maps.classes + argmax.winner, 1);
   }
@@ -241,7 +245,7 @@ namespace {
 
 template <class T>
 void launch_confusion_matrix(ConfusionProblem& p, int64_t images, bool same_size, cudaStream_t stream) {
-  const int64_t table = KeyCounts::bytes(p.slots);
+  const int64_t table = KeyCounts::bytes(p.maps.classes * p.maps.classes);
   if (!same_size) {
     const int64_t marked = kCells * p.words * static_cast<int64_t>(sizeof(uint32_t));
     const int64_t shared = sizeof(ConfusionShared) + marked + table;
@@ -269,7 +273,6 @@ Tensor confusion_matrix(const Tensor& input, const Tensor& target, int64_t ignor
   const int64_t keys = input.size(1) * input.size(1);
   const Tensor counts = torch::stable::new_empty(input, {input.size(1), input.size(1)}, ScalarType::Long);
   p.counts = counts.mutable_data_ptr<int64_t>();
-  p.slots = slots_for(keys);
   p.words = p.maps.classes > kMaxMarked ? 0 : (p.maps.classes + 31) / 32;
   set_to_zero(p.counts, keys * static_cast<int64_t>(sizeof(int64_t)), stream);
   if (labels.numel() == 0) return counts;

@@ -56,25 +56,28 @@ __device__ inline int first_output(const Axis& axis, int cell) {
 
 // ------------------------------------------------------------------------------------------------------------- values
 
-// Where a cell's corners lie in each plane, in elements.
+// Where a cell's corners lie in each plane, in elements: the upper left one, and how far behind it those to the right
+// of it and below it are, 0 at the border.
 struct Corners {
-  int top_left, top_right, bottom_left, bottom_right;
+  int first;
+  uint32_t right, below;
 };
 
 __device__ inline Corners corners_of(const ResizedMaps& maps, int x, int y) {
-  const int top = y * maps.stride_y, bottom = min(y + 1, maps.y.in_size - 1) * maps.stride_y;
-  const int left = x * maps.stride_x, right = min(x + 1, maps.x.in_size - 1) * maps.stride_x;
-  return {top + left, top + right, bottom + left, bottom + right};
+  return {y * maps.stride_y + x * maps.stride_x, x + 1 < maps.x.in_size ? static_cast<uint32_t>(maps.stride_x) : 0,
+          y + 1 < maps.y.in_size ? static_cast<uint32_t>(maps.stride_y) : 0};
 }
 
 struct Samples {
   float a, b, c, d;  // (a b / c d)
 };
 
+// `first`: the upper left one.
 template <class T>
-__device__ Samples samples_at(const T* plane, const Corners& at) {
-  return {static_cast<float>(plane[at.top_left]), static_cast<float>(plane[at.top_right]),
-          static_cast<float>(plane[at.bottom_left]), static_cast<float>(plane[at.bottom_right])};
+__device__ Samples samples_at(const T* first, const Corners& corners) {
+  const auto sample = [first](uint32_t offset) { return static_cast<float>(load_constant(address_of(first, offset))); };
+  return {static_cast<float>(load_constant(first)), sample(corners.right), sample(corners.below),
+          sample(corners.right + corners.below)};
 }
 
 __device__ inline float largest_of(const Samples& s) { return fmaxf(fmaxf(s.a, s.c), fmaxf(s.b, s.d)); }

@@ -33,16 +33,21 @@ __device__ inline void report_bad_labels(const LabelMap& map, const BadLabelsOfB
   atomicMax(reinterpret_cast<long long*>(map.report + 2), bad.largest);
 }
 
-// The class that a label of so many pixels is, or kIgnored; bad labels are noted.
-__device__ inline int class_of(const LabelMap& map, int64_t label, int pixels, BadLabelsOfBlock& bad) {
+// The class that a label is, or kIgnored.
+__device__ inline int class_of(const LabelMap& map, int64_t label) {
   const bool is_class = static_cast<uint64_t>(label) < static_cast<uint64_t>(map.classes);
-  if (is_class) return label == map.ignore_index ? kIgnored : static_cast<int>(label);
-  if (map.report && label != map.ignore_index) {
+  return is_class && label != map.ignore_index ? static_cast<int>(label) : kIgnored;
+}
+
+// The same; notes it as the label of so many pixels if it is a bad one.
+__device__ inline int checked_class_of(const LabelMap& map, int64_t label, int pixels, BadLabelsOfBlock& bad) {
+  const int result = class_of(map, label);
+  if (result == kIgnored && map.report && label != map.ignore_index) {
     atomicAdd(&bad.count, static_cast<unsigned long long>(pixels));
     atomicMin(&bad.least, static_cast<long long>(label));
     atomicMax(&bad.largest, static_cast<long long>(label));
   }
-  return kIgnored;
+  return result;
 }
 
 // Calls body(pointer) with the labels as const uint8_t*, int16_t*, int32_t* or int64_t*.

@@ -2,14 +2,12 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <limits>
 #include <optional>
 
 #include "../tensors.h"
 #include "count_cells.h"
 #include "count_labels.h"
-#include "key_counts.h"
 
 namespace cawa_fast::cuda {
 
@@ -72,11 +70,6 @@ inline LabelMap label_map(const Tensor& target, int64_t classes, int64_t ignore_
     map.report = report->mutable_data_ptr<int64_t>();
   }
   return map;
-}
-
-// Of KeyCounts.
-inline int slots_for(int64_t keys) {
-  return static_cast<int>(std::bit_ceil(static_cast<uint64_t>(std::min<int64_t>(keys, kMaxSlots))));
 }
 
 }  // namespace cawa_fast::cuda

@@ -29,12 +29,40 @@ __device__ inline float exp2_fast(float x) {
 // registers even where nobody takes it.
 __device__ inline float divide_fast(float x, float y) { return __fdividef(x, y); }
 
-// The smaller one, or NaN if one of them is.
+// The smaller one, or NaN, of positive sign, if one of them is.
 __device__ inline float min_nan(float x, float y) {
   float result;
   asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(y));
   return result;
 }
+
+// The larger one, or NaN, of positive sign, if one of them is.
+__device__ inline float max_nan(float x, float y) {
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(y));
+  return result;
+}
+
+// The address of pointer[offset]. Left to itself the compiler carries sums of a pointer that moves along as pointers of
+// their own, which takes two instructions and registers more for each.
+template <class T>
+__device__ const T* address_of(const T* pointer, uint32_t offset) {
+  const T* result;
+  asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(result) : "r"(offset), "n"(sizeof(T)), "l"(pointer));
+  return result;
+}
+
+// What is at an address of global memory that nobody writes to.
+template <class T>
+__device__ T load_constant(const T* address) {
+  if constexpr (sizeof(T) == sizeof(float))
+    return __ldg(address);
+  else
+    return T(__ldg(reinterpret_cast<const unsigned short*>(address)), T::from_bits());
+}
+
+// Keeps the compiler from moving loads and stores across it, where too many at a time would need registers.
+__device__ inline void keep_order() { asm volatile("" ::: "memory"); }
 
 // Starts to bring what is at an address of global memory into the second-level cache.
 __device__ inline void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
@@ -50,6 +78,10 @@ __device__ inline uint32_t or_of_warp(uint32_t bits) { return __reduce_or_sync(0
 __device__ inline bool any_of_warp(bool value) { return __any_sync(0xffffffff, value); }
 // Of all threads of the block; a barrier.
 __device__ inline bool any_of_block(bool value) { return __syncthreads_or(value); }
+__device__ inline bool all_of_warp(bool value) { return __all_sync(0xffffffff, value); }
+__device__ inline int64_t from_first_lane(int64_t value) {
+  return __shfl_sync(0xffffffff, static_cast<long long>(value), 0);
+}
 __device__ inline float from_previous_lane(float value) { return __shfl_up_sync(0xffffffff, value, 1); }
 
 // Waits for the copies that this thread has started.

@@ -1,6 +1,6 @@
-// Counting by keys. A block meets few of them again and again: it counts in shared memory, in a table with as many
-// slots as there are keys or, if those are too many, one in which the first key that comes to a slot has it, while
-// others go to global memory at once.
+// Counting by keys. A block meets few of them again and again: it counts in shared memory, in a table with a slot for
+// each key or, if those are too many, one in which the first key that comes to a slot has it, while others go to global
+// memory at once.
 #pragma once
 
 #include "pixel.h"
@@ -9,39 +9,42 @@ namespace cawa_fast::cuda {
 
 constexpr int kMaxSlots = 1024, kNoKey = -1;
 
-// `slots`: a power of two up to kMaxSlots, kMaxSlots or no fewer than there are keys; `memory`: bytes(slots).
 class KeyCounts {
  public:
-  static int64_t bytes(int64_t slots) { return slots * 2 * static_cast<int64_t>(sizeof(int)); }
+  static int64_t bytes(int64_t keys) {
+    return (is_hashed(keys) ? 2 * kMaxSlots : keys) * static_cast<int64_t>(sizeof(int));
+  }
 
-  // `totals`: by key, in global memory, to be added to.
-  __device__ KeyCounts(unsigned char* memory, int slots, int64_t* totals)
-      : keys_(reinterpret_cast<int*>(memory)), counts_(keys_ + slots), slots_(slots), totals_(totals) {}
+  // `memory`: bytes(keys) of shared memory. `totals`: by key, in global memory, to be added to.
+  __device__ KeyCounts(unsigned char* memory, int keys, int64_t* totals)
+      : counts_(reinterpret_cast<int*>(memory)),
+        owners_(is_hashed(keys) ? counts_ + kMaxSlots : nullptr),
+        slots_(is_hashed(keys) ? kMaxSlots : keys),
+        totals_(totals) {}
 
   // By the whole block; a barrier has to follow.
   __device__ void clear(int thread, int threads) const {
-    for (int slot = thread; slot < slots_; slot += threads) keys_[slot] = kNoKey, counts_[slot] = 0;
+    for (int slot = thread; slot < slots_; slot += threads) {
+      counts_[slot] = 0;
+      if (owners_) owners_[slot] = kNoKey;
+    }
   }
 
   // By the whole block, after a barrier.
   __device__ void flush(int thread, int threads) const {
     for (int slot = thread; slot < slots_; slot += threads) {
-      if (counts_[slot] > 0) add_to_total(keys_[slot], counts_[slot]);
+      if (counts_[slot] > 0) add_to_total(owners_ ? owners_[slot] : slot, counts_[slot]);
     }
   }
 
   __device__ void add(int key, int count) const {
-    const int slot = (key ^ key >> 10) & (slots_ - 1);
-    int owner = keys_[slot];
-    if (owner == kNoKey) {
-      owner = atomicCAS(keys_ + slot, kNoKey, key);
-      if (owner == kNoKey) owner = key;
+    int slot = key;
+    if (owners_) {
+      slot = (key ^ key >> 10) & (kMaxSlots - 1);
+      const int owner = atomicCAS(owners_ + slot, kNoKey, key);
+      if (owner != kNoKey && owner != key) return add_to_total(key, count);
     }
-    if (owner == key) {
-      atomicAdd(counts_ + slot, count);
-    } else {
-      add_to_total(key, count);
-    }
+    atomicAdd(counts_ + slot, count);
   }
 
   // For a whole warp; with kNoKey a lane adds nothing. Lanes mostly agree: those of the first two keys are added up, or
@@ -66,7 +69,9 @@ class KeyCounts {
     atomicAdd(reinterpret_cast<unsigned long long*>(totals_) + key, static_cast<unsigned long long>(count));
   }
 
-  int *keys_, *counts_;
+  __host__ __device__ static bool is_hashed(int64_t keys) { return keys > kMaxSlots; }
+
+  int *counts_, *owners_;  // owners_: null if each key has a slot
   int slots_;
   int64_t* totals_;
 };

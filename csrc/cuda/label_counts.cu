@@ -8,10 +8,9 @@
 namespace cawa_fast::cuda {
 
 constexpr int kCountThreads = 256, kCountWarps = kCountThreads / kWarp;
-constexpr int kWords = 4;                         // of 16 bytes that a thread has on their way at once
 constexpr int64_t kMaxCountClasses = 8192;        // 32 KiB of counters
 constexpr int kClassesForCopies = 512;            // up to here each warp has counters of its own
-constexpr int64_t kBytesPerBlock = 16 * kWords * kCountThreads;
+constexpr int64_t kBytesPerBlock = 16 * kCountThreads;  // many small blocks hide each other's waiting
 
 // As in cawa_fast/_ops.py.
 enum class Reduction { kSum, kPixelMean, kMean, kValidMean, kClassMean, kNone };
@@ -49,6 +48,16 @@ __device__ void for_runs(const uint4& word, const Add& add) {
     ++run;
   }
   add(static_cast<int64_t>(labels[kLabels - 1]), run);
+}
+
+// Whether 16 bytes are the same label over and over.
+template <class L>
+__device__ bool is_repeated(const uint4& word, L label) {
+  L labels[16 / sizeof(L)];
+  for (L& value : labels) value = label;
+  uint4 wanted;
+  memcpy(&wanted, labels, 16);
+  return word.x == wanted.x && word.y == wanted.y && word.z == wanted.z && word.w == wanted.w;
 }
 
 // What the reference's reduction_scale computes from the counts of all images, by one block.
@@ -101,7 +110,7 @@ __global__ void __launch_bounds__(kCountThreads) count_labels(const __grid_const
   const uint32_t image = blockIdx.x / p.parts, part = blockIdx.x % p.parts;
   int* const own = counters + (p.copies > 1 ? thread / kWarp * classes : 0);
   const auto add = [&](int64_t label, int pixels) {
-    const int c = class_of(p.map, label, pixels, *bad);
+    const int c = checked_class_of(p.map, label, pixels, *bad);
     if (c != kIgnored) atomicAdd(own + c, pixels);
   };
   with_labels(p.map, [&](const auto* labels) {
@@ -114,15 +123,19 @@ __global__ void __launch_bounds__(kCountThreads) count_labels(const __grid_const
                                            : kBytesPerBlock / static_cast<int64_t>(sizeof(L)));
     const L* const begin = labels + static_cast<int64_t>(image) * p.image_pixels + first;
     if (p.aligned) {
-      uint4 words[kWords];
-#pragma unroll
-      for (int k = 0; k < kWords; ++k) {  // all loads before the first use
-        const int i = (k * kCountThreads + thread) * kLabels;
-        if (i < count) words[k] = *reinterpret_cast<const uint4*>(begin + i);
-      }
-#pragma unroll
-      for (int k = 0; k < kWords; ++k) {
-        if ((k * kCountThreads + thread) * kLabels < count) for_runs<L>(words[k], add);
+      const bool inside = thread * kLabels < count;
+      const uint4 word = inside ? *reinterpret_cast<const uint4*>(begin + thread * kLabels) : uint4{};
+      L label;
+      memcpy(&label, &word, sizeof(L));
+      const bool alike = inside && is_repeated(word, label);
+      // A warp within one region, the usual case: one addition in place of 32 that would wait for each other.
+      const L first_label = static_cast<L>(from_first_lane(static_cast<int64_t>(label)));
+      if (all_of_warp(alike && label == first_label)) {
+        if (thread % kWarp == 0) add(static_cast<int64_t>(label), kWarp * kLabels);
+      } else if (alike) {
+        add(static_cast<int64_t>(label), kLabels);
+      } else if (inside) {
+        for_runs<L>(word, add);
       }
     } else {
       for (int i = thread; i < count; i += kCountThreads) add(static_cast<int64_t>(begin[i]), 1);
@@ -137,9 +150,11 @@ __global__ void __launch_bounds__(kCountThreads) count_labels(const __grid_const
   }
   if (thread == 0 && p.map.report) report_bad_labels(p.map, *bad);
   if (!p.scale) return;
-  __threadfence();  // the counts, before it is said that they are there
   __syncthreads();
-  if (thread == 0) *is_last = atomicAdd(p.ended, 1u) == p.blocks - 1;
+  if (thread == 0) {
+    __threadfence();  // the block's counts, before it is said that they are there
+    *is_last = atomicAdd(p.ended, 1u) == p.blocks - 1;
+  }
   __syncthreads();
   if (*is_last) {
     __threadfence();

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "cam_counts.h"
 #include "confusion_matrix.h"
 #include "cross_entropy.h"
 #include "label_counts.h"
@@ -33,11 +34,15 @@
     m.def(                                                                                                           \
         "confusion_matrix(Tensor input, Tensor target, int ignore_index, bool align_corners, Tensor(a!)? report)"    \
         " -> Tensor");                                                                                               \
+    m.def(                                                                                                           \
+        "cam_counts(Tensor cam, Tensor target, Tensor truth, float tau, bool by_maximum, bool every_class,"          \
+        " int ignore_index, bool align_corners) -> (Tensor tp, Tensor fp, Tensor fn)");                              \
   }                                                                                                                  \
   STABLE_TORCH_LIBRARY_IMPL(name, key, m) {                                                                          \
     m.impl("cross_entropy", TORCH_BOX(&cawa_fast::cuda::cross_entropy));                                             \
     m.impl("cross_entropy_backward", TORCH_BOX(&cawa_fast::cuda::cross_entropy_backward));                           \
     m.impl("cross_entropy_rescale_", TORCH_BOX(&cawa_fast::cuda::cross_entropy_rescale));                            \
+    m.impl("cam_counts", TORCH_BOX(&cawa_fast::cuda::cam_counts));                                                   \
     m.impl("label_counts", TORCH_BOX(&cawa_fast::cuda::label_counts));                                               \
     m.impl("label_scale", TORCH_BOX(&cawa_fast::cuda::label_scale));                                                 \
     m.impl("resized_cross_entropy", TORCH_BOX(&cawa_fast::cuda::resized_cross_entropy));                             \

@@ -20,6 +20,7 @@ namespace cawa_fast::cuda {
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kSpan = 33.0f;            // 48 powers of two
 constexpr float kAboveReference = 24.0f;  // powers of two; beyond it the exponential becomes the new reference
+constexpr float kLeastAtLabel = 1e-30f;   // a label's exponential below it has lost too much to be divided by
 constexpr int kGone = 0xffff;             // the label of a pixel that is invalid or does not exist
 constexpr int kMaxResizedClasses = 4096;  // a sum of so many exponentials below 2^(24 + 48) is finite
 
@@ -59,8 +60,8 @@ struct ResizedProblem {
   // Forward: what each pixel loses, or each block with the scale; one of them null.
   float* pixel_loss;
   double* partial_loss;
-  // (1 + kSide^2, cells), written by forward if not null, for backward: of each cell its reference, NaN if it is steep;
-  // of each pixel its sum of exponentials, in a steep cell the logarithm of the sum.
+  // (1 + kSide^2, cells), written by forward if not null, which label smoothing needs, for backward: of each cell its reference, NaN if it is steep;
+  // of each pixel its sum of exponentials, relative to the reference or, in a steep cell, to its largest logit.
   float* statistics;
   // Backward: the upstream gradient, one value or per pixel, and the gradient.
   const float* grad;
@@ -79,6 +80,8 @@ __device__ inline int label_at(const ResizedProblem& p, int64_t pixel) {
   return label_of(p.labels, p.label_type, pixel, p.classes, p.ignore_index);
 }
 
+constexpr int kLoadsTogether = 8;   // pixels of which a thread has loads on their way at once
+
 // A cell: its pixels begin at (y, x), of which there are `height` by `width`, at most kSide each; none if it does not
 // exist.
 struct Cell {
@@ -95,6 +98,48 @@ __device__ inline Cell cell_at(const ResizedProblem& p, int image, int row, int 
 
 __device__ inline int64_t pixel_index(const ResizedProblem& p, const Cell& cell, int y, int x) {
   return (static_cast<int64_t>(cell.image) * p.rows.out + cell.y + y) * p.columns.out + cell.x + x;
+}
+
+// Stores the labels of a cell's pixels, `stride` apart; returns whether any is valid. All loads before the first use: one
+// after the other they would take longer than the classes.
+template <class L, int kSide>
+__device__ inline bool store_labels(const ResizedProblem& p, const Cell& cell, uint16_t* to, int stride) {
+  constexpr int kPixels = kSide * kSide, kStep = kPixels < kLoadsTogether ? kPixels : kLoadsTogether;
+  const L* const from = static_cast<const L*>(p.labels) + pixel_index(p, cell, 0, 0);
+  bool any = false;
+#pragma unroll
+  for (int first = 0; first < kPixels; first += kStep) {
+    keep_order();
+    L labels[kStep];
+#pragma unroll
+    for (int i = 0; i < kStep; ++i) {
+      const int y = (first + i) / kSide, x = (first + i) % kSide;
+      labels[i] = y < cell.height && x < cell.width ? from[static_cast<int64_t>(y) * p.columns.out + x] : L{0};
+    }
+#pragma unroll
+    for (int i = 0; i < kStep; ++i) {
+      const int y = (first + i) / kSide, x = (first + i) % kSide;
+      const int64_t label = labels[i];
+      const bool valid = y < cell.height && x < cell.width && label >= 0 && label < p.classes && label != p.ignore_index;
+      to[(first + i) * stride] = static_cast<uint16_t>(valid ? label : kGone);
+      any |= valid;
+    }
+  }
+  return any;
+}
+
+template <int kSide>
+__device__ inline bool store_labels(const ResizedProblem& p, const Cell& cell, uint16_t* to, int stride) {
+  switch (p.label_type) {
+    case Label::kUInt8:
+      return store_labels<uint8_t, kSide>(p, cell, to, stride);
+    case Label::kInt16:
+      return store_labels<int16_t, kSide>(p, cell, to, stride);
+    case Label::kInt32:
+      return store_labels<int32_t, kSide>(p, cell, to, stride);
+    default:
+      return store_labels<int64_t, kSide>(p, cell, to, stride);
+  }
 }
 
 // A cell's place among the samples: those that it mixes, where its first pixel lies between them, and the steps to the
@@ -175,21 +220,15 @@ __device__ inline float logit_at(const ResizedProblem& p, const Taps& taps, int 
   const T* z = static_cast<const T*>(p.input) + taps.top_left + label * p.stride_c;
   const float a = static_cast<float>(z[0]), b = static_cast<float>(z[taps.right]);
   const float c = static_cast<float>(z[taps.below]), d = static_cast<float>(z[taps.below + taps.right]);
-  const float top = a * (1 - taps.u) + b * taps.u, bottom = c * (1 - taps.u) + d * taps.u;
-  return top * (1 - taps.v) + bottom * taps.v;
+  // fused by name, so that every kernel has the same bits
+  const float top = fmaf(b, taps.u, a * (1 - taps.u)), bottom = fmaf(d, taps.u, c * (1 - taps.u));
+  return fmaf(bottom, taps.v, top * (1 - taps.v));
 }
 
-// What a steep cell's logits are shifted by before their sum's logarithm is kept: its largest finite sample.
 template <class T>
-__device__ inline float reference_of_steep(const ResizedProblem& p, const Cell& cell) {
-  const Taps taps = taps_of(p, cell, 0, 0);
+__device__ inline float largest_logit_at(const ResizedProblem& p, const Taps& taps) {
   float largest = -INFINITY;
-  for (int c = 0; c < p.classes; ++c) {
-    const T* z = static_cast<const T*>(p.input) + taps.top_left + c * p.stride_c;
-    const CellLogits k = {static_cast<float>(z[0]), static_cast<float>(z[taps.right]), static_cast<float>(z[taps.below]),
-                       static_cast<float>(z[taps.below + taps.right])};
-    for (const float value : {k.a, k.b, k.c, k.d}) largest = value < INFINITY ? fmaxf(largest, value) : largest;
-  }
+  for (int c = 0; c < p.classes; ++c) largest = fmaxf(largest, logit_at<T>(p, taps, c));
   return shift_of(largest);
 }
 

@@ -19,10 +19,10 @@ constexpr int kBackwardClasses = 4;          // that are exchanged between warps
 constexpr unsigned kSteepBlocks = 256;       // about as many as run at once
 
 // A block of kSide: a warp for each row of samples, and one for the cells above. Two blocks share a multiprocessor,
-// which leaves 80 registers to a thread of 24 warps and 128 to one of 16: a cell's factors, and 50 to 60 more.
+// which leaves 96 registers to a thread of 20 warps and 168 to one of 12: a cell's factors, and 60 to 80 more.
 template <int kSide>
 struct Backward {
-  static constexpr int kWarps = kSide == 8 ? 8 : 12, kRows = kWarps - 1, kThreads = kWarps * kWarp;
+  static constexpr int kWarps = kSide == 8 ? 6 : 10, kRows = kWarps - 1, kThreads = kWarps * kWarp;
 };
 
 // Of a class: what a cell's samples get from it.
@@ -37,9 +37,11 @@ struct BackwardShared {
   float* upper;      // (kBackwardClasses, threads): what the samples above get
   float* lower;      // (2, kBackwardClasses, threads): those below; two, so that one barrier is enough
   uint16_t* label;   // (kPixels, threads)
+  float* largest;    // (kPixels, threads): of steep cells; only where there are any
 
   static constexpr int64_t kBytes =
       kThreads * (sizeof(Shares) + 3 * kBackwardClasses * sizeof(float) + kPixels * sizeof(uint16_t));
+  static constexpr int64_t kSteepBytes = kBytes + kThreads * kPixels * sizeof(float);
 
   __device__ explicit BackwardShared(unsigned char* memory) {
     Shares* const shares = reinterpret_cast<Shares*>(memory);
@@ -48,6 +50,7 @@ struct BackwardShared {
     upper = floats + threadIdx.x;
     lower = upper + kBackwardClasses * kThreads;
     label = reinterpret_cast<uint16_t*>(floats + 3 * kBackwardClasses * kThreads) + threadIdx.x;
+    largest = reinterpret_cast<float*>(memory + kBytes) + threadIdx.x;
   }
 };
 
@@ -62,19 +65,18 @@ __device__ inline Strength strength_of(const ResizedProblem& p, int label, int64
   return {factor * (p.keep * weight_at(p, label)), factor * p.smooth};
 }
 
-// A class of a steep cell, pixel by pixel.
+// A class of a steep cell, pixel by pixel. `largest`: of each valid pixel, kThreads apart, its largest logit.
 template <class T, int kSide>
-__device__ Shares steep_gradient(const ResizedProblem& p, const Cell& cell, int64_t index, int c,
-                                              float reference) {
+__device__ Shares steep_gradient(const ResizedProblem& p, const Cell& cell, int64_t index, int c, const float* largest) {
   Shares shares{};
   for (int y = 0; y < cell.height; ++y) {
     for (int x = 0; x < cell.width; ++x) {
       const int64_t pixel = pixel_index(p, cell, y, x);
-      const int label = label_at(p, pixel);
+      const int label = label_at(p, pixel), i = y * kSide + x;
       if (label == kIgnored) continue;
       const Strength strength = strength_of(p, label, pixel);
-      const float log_sum = p.statistics[(1 + y * kSide + x) * p.cells + index];
-      const float probability = expf((logit_at<T>(p, taps_of(p, cell, y, x), c) - reference) - log_sum);
+      const float z = logit_at<T>(p, taps_of(p, cell, y, x), c) - largest[i * Backward<kSide>::kThreads];
+      const float probability = exp_fast(z) / p.statistics[(1 + i) * p.cells + index];
       float g = (label == c ? probability - 1 : probability) * strength.at_label;
       if (p.smooth > 0) g += strength.smoothing * (probability * weight_sum_of(p) - weight_at(p, c));
       const float u = behind(p.columns, cell.x + x, cell.column), v = behind(p.rows, cell.y + y, cell.row);
@@ -98,45 +100,58 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
 
   // 1. The cell. Items are the cells of the strips' rows behind each other; a block has kBackwardColumns of them, and
   // the one before.
-  const int columns = p.columns.in + 1, strips = (p.rows.in + kRows - 1) / kRows;
-  const int64_t item = static_cast<int64_t>(block) * kBackwardColumns + lane;
-  const int64_t line = item / columns;
+  const unsigned columns = p.columns.in + 1, strips = (p.rows.in + kRows - 1) / kRows;
+  const unsigned item = block * kBackwardColumns + lane, line = item / columns;
   const int row = static_cast<int>(line % strips) * kRows + warp - 1, image = static_cast<int>(line / strips);
   const bool exists = image < p.images && row < p.rows.in;
   const Cell cell = exists ? cell_at(p, image, row, static_cast<int>(item % columns) - 1) : Cell{0, 0, 0, 0, 0, 0, 0};
-  const int64_t index =
-      (static_cast<int64_t>(cell.image) * (p.rows.in + 1) + cell.row + 1) * columns + cell.column + 1;
+  const unsigned index = (cell.image * (p.rows.in + 1) + cell.row + 1) * columns + cell.column + 1;
   const float reference = exists ? p.statistics[index] : 0.0f;
   const bool steep = exists && reference != reference;
   if (!kSteep && any_of_block(steep)) return false;
 
   // 2. Its pixels: labels, factors, and where they lie, for the sums.
-  float factor[kPixels];
-  Shares smoothed{};
-  bool any = false;
   const float u_step = cell.column >= 0 && cell.column < p.columns.in - 1 ? p.columns.step : 0.0f;
   const float v_step = cell.row >= 0 && cell.row < p.rows.in - 1 ? p.rows.step : 0.0f;
   const float v_first = behind(p.rows, cell.y, cell.row), u_first = behind(p.columns, cell.x, cell.column);
   const float* const sums = p.statistics + p.cells + index;  // of pixel i at i * cells
+  const bool any = store_labels<kSide>(p, cell, shared.label, kThreads);
+  float factor[kPixels];
+  Shares smoothed{};
+  constexpr int kStep = kPixels < kLoadsTogether ? kPixels : kLoadsTogether;
 #pragma unroll
-  for (int i = 0; i < kPixels; ++i) {
-    const int y = i / kSide, x = i % kSide;
-    const int64_t pixel = pixel_index(p, cell, y, x);
-    const int label = y < cell.height && x < cell.width ? label_at(p, pixel) : kIgnored;
-    shared.label[i * kThreads] = label == kIgnored ? kGone : label;
-    factor[i] = 0;
-    if (label != kIgnored) {
-      any = true;
-      const Strength strength = strength_of(p, label, pixel);
-      factor[i] = divide_fast(strength.at_label + strength.smoothing * weight_sum_of(p), sums[i * p.cells]);
-      const float u = fmaf(x, u_step, u_first), v = fmaf(y, v_step, v_first);
-      const float below = strength.smoothing * v, above = strength.smoothing - below;
-      smoothed = {smoothed.upper_left + above * (1 - u), smoothed.upper_right + above * u,
-                  smoothed.lower_left + below * (1 - u), smoothed.lower_right + below * u};
+  for (int first = 0; first < kPixels; first += kStep) {
+    keep_order();
+    Strength strength[kStep];
+#pragma unroll
+    for (int j = 0; j < kStep; ++j) {  // all loads before the first use
+      const int i = first + j, label = shared.label[i * kThreads];
+      strength[j] = strength_of(p, label == kGone ? 0 : label, label == kGone ? 0 : pixel_index(p, cell, i / kSide, i % kSide));
+      factor[i] = sums[i * p.cells];
+    }
+#pragma unroll
+    for (int j = 0; j < kStep; ++j) {
+      const int i = first + j;
+      const bool valid = shared.label[i * kThreads] != kGone;
+      const float all = strength[j].at_label + strength[j].smoothing * weight_sum_of(p);
+      factor[i] = valid ? divide_fast(all, factor[i]) : 0.0f;
+      if (p.smooth > 0 && valid) {
+        const float u = fmaf(i % kSide, u_step, u_first), v = fmaf(i / kSide, v_step, v_first);
+        const float below = strength[j].smoothing * v, above = strength[j].smoothing - below;
+        smoothed = {smoothed.upper_left + above * (1 - u), smoothed.upper_right + above * u,
+                    smoothed.lower_left + below * (1 - u), smoothed.lower_right + below * u};
+      }
     }
   }
   *shared.smoothed = smoothed;
-  const float steep_reference = kSteep && steep && any ? reference_of_steep<T>(p, cell) : 0.0f;
+  keep_order();  // what is in shared memory stays there
+  if (kSteep && steep && any) {
+    for (int i = 0; i < kPixels; ++i) {
+      const int y = i / kSide, x = i % kSide;
+      if (shared.label[i * kThreads] == kGone) continue;
+      shared.largest[i * kThreads] = largest_logit_at<T>(p, taps_of(p, cell, y, x));
+    }
+  }
 
   // 3. The classes.
   const Place place = place_of(p, cell);
@@ -184,7 +199,7 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
     };
     if (flags >> (c % 32) & 1) {
       const float at_label = p.keep * weight_at(p, c), of_all = at_label + p.smooth * weight_sum_of(p);
-      add.template operator()<true>(of_all > 0 ? at_label / of_all : 0.0f);
+      add.template operator()<true>(of_all > 0 ? divide_fast(at_label, of_all) : 0.0f);
     } else {
       add.template operator()<false>(0.0f);
     }
@@ -198,7 +213,7 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
       shares = {fmaf(-w, less.upper_left, shares.upper_left), fmaf(-w, less.upper_right, shares.upper_right),
                 fmaf(-w, less.lower_left, shares.lower_left), fmaf(-w, less.lower_right, shares.lower_right)};
     }
-    if (kSteep && steep && any) shares = steep_gradient<T, kSide>(p, cell, index, c, steep_reference);
+    if (kSteep && steep && any) shares = steep_gradient<T, kSide>(p, cell, index, c, shared.largest);
     if (!any) shares = {};  // by selection: 0 * NaN would not be 0
     // the classes of one exchange lie behind each other; those of the next one in the other half
     const int k = c % kBackwardClasses, half = c / kBackwardClasses % 2 * kBackwardClasses;

@@ -48,6 +48,7 @@ ResizedProblem problem_of(const Tensor& input, const Tensor& target, const std::
   p.images = static_cast<int>(input.size(0));
   p.classes = static_cast<int>(classes);
   p.cells = input.size(0) * (input.size(2) + 1) * (input.size(3) + 1);
+  STD_TORCH_CHECK(p.cells < (int64_t{1} << 30), "input has too many samples for one call; split it");
   p.input = input.const_data_ptr();
   p.stride_n = input.stride(0);
   p.stride_c = input.stride(1);
@@ -114,7 +115,7 @@ std::tuple<Tensor, Tensor> resized_cross_entropy(const Tensor& input, const Tens
   const DeviceGuard guard(input.get_device_index());
   const cudaStream_t stream = current_stream(input.get_device_index());
   const Tensor rows = with_rows(input), flat_target = torch::stable::contiguous(target);
-  std::optional<Tensor> weight_sum, partial;
+  std::optional<Tensor> weight_sum, partial, scratch;
   ResizedProblem p =
       problem_of(rows, flat_target, weight, scale, ignore_index, label_smoothing, align_corners, weight_sum);
   const int side = side_of(p);
@@ -124,6 +125,10 @@ std::tuple<Tensor, Tensor> resized_cross_entropy(const Tensor& input, const Tens
       torch::stable::new_empty(target, {save ? (1 + side * side) * p.cells : 0}, ScalarType::Float);
   const uint32_t blocks = blocks_for(p.cells, kForwardThreads);
   if (save) p.statistics = statistics.mutable_data_ptr<float>();
+  if (!save && p.smooth > 0) {  // the forward pass itself reads them
+    scratch = torch::stable::new_empty(target, {(1 + side * side) * p.cells}, ScalarType::Float);
+    p.statistics = scratch->mutable_data_ptr<float>();
+  }
   if (per_pixel) {
     p.pixel_loss = loss.mutable_data_ptr<float>();
   } else {
@@ -175,7 +180,7 @@ Tensor resized_cross_entropy_backward(const Tensor& grad, const Tensor& input, c
       launch("resized_cross_entropy, backward", resized_backward<T, kSide>, dim3(blocks), dim3(Block::kThreads),
              BackwardShared<kSide>::kBytes, stream, p, left);
       launch("resized_cross_entropy, backward of steep cells", resized_backward_steep<T, kSide>,
-             dim3(std::min(blocks, kSteepBlocks)), dim3(Block::kThreads), BackwardShared<kSide>::kBytes, stream, p,
+             dim3(std::min(blocks, kSteepBlocks)), dim3(Block::kThreads), BackwardShared<kSide>::kSteepBytes, stream, p,
              left, blocks);
     });
   }

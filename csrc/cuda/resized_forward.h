@@ -41,56 +41,51 @@ __device__ inline double finish_pixel(const ResizedProblem& p, int64_t pixel, in
 
 // A steep cell, pixel by pixel: the same as the kernel's end does for others.
 template <class T, int kSide>
-__device__ __noinline__ double steep_loss(const ResizedProblem& p, const Cell& cell, int64_t index) {
-  const float reference = reference_of_steep<T>(p, cell);
+__device__ __noinline__ double steep_loss(const ResizedProblem& p, Cell cell, int64_t index) {
   double total = 0;
-  for (int y = 0; y < cell.height; ++y) {
-    for (int x = 0; x < cell.width; ++x) {
-      const int64_t pixel = pixel_index(p, cell, y, x);
-      const int label = label_at(p, pixel);
-      if (label == kIgnored) continue;
+  for (int i = 0; i < kSide * kSide; ++i) {
+    const int y = i / kSide, x = i % kSide;
+    const bool inside = y < cell.height && x < cell.width;
+    const int64_t pixel = pixel_index(p, cell, y, x);
+    const int label = inside ? label_at(p, pixel) : kIgnored;
+    float sum = 0;
+    if (label != kIgnored) {
       const Taps taps = taps_of(p, cell, y, x);
-      float maximum = -INFINITY, sum = 0, weighted = 0;
-      for (int c = 0; c < p.classes; ++c) maximum = fmaxf(maximum, logit_at<T>(p, taps, c));
-      const float shift = shift_of(maximum);
+      const float largest = largest_logit_at<T>(p, taps);
+      float weighted = 0;
       for (int c = 0; c < p.classes; ++c) {
-        const float z = logit_at<T>(p, taps, c) - shift;
+        const float z = logit_at<T>(p, taps, c) - largest;
         sum += exp_fast(z);
         if (p.smooth > 0) weighted += weight_at(p, c) * z;
       }
       const float log_sum = logf(sum);
-      total += finish_pixel(p, pixel, label, log_sum - (logit_at<T>(p, taps, label) - shift), log_sum, weighted);
-      if (p.statistics) p.statistics[(1 + y * kSide + x) * p.cells + index] = (shift - reference) + log_sum;
+      total += finish_pixel(p, pixel, label, log_sum - (logit_at<T>(p, taps, label) - largest), log_sum, weighted);
+    } else if (inside && p.pixel_loss) {
+      p.pixel_loss[pixel] = 0;
     }
+    if (p.statistics) p.statistics[(1 + i) * p.cells + index] = sum;
   }
   return total;
 }
 
 template <class T, int kSide>
-__global__ void __launch_bounds__(kForwardThreads, kSide == 8 ? 4 : 8)
+__global__ void __launch_bounds__(kForwardThreads, kSide == 8 ? 3 : 6)
     resized_forward(const __grid_constant__ ResizedProblem p) {
   constexpr int kPixels = kSide * kSide;
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const ForwardShared<kSide> shared(shared_memory);
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kForwardThreads + threadIdx.x;
   const bool exists = index < p.cells;
-  const int columns = p.columns.in + 1, rows = p.rows.in + 1;
-  const int line = static_cast<int>(exists ? index / columns : 0), column = static_cast<int>(exists ? index % columns : 0);
+  const unsigned columns = p.columns.in + 1;
+  const int rows = p.rows.in + 1;
+  const uint32_t first = exists ? static_cast<uint32_t>(index) : 0;
+  const int line = static_cast<int>(first / columns), column = static_cast<int>(first % columns);
   Cell cell = cell_at(p, line / rows, line % rows - 1, column - 1);
   if (!exists) cell.width = 0;
 
   // 1. The labels.
-  bool any = false;
-#pragma unroll
-  for (int i = 0; i < kPixels; ++i) {
-    const int y = i / kSide, x = i % kSide;
-    const int label = y < cell.height && x < cell.width ? label_at(p, pixel_index(p, cell, y, x)) : kIgnored;
-    if (y < cell.height && x < cell.width && label == kIgnored && p.pixel_loss) {
-      p.pixel_loss[pixel_index(p, cell, y, x)] = 0;
-    }
-    any |= label != kIgnored;
-    shared.label[i * kForwardThreads] = label == kIgnored ? kGone : label;
-  }
+  const bool any = store_labels<kSide>(p, cell, shared.label, kForwardThreads);
+  keep_order();  // the labels stay where they are
 
   // 2. Sums of exponentials. The reference becomes a logit of the first class, and another one that towers above it.
   float sum[kPixels] = {};
@@ -153,33 +148,38 @@ __global__ void __launch_bounds__(kForwardThreads, kSide == 8 ? 4 : 8)
     }
   }
 
-  // 3. Losses and statistics.
+  // 3. Losses and statistics. A pixel whose label has almost no probability is left to the path for steep cells too.
+#pragma unroll
+  for (int i = 0; i < kPixels; ++i) {
+    if (i % kLoadsTogether == 0) keep_order();
+    steep |= shared.label[i * kForwardThreads] != kGone && !(shared.at_label[i * kForwardThreads] > kLeastAtLabel);
+  }
   double total = 0;
+  steep &= exists;
   if (p.statistics && exists) p.statistics[index] = steep ? NAN : reference;
   if (steep) {
     total = steep_loss<T, kSide>(p, cell, index);
-  } else {
+  } else if (exists) {
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
-      const int label = shared.label[i * kForwardThreads], y = i / kSide, x = i % kSide;
-      const bool valid = label != kGone;
-      if (valid) {
-        const float at_label = shared.at_label[i * kForwardThreads], log_sum = p.smooth > 0 ? logf(sum[i]) : 0;
-        float negative_log, of_weighted = 0;
-        if (at_label > 1e-30f) {
-          negative_log = logf(divide_fast(sum[i], at_label));  // both have the same rounding of the label's exponential
-        } else {
-          negative_log = logf(sum[i]) - (logit_at<T>(p, taps_of(p, cell, y, x), label) - reference);
-        }
-        if (p.smooth > 0) {
-          const float u = fmaf(x, place.du, place.u), v = fmaf(y, place.dv, place.v);
-          const float above = fmaf(u, weighted.b - weighted.a, weighted.a);
-          const float below = fmaf(u, weighted.d - weighted.c, weighted.c);
-          of_weighted = fmaf(v, below - above, above) + weight_sum_of(p) * (origin - reference);
-        }
-        total += finish_pixel(p, pixel_index(p, cell, y, x), label, negative_log, log_sum, of_weighted);
+      float& at_label = shared.at_label[i * kForwardThreads];
+      if (p.statistics) p.statistics[(1 + i) * p.cells + index] = sum[i];
+      at_label = divide_fast(sum[i], at_label);  // both have the same rounding of the label's exponential
+    }
+#pragma unroll(kSide == 8 ? 4 : kLoadsTogether)
+    for (int i = 0; i < kPixels; ++i) {
+      const int label = shared.label[i * kForwardThreads], c = label == kGone ? 0 : label, y = i / kSide, x = i % kSide;
+      float loss = p.keep * weight_at(p, c) * logf(shared.at_label[i * kForwardThreads]);
+      if (p.smooth > 0) {
+        const float u = fmaf(x, place.du, place.u), v = fmaf(y, place.dv, place.v);
+        const float above = fmaf(u, weighted.b - weighted.a, weighted.a);
+        const float below = fmaf(u, weighted.d - weighted.c, weighted.c);
+        const float of_weighted = fmaf(v, below - above, above) + weight_sum_of(p) * (origin - reference);
+        loss += p.smooth * (weight_sum_of(p) * logf(p.statistics[(1 + i) * p.cells + index]) - of_weighted);
       }
-      if (p.statistics && exists) p.statistics[(1 + i) * p.cells + index] = valid ? sum[i] : 1.0f;
+      loss = label == kGone ? 0.0f : loss;
+      total += label == kGone ? 0.0f : loss * p.scale[c];
+      if (p.pixel_loss && y < cell.height && x < cell.width) p.pixel_loss[pixel_index(p, cell, y, x)] = loss;
     }
   }
   if (p.partial_loss) {

@@ -17,6 +17,7 @@
 #include <cstring>
 #include <exception>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <random>
 #include <string>
@@ -28,6 +29,7 @@
 
 #define __global__
 #define __device__
+#define __host__
 #define __shared__
 #define __align__(bytes)
 #define __launch_bounds__(...)
@@ -223,6 +225,8 @@ inline uint32_t or_of_warp(uint32_t bits) {
   return bits;
 }
 inline bool any_of_warp(bool value) { return or_of_warp(value) != 0; }
+inline bool all_of_warp(bool value) { return or_of_warp(!value) == 0; }
+inline int64_t from_first_lane(int64_t value) { return Block::current()->exchange(value, 0); }
 inline bool any_of_block(bool value) { return Block::current()->any(value); }
 inline float from_previous_lane(float value) {
   return Block::current()->exchange(value, std::max(Block::current()->lane() - 1, 0));
@@ -261,6 +265,7 @@ inline int __reduce_max_sync(unsigned mask, int value) {
   return largest;
 }
 
+inline int __popc(unsigned bits) { return std::popcount(bits); }
 inline int __ffs(unsigned bits) { return bits == 0 ? 0 : std::countr_zero(bits) + 1; }
 
 // Fibers do not interrupt each other.
@@ -283,6 +288,7 @@ T atomicCAS(T* address, T expected, T value) {
 }
 
 inline float __fadd_rn(float x, float y) { return x + y; }
+inline float __fdiv_rn(float x, float y) { return x / y; }
 inline float __fmul_rn(float x, float y) { return x * y; }
 
 inline float __uint_as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
@@ -304,9 +310,26 @@ inline float exp2_fast(float x) {
 
 inline float divide_fast(float x, float y) { return x / y; }
 
-inline float min_nan(float x, float y) { return x != x || y != y ? x + y : std::min(x, y); }
+inline float min_nan(float x, float y) {
+  return x != x || y != y ? std::numeric_limits<float>::quiet_NaN() : std::min(x, y);
+}
+
+inline float max_nan(float x, float y) {
+  return x != x || y != y ? std::numeric_limits<float>::quiet_NaN() : std::max(x, y);
+}
+
+template <class T>
+T load_constant(const T* address) {
+  return *address;
+}
+
+template <class T>
+const T* address_of(const T* pointer, uint32_t offset) {
+  return pointer + offset;
+}
 
 inline void prefetch(const void*) {}
+inline void keep_order() {}
 
 inline void start_copy(void* shared, const void* global) {
   const bool misaligned = (reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % 16 != 0;

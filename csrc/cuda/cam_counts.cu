@@ -1,0 +1,432 @@
+// True and false positives of thresholded maps: full-resolution maps never exist. A thread owns a cell (count_cells.h).
+//
+// Launches:
+//   cam_maxima   the largest value of each wanted map at label resolution
+//   cam_masks    counts: a cell whose corners are all in the mask, or all out of it, needs no interpolation
+// "Wanted" are the classes of an image's ground truth, or all.
+#include <cstdlib>
+
+#include "cam_counts.h"
+#include "count_tensors.h"
+
+namespace cawa_fast::cuda {
+
+constexpr int kTogether = kCells;  // classes: a block chooses from as many at a time, a thread for each
+constexpr int kAtOnce = 4;         // classes whose samples are loaded together, to wait for them once
+constexpr int kInfinityBits = 0x7f800000;
+constexpr int kMixed = -2;  // in place of a label: not all of a cell's are alike
+
+struct CamProblem {
+  ResizedMaps maps;
+  LabelMap labels;
+  const int64_t* truth;   // (N, C)
+  int* maxima;            // (N, C) by order_of, zero at first; null: values are compared with tau as they are
+  int64_t *tp, *fp, *fn;  // (C)
+  float tau;
+  bool every_class;
+};
+
+// Positive values in their order, NaN the largest; the others, which cannot be maxima, are no larger than 0.
+__device__ inline int order_of(float v) { return static_cast<int>(__float_as_uint(max_nan(v, 0))); }
+
+__device__ inline float value_of(int order) { return __uint_as_float(static_cast<uint32_t>(order)); }
+
+// A cell: its pixels, and where its corners are. With kSame maps have the labels' size, and values are samples.
+template <class T, bool kSame>
+struct CamCell {
+  const T* image;
+  Corners corners;
+  int x, y;  // of the cell among the cells
+  int first_x, first_y, columns, rows;
+
+  // `x_in_tile`, `y_in_tile`: which of the tile's
+  __device__ CamCell(const ResizedMaps& maps, const CellTile& tile, const TilePixels& pixels, int x_in_tile,
+                     int y_in_tile)
+      : image(static_cast<const T*>(maps.data) + tile.image * maps.stride_n),
+        corners(corners_of(maps, tile.x + x_in_tile, tile.y + y_in_tile)),
+        x(tile.x + x_in_tile),
+        y(tile.y + y_in_tile),
+        first_x(pixels.first_x[x_in_tile]),
+        first_y(pixels.first_y[y_in_tile]),
+        columns(pixels.first_x[x_in_tile + 1] - first_x),
+        rows(pixels.first_y[y_in_tile + 1] - first_y) {}
+
+  // As are those beyond the map's border, whose corners are outside of it.
+  __device__ bool empty() const { return columns <= 0 || rows <= 0; }
+
+  __device__ Samples samples(const ResizedMaps& maps, int c) const {
+    const T* first = image + corners.first + c * maps.stride_c;
+    if (!kSame) return samples_at(first, corners);
+    const float v = static_cast<float>(load_constant(first));
+    return {v, v, v, v};
+  }
+
+  // At one of the cell's pixels.
+  __device__ float value(const ResizedMaps& maps, const Samples& s, int column, int row) const {
+    if (kSame) return s.a;
+    return mix(s, high_weight(maps.x, first_x + column, x), high_weight(maps.y, first_y + row, y));
+  }
+};
+
+// Samples of the kAtOnce classes of `list` from `start` on; behind its end, those of the last one.
+template <class T, bool kSame>
+__device__ void load_samples(const ResizedMaps& maps, const CamCell<T, kSame>& cell, const int* list, int start,
+                             int count, Samples* samples) {
+#pragma unroll
+  for (int i = 0; i < kAtOnce; ++i) samples[i] = cell.samples(maps, list[min(start + i, count - 1)]);
+}
+
+// ------------------------------------------------------------------------------------------------------------- maxima
+
+struct MaximaShared {
+  TilePixels pixels;
+  int wanted, unsure;    // how many
+  int list[kTogether];   // wanted classes
+  int found[kTogether];  // of them: the largest value at the outermost pixels of all cells, by order_of
+  int bound[kTogether];  // what no value exceeds
+  int again[kTogether];  // those of which another pixel may have a larger value
+};
+
+// What the outermost pixels of a cell say about all its pixels.
+struct CellMaximum {
+  float found, bound;
+};
+
+// The outermost pixels' weights.
+struct Outermost {
+  float left, right, top, bottom;
+};
+
+// In exact arithmetic the largest value of a cell is at one of its four outermost pixels; by rounding another can
+// exceed those by a little.
+__device__ inline CellMaximum maximum_of(const Samples& s, const Outermost& weights) {
+  const float over_left = blend(s.a, s.b, weights.left), under_left = blend(s.c, s.d, weights.left);
+  const float over_right = blend(s.a, s.b, weights.right), under_right = blend(s.c, s.d, weights.right);
+  const float upper = max_nan(blend(over_left, under_left, weights.top), blend(over_right, under_right, weights.top));
+  const float lower =
+      max_nan(blend(over_left, under_left, weights.bottom), blend(over_right, under_right, weights.bottom));
+  const float found = max_nan(upper, lower);
+  const float size = fmaxf(fmaxf(fabsf(s.a), fabsf(s.b)), fmaxf(fabsf(s.c), fabsf(s.d)));
+  return {found, found + 2 * (size * kMargin + kTiny)};
+}
+
+// Stages:
+//   1. each cell's outermost pixels, and a bound for all others
+//   2. of classes whose bound exceeds what all blocks have found so far, the other pixels that may exceed it
+// Few blocks come to stage 2: those that find a new maximum.
+template <class T, bool kSame>
+__global__ void __launch_bounds__(kCells, 4) cam_maxima(const __grid_constant__ CamProblem p) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  MaximaShared& shared = *reinterpret_cast<MaximaShared*>(shared_memory);
+  const ResizedMaps& maps = p.maps;
+  const int thread = threadIdx.y * kCellsX + threadIdx.x;
+  const CellTile tile = cell_tile(maps, blockIdx.x);
+  if (blockIdx.x == 0) {  // for cam_masks
+    for (int c = thread; c < maps.classes; c += kCells) p.tp[c] = p.fp[c] = p.fn[c] = 0;
+  }
+  find_pixels(maps, tile, shared.pixels);
+  __syncthreads();
+  const CamCell<T, kSame> cell(maps, tile, shared.pixels, threadIdx.x, threadIdx.y);
+  const bool empty = cell.empty();
+  const Outermost weights{
+      high_weight(maps.x, cell.first_x, cell.x), high_weight(maps.x, cell.first_x + cell.columns - 1, cell.x),
+      high_weight(maps.y, cell.first_y, cell.y), high_weight(maps.y, cell.first_y + cell.rows - 1, cell.y)};
+  int* const maxima = p.maxima + tile.image * maps.classes;
+
+  for (int begin = 0; begin < maps.classes; begin += kTogether) {
+    if (thread == 0) shared.wanted = shared.unsure = 0;
+    shared.found[thread] = shared.bound[thread] = 0;
+    __syncthreads();
+    const int c = begin + thread;
+    if (c < maps.classes && (p.every_class || p.truth[tile.image * maps.classes + c] > 0)) {
+      shared.list[atomicAdd(&shared.wanted, 1)] = c;
+    }
+    __syncthreads();
+
+    // 1.
+    const int wanted = shared.wanted;
+    for (int start = 0; start < wanted; start += kAtOnce) {
+      Samples samples[kAtOnce] = {};
+      if (!empty) load_samples(maps, cell, shared.list, start, wanted, samples);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (start + i >= wanted) break;
+        const CellMaximum maximum = kSame ? CellMaximum{samples[i].a, samples[i].a} : maximum_of(samples[i], weights);
+        const int found = __reduce_max_sync(kAllLanes, empty ? 0 : order_of(maximum.found));
+        const int bound = __reduce_max_sync(kAllLanes, empty ? 0 : order_of(maximum.bound));
+        if (threadIdx.x == 0 && bound > 0) {
+          atomicMax(shared.found + start + i, found);
+          atomicMax(shared.bound + start + i, bound);
+        }
+      }
+    }
+    __syncthreads();
+
+    // 2.
+    if (thread < wanted && shared.bound[thread] > 0) {
+      const int known = atomicMax(maxima + shared.list[thread], shared.found[thread]);
+      shared.found[thread] = max(known, shared.found[thread]);
+      if (shared.bound[thread] > shared.found[thread]) shared.again[atomicAdd(&shared.unsure, 1)] = thread;
+    }
+    __syncthreads();
+    for (int i = 0; i < shared.unsure; ++i) {
+      const int index = shared.again[i], known = shared.found[index];
+      int found = 0;
+      if (!empty) {
+        const Samples s = cell.samples(maps, shared.list[index]);
+        if (!(somewhat_more(largest_of(s)) <= value_of(known))) {
+          for (int row = 0; row < cell.rows; ++row) {
+            for (int column = 0; column < cell.columns; ++column) {
+              found = max(found, order_of(cell.value(maps, s, column, row)));
+            }
+          }
+        }
+      }
+      found = __reduce_max_sync(kAllLanes, found);
+      if (threadIdx.x == 0 && found > known) atomicMax(maxima + shared.list[index], found);
+    }
+    __syncthreads();
+  }
+}
+
+// -------------------------------------------------------------------------------------------------------------- masks
+
+// The largest float v >= 0 for which v / top <= tau, with float's rounding: then v / top > tau is the same as v >
+// limit. It is a few units in the last place away from tau * top or, where quotients are so small that many are the
+// same, anywhere.
+__device__ inline float limit_of(float top, float tau) {
+  const auto is_out = [&](int bits) { return __fdiv_rn(value_of(bits), top) <= tau; };
+  const int guess = min(order_of(tau * top), kInfinityBits);
+  int out = max(guess - 4, 0), in = min(guess + 4, kInfinityBits);
+  if (!is_out(out)) out = 0;
+  if (is_out(in)) in = kInfinityBits;
+  while (in - out > 1) {
+    const int middle = out + (in - out) / 2;
+    if (is_out(middle)) {
+      out = middle;
+    } else {
+      in = middle;
+    }
+  }
+  return value_of(out);
+}
+
+struct MasksShared {
+  TilePixels pixels;
+  int wanted, rows;
+  int list[kTogether];                      // wanted classes whose mask is not empty
+  float limit[kTogether];                   // of their masks: the largest value outside
+  int members[kTogether], hits[kTogether];  // valid pixels in the mask, and those that have its label
+  uint16_t row[kTogether * kCellsY];        // index of class * kCellsY + row of cells: those with open cells
+  uint32_t open[kTogether * kCellsY];       // by the same number, the open cells: bits
+  uint8_t owner[kCellsY][kCellsX];          // a list of open cells, for each warp
+};
+
+// Of a cell's corners: whether all its pixels are in the mask, or all out of it.
+struct Side {
+  bool in, out;
+};
+
+template <bool kSame>
+__device__ Side side_of(const Samples& s, float limit) {
+  if constexpr (kSame) return {s.a > limit, !(s.a > limit)};
+  const float largest = max_nan(max_nan(s.a, s.b), max_nan(s.c, s.d));
+  // an infinity makes NaN where its weight is 0
+  return {somewhat_less(least_of(s)) > limit && largest < INFINITY, somewhat_more(largest) <= limit};
+}
+
+// Sums over a warp to the block's counts.
+__device__ inline void add_to_mask(MasksShared& shared, int index, int members, int hits) {
+  members = __reduce_add_sync(kAllLanes, members);
+  hits = __reduce_add_sync(kAllLanes, hits);
+  if (threadIdx.x == 0) {
+    atomicAdd(shared.members + index, members);
+    atomicAdd(shared.hits + index, hits);
+  }
+}
+
+// Counts the pixels of the `open` cells of a row of the tile's, for one class, by a warp.
+template <class T, bool kSame>
+__device__ void count_open(const CamProblem& p, MasksShared& shared, const CellTile& tile, int index, int y_in_tile,
+                           uint32_t open) {
+  const ResizedMaps& maps = p.maps;
+  const int lane = threadIdx.x, c = shared.list[index];
+  uint8_t* const owners = shared.owner[threadIdx.y];
+  __syncwarp();
+  if (open >> lane & 1) owners[__popc(open & ((1u << lane) - 1))] = static_cast<uint8_t>(lane);
+  __syncwarp();
+  // as many threads for each cell as the tile's largest has pixels
+  const uint32_t row_pixels = shared.pixels.most_x, cell_pixels = row_pixels * shared.pixels.most_y;
+  const uint32_t items = __popc(open) * cell_pixels;
+  int members = 0, hits = 0;
+  for (uint32_t item = lane; item < items; item += kWarp) {
+    const uint32_t owner = item / cell_pixels, pixel = item - owner * cell_pixels;
+    const int row = pixel / row_pixels, column = pixel - row * row_pixels;
+    const CamCell<T, kSame> cell(maps, tile, shared.pixels, owners[owner], y_in_tile);
+    if (row >= cell.rows || column >= cell.columns) continue;
+    const int64_t at = (tile.image * maps.y.out_size + cell.first_y + row) * maps.x.out_size + cell.first_x + column;
+    const int64_t label = label_at(p.labels, at);
+    const Samples samples = cell.samples(maps, c);
+    if (cell.value(maps, samples, column, row) > shared.limit[index]) {
+      const int own = class_of(p.labels, label);
+      members += own != kIgnored;
+      hits += own == c;
+    }
+  }
+  add_to_mask(shared, index, members, hits);
+}
+
+// Stages:
+//   1. one sweep over the wanted classes: cells that are all in count at once, those that are all out not at all
+//   2. the rows of cells with others, a warp for each: those by pixel
+template <class T, bool kSame>
+__global__ void __launch_bounds__(kCells, 4) cam_masks(const __grid_constant__ CamProblem p) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  MasksShared& shared = *reinterpret_cast<MasksShared*>(shared_memory);
+  const ResizedMaps& maps = p.maps;
+  const int thread = threadIdx.y * kCellsX + threadIdx.x;
+  const CellTile tile = cell_tile(maps, blockIdx.x);
+  const int64_t first_map = tile.image * maps.classes;
+  find_pixels(maps, tile, shared.pixels);
+  __syncthreads();
+  const CamCell<T, kSame> cell(maps, tile, shared.pixels, threadIdx.x, threadIdx.y);
+
+  int label = kIgnored;
+  if (!cell.empty()) {
+    const int64_t pitch = maps.x.out_size;
+    const int64_t first = (tile.image * maps.y.out_size + cell.first_y) * pitch + cell.first_x;
+    const LabelsOfCell labels = labels_of_cell(p.labels, first, cell.columns, cell.rows, pitch);
+    label = labels.alike ? class_of(p.labels, labels.label) : kMixed;
+  }
+  const int pixels = label == kIgnored ? 0 : cell.columns * cell.rows;
+  const bool any_pixels = __ballot_sync(kAllLanes, pixels > 0) != 0;
+
+  for (int begin = 0; begin < maps.classes; begin += kTogether) {
+    if (thread == 0) shared.wanted = shared.rows = 0;
+    shared.members[thread] = shared.hits[thread] = 0;
+    __syncthreads();
+    if (begin + thread < maps.classes) {
+      const int c = begin + thread;
+      const int64_t truth = p.truth[first_map + c];
+      if (tile.x == 0 && tile.y == 0 && truth > 0) {  // everything is missed, until it is hit
+        atomicAdd(reinterpret_cast<unsigned long long*>(p.fn) + c, static_cast<unsigned long long>(truth));
+      }
+      const float top = p.maxima ? value_of(p.maxima[first_map + c]) : 1.0f;
+      if ((p.every_class || truth > 0) && top > 0 && top < INFINITY) {
+        const int index = atomicAdd(&shared.wanted, 1);
+        shared.list[index] = c;
+        shared.limit[index] = p.maxima ? limit_of(top, p.tau) : p.tau;
+      }
+    }
+    __syncthreads();
+
+    // 1.
+    const int wanted = any_pixels ? shared.wanted : 0;
+    for (int start = 0; start < wanted; start += kAtOnce) {
+      Samples samples[kAtOnce] = {};
+      if (pixels > 0) load_samples(maps, cell, shared.list, start, wanted, samples);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int index = start + i;
+        if (index >= wanted) break;
+        const Side side = side_of<kSame>(samples[i], shared.limit[index]);
+        const bool all = side.in && pixels > 0 && label != kMixed;
+        const uint32_t open = __ballot_sync(kAllLanes, !side.out && !all && pixels > 0);
+        if (__ballot_sync(kAllLanes, all) != 0) {
+          add_to_mask(shared, index, all ? pixels : 0, all && label == shared.list[index] ? pixels : 0);
+        }
+        if (open != 0 && threadIdx.x == 0) {
+          const int number = index * kCellsY + threadIdx.y;
+          shared.open[number] = open;
+          shared.row[atomicAdd(&shared.rows, 1)] = static_cast<uint16_t>(number);
+        }
+      }
+    }
+    __syncthreads();
+
+    // 2.
+    for (int i = threadIdx.y; i < shared.rows; i += kCellsY) {
+      const int number = shared.row[i];
+      count_open<T, kSame>(p, shared, tile, number / kCellsY, number % kCellsY, shared.open[number]);
+    }
+    __syncthreads();
+
+    if (thread < shared.wanted && shared.members[thread] > 0) {
+      const int c = shared.list[thread], hits = shared.hits[thread], misses = shared.members[thread] - hits;
+      const auto add = [c](int64_t* counts, int64_t value) {
+        if (value == 0) return;
+        atomicAdd(reinterpret_cast<unsigned long long*>(counts) + c, static_cast<unsigned long long>(value));
+      };
+      add(p.tp, hits);
+      add(p.fp, misses);
+      add(p.fn, -hits);
+    }
+    __syncthreads();
+  }
+}
+
+namespace {
+
+template <class T, bool kSame>
+void launch_cam_counts(const CamProblem& p, uint32_t blocks, cudaStream_t stream) {
+  const dim3 threads(kCellsX, kCellsY);
+  if (p.maxima) {
+    launch("cam_counts, maxima", cam_maxima<T, kSame>, dim3(blocks), threads, sizeof(MaximaShared), stream, p);
+  }
+  launch("cam_counts, masks", cam_masks<T, kSame>, dim3(blocks), threads, sizeof(MasksShared), stream, p);
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor> cam_counts(const Tensor& cam, const Tensor& target, const Tensor& truth, double tau,
+                                              bool by_maximum, bool every_class, int64_t ignore_index,
+                                              bool align_corners) {
+  const DeviceGuard guard(cam.get_device_index());
+  const cudaStream_t stream = current_stream(cam.get_device_index());
+  const Tensor labels = torch::stable::contiguous(target);
+  CamProblem p{};
+  p.maps = resized_maps(cam, "cam", labels, align_corners);
+  const int64_t images = cam.size(0), classes = cam.size(1);
+  p.labels = label_map(labels, classes, ignore_index, std::nullopt);
+  STD_TORCH_CHECK(truth.scalar_type() == ScalarType::Long && truth.is_contiguous() &&
+                      truth.numel() == images * classes && truth.device() == cam.device(),
+                  "truth must be contiguous int64 of ", images, " x ", classes, " elements on the same device as cam");
+  STD_TORCH_CHECK(tau >= 0, "tau must not be negative");
+  p.truth = truth.const_data_ptr<int64_t>();
+  p.tau = static_cast<float>(tau);
+  p.every_class = every_class;
+  const auto new_counts = [&] { return torch::stable::new_empty(cam, {classes}, ScalarType::Long); };
+  const Tensor tp = new_counts(), fp = new_counts(), fn = new_counts();
+  p.tp = tp.mutable_data_ptr<int64_t>(), p.fp = fp.mutable_data_ptr<int64_t>(), p.fn = fn.mutable_data_ptr<int64_t>();
+  const bool any = labels.numel() > 0;
+  std::optional<Tensor> maxima;
+  if (by_maximum && any) {
+    maxima = torch::stable::new_empty(cam, {images, classes}, ScalarType::Int);
+    p.maxima = maxima->mutable_data_ptr<int>();
+    set_to_zero(p.maxima, images * classes * static_cast<int64_t>(sizeof(int)), stream);
+  } else {
+    for (int64_t* counts : {p.tp, p.fp, p.fn}) {
+      set_to_zero(counts, classes * static_cast<int64_t>(sizeof(int64_t)), stream);
+    }
+  }
+  if (!any) return {tp, fp, fn};
+  const uint32_t blocks = cell_blocks(p.maps, images);
+  const bool same_size = cam.size(2) == labels.size(1) && cam.size(3) == labels.size(2);
+  const auto run = [&]<class T>() {
+    same_size ? launch_cam_counts<T, true>(p, blocks, stream) : launch_cam_counts<T, false>(p, blocks, stream);
+  };
+  switch (float_type(cam, "cam")) {
+    case Float::kFloat32:
+      run.template operator()<float>();
+      break;
+    case Float::kBFloat16:
+      run.template operator()<BFloat16>();
+      break;
+    case Float::kFloat16:
+      run.template operator()<Half>();
+      break;
+  }
+  return {tp, fp, fn};
+}
+
+}  // namespace cawa_fast::cuda
