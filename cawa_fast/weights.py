@@ -290,11 +290,7 @@ class AdaptiveClassWeights(nn.Module):
             self.average_variance.copy_(average.variance)
             score = average.estimate()
         # what a sample does not have may still be in the set
-        held = (
-            ~(score.error <= self.max_error)
-            if sampled
-            else torch.zeros(self.num_classes, dtype=torch.bool, device="cpu")
-        )
+        held = ~(score.error <= self.max_error) if sampled else torch.zeros_like(score.error, dtype=torch.bool)
         update = _rules.update_weights(
             self.rule,
             self.gamma,

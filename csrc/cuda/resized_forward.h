@@ -41,7 +41,7 @@ __device__ inline double finish_pixel(const ResizedProblem& p, int64_t pixel, in
 
 // A steep cell, pixel by pixel: the same as the kernel's end does for others.
 template <class T, int kSide>
-__device__ __noinline__ double steep_loss(const ResizedProblem& p, Cell cell, int64_t index) {
+__device__ __noinline__ double steep_loss(const ResizedProblem& p, Cell cell, unsigned index) {
   double total = 0;
   for (int i = 0; i < kSide * kSide; ++i) {
     const int y = i / kSide, x = i % kSide;
@@ -69,16 +69,16 @@ __device__ __noinline__ double steep_loss(const ResizedProblem& p, Cell cell, in
 }
 
 template <class T, int kSide>
-__global__ void __launch_bounds__(kForwardThreads, kSide == 8 ? 3 : 6)
+__global__ void __launch_bounds__(kForwardThreads, kSide == 8 ? 2 : 6)
     resized_forward(const __grid_constant__ ResizedProblem p) {
   constexpr int kPixels = kSide * kSide;
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const ForwardShared<kSide> shared(shared_memory);
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * kForwardThreads + threadIdx.x;
+  const unsigned index = blockIdx.x * kForwardThreads + threadIdx.x;
   const bool exists = index < p.cells;
   const unsigned columns = p.columns.in + 1;
   const int rows = p.rows.in + 1;
-  const uint32_t first = exists ? static_cast<uint32_t>(index) : 0;
+  const unsigned first = exists ? index : 0;
   const int line = static_cast<int>(first / columns), column = static_cast<int>(first % columns);
   Cell cell = cell_at(p, line / rows, line % rows - 1, column - 1);
   if (!exists) cell.width = 0;
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kForwardThreads, kSide == 8 ? 3 : 6)
       if (p.statistics) p.statistics[(1 + i) * p.cells + index] = sum[i];
       at_label = divide_fast(sum[i], at_label);  // both have the same rounding of the label's exponential
     }
-#pragma unroll(kSide == 8 ? 4 : kLoadsTogether)
+#pragma unroll kLoadsTogether
     for (int i = 0; i < kPixels; ++i) {
       const int label = shared.label[i * kForwardThreads], c = label == kGone ? 0 : label, y = i / kSide, x = i % kSide;
       float loss = p.keep * weight_at(p, c) * logf(shared.at_label[i * kForwardThreads]);
