@@ -80,11 +80,12 @@ __device__ void load_samples(const ResizedMaps& maps, const CamCell<T, kSame>& c
 
 struct MaximaShared {
   TilePixels pixels;
-  int wanted, unsure;    // how many
-  int list[kTogether];   // wanted classes
-  int found[kTogether];  // of them: the largest value at the outermost pixels of all cells, by order_of
-  int bound[kTogether];  // what no value exceeds
-  int again[kTogether];  // those of which another pixel may have a larger value
+  int wanted, unsure;      // how many
+  int list[kTogether];     // wanted classes
+  float known[kTogether];  // of them: what other blocks had found when this one began
+  int found[kTogether];    // the largest value at the outermost pixels of all cells, by order_of
+  int bound[kTogether];    // what no value exceeds
+  int again[kTogether];    // those of which another pixel may have a larger value
 };
 
 // What the outermost pixels of a cell say about all its pixels.
@@ -139,7 +140,9 @@ __global__ void __launch_bounds__(kCells, 4) cam_maxima(const __grid_constant__ 
     __syncthreads();
     const int c = begin + thread;
     if (c < maps.classes && (p.every_class || p.truth[tile.image * maps.classes + c] > 0)) {
-      shared.list[atomicAdd(&shared.wanted, 1)] = c;
+      const int index = atomicAdd(&shared.wanted, 1);
+      shared.list[index] = c;
+      shared.known[index] = value_of(maxima[c]);
     }
     __syncthreads();
 
@@ -151,6 +154,10 @@ __global__ void __launch_bounds__(kCells, 4) cam_maxima(const __grid_constant__ 
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         if (start + i >= wanted) break;
+        // most maps are zero in most places; infinities can make NaN even where no corner is positive
+        const float largest = largest_of(samples[i]);
+        const bool may_exceed = largest > 0 && somewhat_more(largest) > shared.known[start + i];
+        if (__ballot_sync(kAllLanes, !empty && (may_exceed || !all_finite(samples[i]))) == 0) continue;
         const CellMaximum maximum = kSame ? CellMaximum{samples[i].a, samples[i].a} : maximum_of(samples[i], weights);
         const int found = __reduce_max_sync(kAllLanes, empty ? 0 : order_of(maximum.found));
         const int bound = __reduce_max_sync(kAllLanes, empty ? 0 : order_of(maximum.bound));
