@@ -193,6 +193,18 @@ def test_maps_that_are_all_alike(value, corners):
         check_cam(cam, target, tau, corners=corners)
 
 
+@pytest.mark.parametrize("first", [-torch.inf, torch.inf, torch.nan])
+def test_infinities_where_their_weight_is_zero(first):
+    """0 * inf is NaN, which is the map's maximum, though no sample of that cell is positive."""
+    target = torch.zeros(1, 1, 41, dtype=torch.uint8)
+    for place in (0, 1, 19, 20):
+        cam = torch.cat((torch.full((20,), -1.0), torch.tensor([5.0]))).view(1, 1, 1, 21)
+        cam[..., place] = first
+        check_cam(cam, target, corners=True)
+        check_cam(cam, target)
+        check_cam(cam, target, 0.0, "none", corners=True)
+
+
 @pytest.mark.parametrize("top", [1e-40, 1e-30, 0.7, 3.0, 1e30, 3e38])
 @pytest.mark.parametrize("tau", [0.0, 1e-40, 1e-7, 0.1, 0.5, 1.0])
 def test_thresholds_in_any_magnitude(tau, top):

@@ -5,7 +5,7 @@
 //   1. one sweep over the classes: the largest least corner, and the two largest corners of classes
 //   2. where that decides and all labels of the cell are alike, they are counted at once
 //   3. the block's other cells side by side, a thread for 32 classes of each: another sweep marks those that may win
-//   4. their pixels, a thread for each: the argmax of the marked classes
+//   4. their columns of pixels, a thread for each: the argmax of the marked classes, mostly two
 // Pairs of label and prediction are counted in shared memory (key_counts.h).
 #include <cfloat>
 #include <cstdlib>
@@ -85,45 +85,114 @@ struct Argmax {
   }
 };
 
-// Pair of label and prediction of a pixel of an open cell, or kNoKey; pixels are numbered as if each cell had as many
-// as the tile's largest.
-template <class T>
-__device__ int key_of(const ConfusionProblem& p, ConfusionShared& shared, const CellTile& tile, uint32_t index,
-                      uint32_t pixel) {
-  const ResizedMaps& maps = p.maps;
-  const OpenCells& open = shared.open;
-  const int cell_x = open.cell[index] % kCellsX, cell_y = open.cell[index] / kCellsX;
-  const int row = pixel / shared.pixels.most_x, column = pixel - row * shared.pixels.most_x;
-  const int x = shared.pixels.first_x[cell_x] + column, y = shared.pixels.first_y[cell_y] + row;
-  if (x >= shared.pixels.first_x[cell_x + 1] || y >= shared.pixels.first_y[cell_y + 1]) return kNoKey;
-  const int64_t at = (tile.image * maps.y.out_size + y) * maps.x.out_size + x;
-  const int label = checked_class_of(p.labels, label_at(p.labels, at), 1, shared.bad);
-  if (label == kIgnored) return kNoKey;
+// Which may win in a cell: the first two of them, the same one twice if there is one, and how many.
+struct MarkedClasses {
+  int first, second, count;
+};
 
-  if (open.winner[index] != kOpen) return label * maps.classes + open.winner[index];
-  const T* const image = static_cast<const T*>(maps.data) + tile.image * maps.stride_n;
-  const Corners corners = corners_of(maps, tile.x + cell_x, tile.y + cell_y);
-  const float weight_x = high_weight(maps.x, x, tile.x + cell_x);
-  const float weight_y = high_weight(maps.y, y, tile.y + cell_y);
-  const auto samples_of = [&](int c) { return samples_at(image + corners.first + c * maps.stride_c, corners); };
-  Argmax argmax;
-  if (p.words == 0) {
-    for (int c = 0; c < maps.classes; ++c) argmax.add(mix(samples_of(c), weight_x, weight_y), c);
+// An open cell, as a thread sees it that walks down one of its columns of pixels.
+template <class T>
+struct OpenColumn {
+  const T* image;
+  Corners corners;
+  float weight_x;
+  const uint32_t* marked;
+  int words;
+
+  __device__ Samples samples(const ResizedMaps& maps, int c) const {
+    return samples_at(image + corners.first + c * maps.stride_c, corners);
   }
-  for (int word = 0; word < p.words; ++word) {
-    for (uint32_t bits = shared.marked()[index * p.words + word]; bits != 0;) {
-      // two at a time, whose samples are loaded together; the last one may be its own second, which changes nothing
-      const int first = __ffs(bits) - 1;
-      bits &= bits - 1;
-      const int second = bits == 0 ? first : __ffs(bits) - 1;
-      bits &= bits - 1;
-      const int c = word * 32 + first, d = word * 32 + second;
-      const Samples of_c = samples_of(c), of_d = samples_of(d);
-      argmax.add(mix(of_c, weight_x, weight_y), c);
-      argmax.add(mix(of_d, weight_x, weight_y), d);
+
+  // Of unmarked cells more than two.
+  __device__ MarkedClasses marked_classes() const {
+    MarkedClasses classes{0, 0, words == 0 ? kMaxMarked : 0};
+    for (int word = 0; word < words; ++word) {
+      for (uint32_t bits = marked[word]; bits != 0; bits &= bits - 1, ++classes.count) {
+        const int c = word * 32 + __ffs(bits) - 1;
+        if (classes.count == 0) classes.first = c;
+        if (classes.count <= 1) classes.second = c;
+      }
     }
+    return classes;
   }
-  return label * maps.classes + argmax.winner;
+
+  // At a pixel: of all marked classes.
+  __device__ int winner(const ResizedMaps& maps, float weight_y) const {
+    Argmax argmax;
+    if (words == 0) {
+      for (int c = 0; c < maps.classes; ++c) argmax.add(mix(samples(maps, c), weight_x, weight_y), c);
+    }
+    for (int word = 0; word < words; ++word) {
+      for (uint32_t bits = marked[word]; bits != 0;) {
+        // two at a time, whose samples are loaded together; the last may be its own second, which changes nothing
+        const int c = word * 32 + __ffs(bits) - 1;
+        bits &= bits - 1;
+        const int d = bits == 0 ? c : word * 32 + __ffs(bits) - 1;
+        bits &= bits - 1;
+        const Samples of_c = samples(maps, c), of_d = samples(maps, d);
+        argmax.add(mix(of_c, weight_x, weight_y), c);
+        argmax.add(mix(of_d, weight_x, weight_y), d);
+      }
+    }
+    return argmax.winner;
+  }
+};
+
+// A column of pixels mixes the same two values of a class with weights that differ by row.
+struct TwoRows {
+  float upper, lower;
+};
+
+// Counts a column of an open cell's pixels; columns are numbered as if each cell had as many as the tile's widest. The
+// last run of equal pairs of label and prediction is returned, the others are added to `counts`.
+template <class T>
+__device__ int count_column(const ConfusionProblem& p, ConfusionShared& shared, const KeyCounts& counts,
+                            const CellTile& tile, int index, int column, int* run) {
+  const ResizedMaps& maps = p.maps;
+  const TilePixels& pixels = shared.pixels;
+  const int cell_x = shared.open.cell[index] % kCellsX, cell_y = shared.open.cell[index] / kCellsX;
+  const int x = pixels.first_x[cell_x] + column;
+  if (x >= pixels.first_x[cell_x + 1]) return kNoKey;
+  const OpenColumn<T> open{static_cast<const T*>(maps.data) + tile.image * maps.stride_n,
+                           corners_of(maps, tile.x + cell_x, tile.y + cell_y), high_weight(maps.x, x, tile.x + cell_x),
+                           shared.marked() + index * p.words, p.words};
+  const int decided = shared.open.winner[index];
+  const MarkedClasses classes = decided == kOpen ? open.marked_classes() : MarkedClasses{};
+  TwoRows of_first{}, of_second{};
+  if (decided == kOpen && classes.count <= 2) {
+    const Samples s = open.samples(maps, classes.first), t = open.samples(maps, classes.second);
+    of_first = {blend(s.a, s.b, open.weight_x), blend(s.c, s.d, open.weight_x)};
+    of_second = {blend(t.a, t.b, open.weight_x), blend(t.c, t.d, open.weight_x)};
+  }
+  int key = kNoKey;
+  const int end_y = pixels.first_y[cell_y + 1];
+  for (int y = pixels.first_y[cell_y]; y < end_y; ++y) {
+    const int64_t at = (tile.image * maps.y.out_size + y) * maps.x.out_size + x;
+    const int label = checked_class_of(p.labels, label_at(p.labels, at), 1, shared.bad);
+    int next = kNoKey;
+    if (label != kIgnored) {
+      int winner = decided;
+      if (decided == kOpen) {
+        const float weight_y = high_weight(maps.y, y, tile.y + cell_y);
+        if (classes.count > 2) {
+          winner = open.winner(maps, weight_y);
+        } else {
+          Argmax argmax;
+          argmax.add(blend(of_first.upper, of_first.lower, weight_y), classes.first);
+          argmax.add(blend(of_second.upper, of_second.lower, weight_y), classes.second);
+          winner = argmax.winner;
+        }
+      }
+      next = label * maps.classes + winner;
+    }
+    if (next != key) {
+      if (key != kNoKey) counts.add(key, *run);
+      key = next;
+      *run = 0;
+    }
+    ++*run;
+  }
+  return key;
 }
 
 template <class T>
@@ -190,12 +259,13 @@ __global__ void __launch_bounds__(kCells, 4) confusion_matrix_cells(const __grid
   }
   __syncthreads();
 
-  // 4. As many threads for each cell as the tile's largest has pixels.
-  const uint32_t row_pixels = shared.pixels.most_x, cell_pixels = row_pixels * shared.pixels.most_y;
-  const uint32_t items = open.count * cell_pixels;
+  // 4. As many threads for each cell as the tile's widest has columns.
+  const uint32_t columns_of_cell = shared.pixels.most_x, items = open.count * columns_of_cell;
   for (uint32_t start = 0; start < items; start += kCells) {
-    const uint32_t item = start + thread;
-    counts.add_together(item < items ? key_of<T>(p, shared, tile, item / cell_pixels, item % cell_pixels) : kNoKey, 1);
+    const uint32_t item = start + thread, index = item / columns_of_cell;
+    int run = 0;
+    key = item < items ? count_column<T>(p, shared, counts, tile, index, item - index * columns_of_cell, &run) : kNoKey;
+    counts.add_together(key, run);
   }
   __syncthreads();
 

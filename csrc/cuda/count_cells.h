@@ -85,6 +85,10 @@ __device__ inline float largest_of(const Samples& s) { return fmaxf(fmaxf(s.a, s
 // NaN if one of them is.
 __device__ inline float least_of(const Samples& s) { return min_nan(min_nan(s.a, s.c), min_nan(s.b, s.d)); }
 
+__device__ inline bool all_finite(const Samples& s) {
+  return fmaf(s.a, 0.0f, fmaf(s.b, 0.0f, fmaf(s.c, 0.0f, s.d * 0.0f))) == 0;  // else NaN
+}
+
 // Between two values in the specification's order of rounding: nothing is fused.
 __device__ inline float blend(float low, float high, float weight) {
   return __fadd_rn(__fmul_rn(low, 1 - weight), __fmul_rn(high, weight));
