@@ -199,7 +199,9 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
     };
     if (flags >> (c % 32) & 1) {
       const float at_label = p.keep * weight_at(p, c), of_all = at_label + p.smooth * weight_sum_of(p);
-      add.template operator()<true>(of_all > 0 ? divide_fast(at_label, of_all) : 0.0f);
+      // without smoothing exactly 1, which a fast division of equals may miss
+      const float share = p.smooth > 0 ? (of_all > 0 ? divide_fast(at_label, of_all) : 0.0f) : 1.0f;
+      add.template operator()<true>(share);
     } else {
       add.template operator()<false>(0.0f);
     }

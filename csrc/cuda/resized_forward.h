@@ -69,7 +69,7 @@ __device__ __noinline__ double steep_loss(const ResizedProblem& p, Cell cell, un
 }
 
 template <class T, int kSide>
-__global__ void __launch_bounds__(kForwardThreads, kSide == 8 ? 2 : 6)
+__global__ void __launch_bounds__(kForwardThreads, kSide == 8 ? 2 : 8)
     resized_forward(const __grid_constant__ ResizedProblem p) {
   constexpr int kPixels = kSide * kSide;
   extern __shared__ __align__(16) unsigned char shared_memory[];
