@@ -22,6 +22,7 @@ constexpr float kSpan = 33.0f;            // 48 powers of two
 constexpr float kAboveReference = 24.0f;  // powers of two; beyond it the exponential becomes the new reference
 constexpr float kLeastAtLabel = 1e-30f;   // a label's exponential below it has lost too much to be divided by
 constexpr int kGone = 0xffff;             // the label of a pixel that is invalid or does not exist
+constexpr unsigned kSteepBlocks = 256;    // about as many as run at once
 constexpr int kMaxResizedClasses = 4096;  // a sum of so many exponentials below 2^(24 + 48) is finite
 
 // One axis: output i lies at (i * scale + shift) / unit among the samples, clamped to [0, in - 1]. In integers, since
@@ -63,6 +64,7 @@ struct ResizedProblem {
   // (1 + kSide^2, cells), written by forward if not null, which label smoothing needs, for backward: of each cell its reference, NaN if it is steep;
   // of each pixel its sum of exponentials, relative to the reference or, in a steep cell, to its largest logit.
   float* statistics;
+  float* references;  // the first row of it; never null in the forward pass
   // Backward: the upstream gradient, one value or per pixel, and the gradient.
   const float* grad;
   bool grad_per_pixel;
@@ -94,6 +96,13 @@ __device__ inline Cell cell_at(const ResizedProblem& p, int image, int row, int 
   cell.height = first_output(p.rows, row + 1) - cell.y;
   cell.width = first_output(p.columns, column + 1) - cell.x;
   return cell;
+}
+
+// Cells are numbered by images, rows and columns.
+__device__ inline Cell cell_at_index(const ResizedProblem& p, unsigned index) {
+  const unsigned columns = p.columns.in + 1, rows = p.rows.in + 1, line = index / columns;
+  return cell_at(p, static_cast<int>(line / rows), static_cast<int>(line % rows) - 1,
+                 static_cast<int>(index % columns) - 1);
 }
 
 __device__ inline int64_t pixel_index(const ResizedProblem& p, const Cell& cell, int y, int x) {
@@ -171,19 +180,25 @@ __device__ inline CellLogits cell_logits_at(const T* top, const T* bottom) {
           static_cast<float>(bottom[1])};
 }
 
-// The logit of a cell's first pixel, and what its exponential is multiplied with along a row, down a column, and the
-// factor along a row from row to row.
+// The logit of a cell's first pixel as one sample and the difference to it, and what its exponential is multiplied with
+// along a row, down a column, and the factor along a row from row to row.
 struct Sequence {
-  float first, along, down, twist;
+  float sample, difference, along, down, twist;
 };
+
+// The exponential of the first pixel, as a power of two. Logits of a cell lie near each other, however large they are:
+// only differences are rounded. (A rounded logit would be wrong for all pixels of the cell in the same direction.)
+__device__ inline float power_of(const Sequence& e, float reference) {
+  return ((e.sample - reference) + e.difference) * kLog2E;
+}
 
 // `steep` becomes true if the class changes too much.
 __device__ inline Sequence sequence_of(const CellLogits& z, const Place& place, float span, bool& steep) {
   const float dx = z.b - z.a, dy = z.c - z.a, dxy = (z.d - z.c) - dx;
   steep |= !(fabsf(dx) + fabsf(dy) + fabsf(dxy) <= span);
   const float slope_x = fmaf(place.v, dxy, dx), slope_y = fmaf(place.u, dxy, dy);
-  const float first = fmaf(place.v, slope_y, fmaf(place.u, dx, z.a));
-  return {first, exp2_fast(slope_x * (place.du * kLog2E)), exp2_fast(slope_y * (place.dv * kLog2E)),
+  const float difference = fmaf(place.v, slope_y, place.u * dx);
+  return {z.a, difference, exp2_fast(slope_x * (place.du * kLog2E)), exp2_fast(slope_y * (place.dv * kLog2E)),
           exp2_fast(dxy * (place.du * place.dv * kLog2E))};
 }
 

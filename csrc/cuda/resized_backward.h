@@ -16,7 +16,6 @@ namespace cawa_fast::cuda {
 
 constexpr int kBackwardColumns = kWarp - 1;  // samples of a block's row
 constexpr int kBackwardClasses = 4;          // that are exchanged between warps at a time
-constexpr unsigned kSteepBlocks = 256;       // about as many as run at once
 
 // A block of kSide: a warp for each row of samples, and one for the cells above. Two blocks share a multiprocessor,
 // which leaves 96 registers to a thread of 20 warps and 168 to one of 12: a cell's factors, and 60 to 80 more.
@@ -171,7 +170,7 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
     if (c % 32 == 0) flags = classes_of_warp<kSide>(shared.label, kThreads, c);
     bool unused = false;
     const Sequence e = sequence_of(z, place, p.span, unused);
-    float row = exp2_fast((e.first - reference) * kLog2E), along = e.along;
+    float row = exp2_fast(power_of(e, reference)), along = e.along;
     // Sums of the pixels' gradients, and of those times x, y, x y: small integers, which need no registers.
     float all = 0, by_x = 0, by_y = 0, by_xy = 0;
     const auto add = [&]<bool kIsLabel>(float share) {

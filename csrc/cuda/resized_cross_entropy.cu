@@ -123,27 +123,31 @@ std::tuple<Tensor, Tensor> resized_cross_entropy(const Tensor& input, const Tens
                                 : torch::stable::new_empty(target, {}, ScalarType::Float);
   const Tensor statistics =
       torch::stable::new_empty(target, {save ? (1 + side * side) * p.cells : 0}, ScalarType::Float);
-  const uint32_t blocks = blocks_for(p.cells, kForwardThreads);
-  if (save) p.statistics = statistics.mutable_data_ptr<float>();
-  if (!save && p.smooth > 0) {  // the forward pass itself reads them
-    scratch = torch::stable::new_empty(target, {(1 + side * side) * p.cells}, ScalarType::Float);
-    p.statistics = scratch->mutable_data_ptr<float>();
+  const uint32_t blocks = blocks_for(p.cells, kForwardThreads), steep_blocks = std::min(blocks, kSteepBlocks);
+  if (save) {
+    p.statistics = p.references = statistics.mutable_data_ptr<float>();
+  } else {  // the forward pass itself reads the references, and with smoothing all of them
+    scratch = torch::stable::new_empty(target, {(p.smooth > 0 ? 1 + side * side : 1) * p.cells}, ScalarType::Float);
+    p.references = scratch->mutable_data_ptr<float>();
+    p.statistics = p.smooth > 0 ? p.references : nullptr;
   }
   if (per_pixel) {
     p.pixel_loss = loss.mutable_data_ptr<float>();
   } else {
-    partial = torch::stable::new_empty(target, {blocks}, ScalarType::Double);
+    partial = torch::stable::new_empty(target, {blocks + steep_blocks}, ScalarType::Double);
     p.partial_loss = partial->mutable_data_ptr<double>();
   }
   if (blocks > 0) {
     for_type_and_side(rows, p, [&]<class T, int kSide>() {
       launch("resized_cross_entropy", resized_forward<T, kSide>, dim3(blocks), dim3(kForwardThreads),
              ForwardShared<kSide>::kBytes, stream, p);
+      launch("resized_cross_entropy, steep cells", resized_forward_steep<T, kSide>, dim3(steep_blocks),
+             dim3(kForwardThreads), kWarp * sizeof(double), stream, p, steep_blocks, blocks);
     });
   }
   if (!per_pixel) {
     launch("resized_cross_entropy, sum", sum_partial_losses, dim3(1), dim3(kSumThreads), kWarp * sizeof(double), stream,
-           p.partial_loss, static_cast<int>(blocks), p.scale, loss.mutable_data_ptr<float>());
+           p.partial_loss, static_cast<int>(blocks + steep_blocks), p.scale, loss.mutable_data_ptr<float>());
   }
   return {loss, statistics};
 }

@@ -14,9 +14,9 @@ constexpr int kForwardThreads = 128;
 template <int kSide>
 struct ForwardShared {
   static constexpr int kPixels = kSide * kSide;
-  double* partial;     // per warp
-  float* at_label;     // (kPixels, threads): the exponential of the label
-  uint16_t* label;     // (kPixels, threads)
+  double* partial;   // per warp
+  float* at_label;   // (kPixels, threads): the exponential of the label
+  uint16_t* label;   // (kPixels, threads)
 
   static constexpr int64_t kBytes =
       kWarp * sizeof(double) + kForwardThreads * kPixels * (sizeof(float) + sizeof(uint16_t));
@@ -41,7 +41,7 @@ __device__ inline double finish_pixel(const ResizedProblem& p, int64_t pixel, in
 
 // A steep cell, pixel by pixel: the same as the kernel's end does for others.
 template <class T, int kSide>
-__device__ __noinline__ double steep_loss(const ResizedProblem& p, Cell cell, unsigned index) {
+__device__ inline double steep_loss(const ResizedProblem& p, const Cell& cell, unsigned index) {
   double total = 0;
   for (int i = 0; i < kSide * kSide; ++i) {
     const int y = i / kSide, x = i % kSide;
@@ -69,18 +69,14 @@ __device__ __noinline__ double steep_loss(const ResizedProblem& p, Cell cell, un
 }
 
 template <class T, int kSide>
-__global__ void __launch_bounds__(kForwardThreads, kSide == 8 ? 2 : 8)
+__global__ void __launch_bounds__(kForwardThreads, kSide == 8 ? 3 : 8)
     resized_forward(const __grid_constant__ ResizedProblem p) {
   constexpr int kPixels = kSide * kSide;
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const ForwardShared<kSide> shared(shared_memory);
   const unsigned index = blockIdx.x * kForwardThreads + threadIdx.x;
   const bool exists = index < p.cells;
-  const unsigned columns = p.columns.in + 1;
-  const int rows = p.rows.in + 1;
-  const unsigned first = exists ? index : 0;
-  const int line = static_cast<int>(first / columns), column = static_cast<int>(first % columns);
-  Cell cell = cell_at(p, line / rows, line % rows - 1, column - 1);
+  Cell cell = cell_at_index(p, exists ? index : 0);
   if (!exists) cell.width = 0;
 
   // 1. The labels.
@@ -107,16 +103,16 @@ __global__ void __launch_bounds__(kForwardThreads, kSide == 8 ? 2 : 8)
       }
       if (c % 32 == 0) flags = classes_of_warp<kSide>(shared.label, kForwardThreads, c);
       const Sequence e = sequence_of(z, place, p.span, steep);
-      float power = (e.first - reference) * kLog2E;
+      float power = power_of(e, reference);
       if (power > kAboveReference) {
-        const float factor = exp_fast(reference - e.first);
+        const float raised = e.sample + e.difference, factor = exp_fast(reference - raised);
 #pragma unroll
         for (int i = 0; i < kPixels; ++i) {
           sum[i] *= factor;
           shared.at_label[i * kForwardThreads] *= factor;
         }
-        reference = e.first;
-        power = 0;
+        reference = raised;
+        power = power_of(e, reference);
       }
       float row = exp2_fast(power), along = e.along;
       // two loops, since a test at every pixel would cost as much as its sum
@@ -148,18 +144,16 @@ __global__ void __launch_bounds__(kForwardThreads, kSide == 8 ? 2 : 8)
     }
   }
 
-  // 3. Losses and statistics. A pixel whose label has almost no probability is left to the path for steep cells too.
+  // 3. Losses and statistics. A cell with a pixel whose label has almost no probability
+  // counts as steep too.
 #pragma unroll
   for (int i = 0; i < kPixels; ++i) {
     if (i % kLoadsTogether == 0) keep_order();
     steep |= shared.label[i * kForwardThreads] != kGone && !(shared.at_label[i * kForwardThreads] > kLeastAtLabel);
   }
   double total = 0;
-  steep &= exists;
-  if (p.statistics && exists) p.statistics[index] = steep ? NAN : reference;
-  if (steep) {
-    total = steep_loss<T, kSide>(p, cell, index);
-  } else if (exists) {
+  if (exists) p.references[index] = steep ? NAN : reference;
+  if (exists && !steep) {
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
       float& at_label = shared.at_label[i * kForwardThreads];
@@ -185,6 +179,23 @@ __global__ void __launch_bounds__(kForwardThreads, kSide == 8 ? 2 : 8)
   if (p.partial_loss) {
     total = sum_of_block(total, shared.partial);
     if (threadIdx.x == 0) p.partial_loss[blockIdx.x] = total;
+  }
+}
+
+// The cells that resized_forward has found to be steep. Launched with `blocks` blocks, which share all cells; their losses
+// go to partial_loss from `first_partial` on.
+template <class T, int kSide>
+__global__ void __launch_bounds__(kForwardThreads)
+    resized_forward_steep(const __grid_constant__ ResizedProblem p, unsigned blocks, unsigned first_partial) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  double total = 0;
+  for (unsigned i = blockIdx.x * kForwardThreads + threadIdx.x; i < p.cells; i += blocks * kForwardThreads) {
+    const float reference = p.references[i];
+    if (reference != reference) total += steep_loss<T, kSide>(p, cell_at_index(p, i), i);
+  }
+  if (p.partial_loss) {
+    total = sum_of_block(total, reinterpret_cast<double*>(shared_memory));
+    if (threadIdx.x == 0) p.partial_loss[first_partial + blockIdx.x] = total;
   }
 }
 
