@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ import torch
 pytest.importorskip("click")
 pytest.importorskip("triton")
 
-from bench.gpu import profiled, report, sweep, timing
+from bench.gpu import command, profiled, report, sweep, timing
 from bench.gpu.goals import goals, limit_share
 from bench.gpu.rows import ROWS, shrunk
 from bench.gpu.state import State
@@ -93,9 +95,36 @@ def test_a_report_of_steps_that_failed_early() -> None:
         }
     }
     text = report.markdown(result)
-    for words in ("OutOfMemoryError", "graph of ours: waits", "a::b: `c`", "ERROR SUMMARY: 1"):
+    for words in ("OutOfMemoryError", "graph of ours: waits", "1 × `c`:\n\n- a::b\n", "ERROR SUMMARY: 1"):
         assert words in text
     assert "a::b" in report.summary(result)
+
+
+def test_a_report_says_what_was_left_out() -> None:
+    machine = {"gpu": {"name": "A GPU"}, "cuda": "13.0", "torch": "2", "python": "3", "commit": "c", "date": "d"}
+    result: dict[str, Any] = {"rehearsal": False, "machine": machine, "steps": {}, "note": "Built elsewhere."}
+    kernels = [["a", 2.0, 3e-6], ["b", 1.0, 1e-6]]
+    row = {"title": "a row", "ours": {"host": 1e-6, "wall": 5e-6, "kernels": kernels}}
+    result["steps"]["profile"] = {"status": "ok", "seconds": 1.0, "rows": {"ce-19": row}}
+    text = report.markdown(result)
+    assert "**Built elsewhere.**" in text
+    assert report.STEPS == tuple(step.name for step in command.STEPS)
+    assert [line.split(" |")[0][2:].strip() for line in text.splitlines() if "| not run " in line] == [
+        name for name in report.STEPS if name != "profile"
+    ]
+    assert "- 3.0 in 2 launches: `a`\n- 1.0: `b`\n" in text
+
+
+RESULTS = sorted((ROOT / "bench" / "results").glob("gpu-*.json"))
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=[file.stem for file in RESULTS])
+def test_kept_reports_say_what_was_measured(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    result = json.loads(text)
+    assert not result["rehearsal"]
+    assert file.with_suffix(".md").read_text(encoding="utf-8") == report.markdown(result)
+    assert not re.search(r"/(home|root|tmp|opt|work)/", text), "names a machine's folders"
 
 
 def test_names_of_kernels() -> None:
