@@ -11,9 +11,9 @@ try:
     from .epoch.command import epoch
     from .gpu.command import gpu
     from .label_maps import label_maps
+    from .readme import readme
     from .realism import realism
     from .resources import resources
-    from .table import readme
 except ImportError as error:
     raise SystemExit(f"python -m bench needs {error.name}: pip install -e '.[train,test]'") from None
 
@@ -28,7 +28,7 @@ def main() -> None:
     python -m bench gpu         everything that needs a GPU, in one go
     python -m bench budget      class scores from samples of a validation set, up to a million images
     python -m bench budget-training   class weights from a budget against those from all images, on CamVid
-    python -m bench readme      the measured table into README.md
+    python -m bench readme      the measured tables into README.md
     python -m bench resources   registers, spills, shared memory of the GPU kernels; needs nvcc, no GPU
     python -m bench realism     are the made-up logits like a network's?
     python -m bench label-maps  how fast label maps are read and counted

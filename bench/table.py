@@ -1,4 +1,4 @@
-"""The table of a CPU result: Markdown, on the console, and in README.md. Everything comes from the result file."""
+"""The table of a CPU result: Markdown and on the console. Everything comes from the result file."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
 from rich.table import Table
 
 from cawa_fast.recipes.run_folder import atomic
 
 ROOT = Path(__file__).parents[1]
-UNMEASURED = "Not measured yet."
 _OWN_COLUMNS = ("eager", "compile")  # the rivals that have columns; the others share one
 _MIB = 1024**2
 
@@ -99,17 +97,6 @@ _COLUMNS: dict[str, Any] = {
 }
 _LEFT = ("operator, shape", "other rivals, ms: ratio", "at least", "aim")
 _CONSOLE_COLUMNS = ("operator, shape", "ours, ms", "× eager", "× compile", "at least", "aim", "of the floor")
-_README_COLUMNS = (
-    "operator, shape",
-    "ours, ms",
-    "eager, ms",
-    "compile, ms",
-    "× eager",
-    "× compile",
-    "other rivals, ms: ratio",
-    "at least",
-    "memory ours / eager, MiB",
-)
 
 
 def _cells(result: Result, columns: Sequence[str]) -> list[Cells]:
@@ -216,38 +203,3 @@ def write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as file:
         file.write(content)
-
-
-# --------------------------------------------------------------------------------------------------------- README
-
-
-_BLOCK = re.compile(r"(<!-- table: (?P<path>[^ ]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
-
-
-def updated(text: str, root: Path = ROOT) -> str:
-    """``text`` with every table block made anew from the result file that it names, as far as there is one."""
-
-    def block(match: re.Match[str]) -> str:
-        file = root / match["path"]
-        if not file.exists():
-            return f"{match[1]}{UNMEASURED}\n{match[3]}"
-        result = json.loads(file.read_text(encoding="utf-8"))
-        details = match["path"].removesuffix(".json") + ".md"
-        body = f"{machine_line(result)} ([all columns, what they mean]({details})):\n\n"
-        return f"{match[1]}{body}{markdown_table(result, _README_COLUMNS)}{match[3]}"
-
-    return _BLOCK.sub(block, text)
-
-
-@click.command()
-@click.option("--check", is_flag=True, help="Change nothing; fail if README.md is not up to date.")
-def readme(check: bool) -> None:
-    """Take the result files into the tables of README.md."""
-    path = ROOT / "README.md"
-    old = path.read_text(encoding="utf-8")
-    new = updated(old)
-    if check and new != old:
-        raise click.ClickException("README.md differs from the result files; run `python -m bench readme`")
-    if new != old:
-        write_text(path, new)
-    click.echo("README.md is up to date." if check or new == old else "README.md is rewritten.")

@@ -4,10 +4,11 @@ A lane owns a cell (_cells.py) in one row of pixels. Its samples are read once f
 computed at a time, with CLASSES classes.
 
 Counted per class and pixel of an upsampling by 4: one exponential here and one in the backward pass, and 1 / CLASSES
-for the running maximum; 13 instructions forward and 20 to 28 backward as compiled for sm_90, one load each. An H200
+for the running maximum; 13 instructions forward and 20 to 28 backward as compiled for sm_90, one load each. An H100
 starts 16 exponentials and 128 other instructions per clock and multiprocessor: exponentials are the floor (at
-8x150x512x512 twice 315 million take 0.17 ms), and with up to 32 instructions in all half of it can be reached. To keep
-the exponentials for the backward pass would cost 4 bytes each, twice through memory: 0.6 ms. What is kept is 8 bytes
+8x150x512x512 twice 315 million take 0.15 ms). Measured there: 1.54 ms in a graph, with labels counted slower than today
+(bench/results/gpu-h100-triton.json); the CUDA C++ kernels, with four exponentials for a cell, took 0.37. To keep the
+exponentials for the backward pass would cost 4 bytes each, twice through memory: 0.8 ms. What is kept is 8 bytes
 per pixel: maximum and inverse sum, two numbers, since one log-sum-exp loses float32's precision at logits of 1e4.
 
 Equal sizes are the same kernel with one pixel per cell and no interpolation: its fallback where the CUDA C++ kernel is

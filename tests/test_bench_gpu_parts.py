@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +19,7 @@ import torch
 pytest.importorskip("click")
 pytest.importorskip("triton")
 
-from bench.gpu import profiled, report, sweep, timing
+from bench.gpu import command, digest, profiled, report, sweep, timing
 from bench.gpu.goals import goals, limit_share
 from bench.gpu.rows import ROWS, shrunk
 from bench.gpu.state import State
@@ -93,9 +95,65 @@ def test_a_report_of_steps_that_failed_early() -> None:
         }
     }
     text = report.markdown(result)
-    for words in ("OutOfMemoryError", "graph of ours: waits", "a::b: `c`", "ERROR SUMMARY: 1"):
+    for words in ("OutOfMemoryError", "graph of ours: waits", "1 × `c`:\n\n- a::b\n", "ERROR SUMMARY: 1"):
         assert words in text
     assert "a::b" in report.summary(result)
+
+
+def test_a_report_says_what_was_left_out() -> None:
+    machine = {"gpu": {"name": "A GPU"}, "cuda": "13.0", "torch": "2", "python": "3", "commit": "c", "date": "d"}
+    result: dict[str, Any] = {"rehearsal": False, "machine": machine, "steps": {}, "note": "Built elsewhere."}
+    kernels = [["a", 2.0, 3e-6], ["b", 1.0, 1e-6]]
+    row = {"title": "a row", "ours": {"host": 1e-6, "wall": 5e-6, "kernels": kernels}}
+    result["steps"]["profile"] = {"status": "ok", "seconds": 1.0, "rows": {"ce-19": row}}
+    text = report.markdown(result)
+    assert "**Built elsewhere.**" in text
+    assert tuple(step.name for step in command.STEPS) == report.STEPS
+    assert [line.split(" |")[0][2:].strip() for line in text.splitlines() if "| not run " in line] == [
+        name for name in report.STEPS if name != "profile"
+    ]
+    assert "- 3.0 in 2 launches: `a`\n- 1.0: `b`\n" in text
+
+
+def test_the_digest_for_the_readme() -> None:
+    machine = {"gpu": {"name": "A GPU"}, "cuda": "13.0", "torch": "2.11", "date": "2026-01-01"}
+    eager = {"median": 1.2e-3, "peak_bytes": 912 << 20}
+    row = fake_row(graph={"ours": 0.16e-3}, faster={"best eager": 6.0})
+    row["contenders"]["eager"] = eager
+    alone = fake_row(ours=0.1e-3)
+    benchmarks = {"rows": {"cam-19": alone, "ce-19": row, "ce-19-channels_last": fake_row()}}
+    times = {name: {"total": seconds} for name, seconds in (("a", 100.0), ("d", 80.0), ("e", 81.0))}
+    network = {"network": "N", "data": "D", "classes": 19, "seconds": times, "rounds": 2}
+    network |= {"net": {"median": -0.19}, "marginal": {"median": 0.0012}}
+    steps = {"limits": LIMITS, "benchmarks": benchmarks, "epoch": {"rows": {"n": network}}}
+    steps["profile"] = {"rows": {"ce-19": {"ours": {"host": 0.25e-3}}}}
+    result = {"machine": machine, "steps": steps}
+    assert digest.about(result) == "A GPU, CUDA 13.0, torch 2.11, 2026-01-01"
+    lines = digest.digest(result).splitlines()
+    cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
+    shown = ["0.20", "0.16", "0.25", "1.20", "6.00x", "93 % of bytes", "304 / 912"]
+    assert cells[2] == ["cross_entropy 8×19×512×1024, float32", *shown]
+    assert cells[3][1:] == ["0.10", "–", "–", "–", "–", "149 % of bytes", "304 / –"], "ce-19's floor, no rivals"
+    assert cells[4] == [""], "no rows but the main ones"
+    assert cells[7] == ["N, D, 19 classes", "100 s", "81 s", "-19.0 %", "+0.12 %", "2"]
+    assert lines[9:] == [
+        "- Equal sizes, of a copy's bandwidth: 93 % in float32.",
+        "- The host needs 0.25 ms for cross-entropy, forward and backward.",
+        "- 0 of 1 rows take over 25 % longer as calls than in a graph: the host leaves gaps between the kernels.",
+    ]
+    assert digest.digest({"machine": machine, "steps": {}}) == ""
+
+
+RESULTS = sorted((ROOT / "bench" / "results").glob("gpu-*.json"))
+
+
+@pytest.mark.parametrize("file", RESULTS, ids=[file.stem for file in RESULTS])
+def test_kept_reports_say_what_was_measured(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    result = json.loads(text)
+    assert not result["rehearsal"]
+    assert file.with_suffix(".md").read_text(encoding="utf-8") == report.markdown(result)
+    assert not re.search(r"/(home|root|tmp|opt|work)/", text), "names a machine's folders"
 
 
 def test_names_of_kernels() -> None:

@@ -16,7 +16,7 @@ pytest.importorskip("rich")
 
 from click.testing import CliRunner
 
-from bench import measure, memory, peers, table
+from bench import measure, memory, peers, readme, table
 from bench.__main__ import main
 from bench.rows import ROWS
 
@@ -100,21 +100,32 @@ def test_results_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_readme_block_follows_the_result_file(tmp_path: Path) -> None:
     text = "before\n<!-- table: r/cpu.json -->\nold\n<!-- end of table -->\nafter\n"
-    unmeasured = table.updated(text, tmp_path)
-    assert table.UNMEASURED in unmeasured
+    unmeasured = readme.updated(text, tmp_path)
+    assert readme.UNMEASURED in unmeasured
     table.write(fake_result(), tmp_path / "r" / "cpu")
-    measured = table.updated(unmeasured, tmp_path)
+    measured = readme.updated(unmeasured, tmp_path)
     assert measured.startswith("before\n<!-- table: r/cpu.json -->\nA CPU, 2 of")
     assert "| a 2×3 " in measured
     assert "(r/cpu.md)" in measured
     assert measured.endswith("<!-- end of table -->\nafter\n")
-    assert table.updated(measured, tmp_path) == measured
+    assert readme.updated(measured, tmp_path) == measured
+
+
+def test_readme_has_the_rows_against_rivals(tmp_path: Path) -> None:
+    result = fake_result()
+    result["rows"].append({**result["rows"][0], "key": "bfloat16-a", "title": "a, bfloat16 against float32"})
+    table.write(result, tmp_path / "cpu")
+    assert "bfloat16" in (tmp_path / "cpu.md").read_text()
+    text = readme.updated("<!-- table: cpu.json -->\n<!-- end of table -->\n", tmp_path)
+    assert "| a 2×3 " in text
+    assert "bfloat16" not in text
 
 
 def test_readme_is_in_sync_with_the_results() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "<!-- table: bench/results/cpu.json -->" in text
-    assert table.updated(text) == text, "run `python -m bench readme`"
+    for name in ("cpu", "gpu-h100"):
+        assert f"<!-- table: bench/results/{name}.json -->" in text
+    assert readme.updated(text) == text, "run `python -m bench readme`"
     result = ROOT / "bench" / "results" / "cpu.json"
     assert not result.exists() or not json.loads(result.read_text())["settings"]["quick"]
 

@@ -94,13 +94,14 @@ def markdown(result: Result, picture: str | None) -> str:
     """The whole result as a page."""
     from ..table import machine_line
 
-    rows = result["rows"]
+    rows, gpu = result["rows"], result["machine"].get("gpu")
     lines = [
         "# What an epoch costs",
         "",
-        f"{machine_line(result)} Made by `python -m bench epoch`"
+        f"{gpu + '; ' if gpu else ''}{machine_line(result)}. Made by `python -m bench epoch`"
         + (" --quick: a trial, no measurement." if result["quick"] else "."),
         "",
+        *([f"**{result['note']}**", ""] if result.get("note") else []),
         aligned(COLUMNS, [cells(row) for row in rows], left=COLUMNS[:2]),
         "",
     ]

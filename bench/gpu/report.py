@@ -17,13 +17,19 @@ _OWN_COLUMNS = ("eager", "eager, channels_last", "compile")
 _NOT_RIVALS = ("ours", "ours again", "copy")
 SUMMARY_CHARACTERS = 9500
 
+STEPS = ("build", "limits", "tests", "profile", "benchmarks", "epoch", "sanitizer", "sweep")
+"""The steps of :mod:`.command`, by name."""
+
 
 def markdown(result: Found) -> str:
     """The whole ``gpu.md``."""
     parts = [f"# {title(result)}", ""]
     if result["rehearsal"]:
         parts += ["**Sizes are tiny and kernels interpreted. Nothing here is a measurement.**", ""]
-    parts += [machine_line(result), "", steps_table(result)]
+    parts += [machine_line(result), ""]
+    if result.get("note"):
+        parts += [f"**{result['note']}**", ""]
+    parts += [steps_table(result)]
     steps = result["steps"]
     if steps.get("benchmarks", {}).get("rows"):
         parts += ["## Benchmarks", "", benchmark_table(result), *_notes(result)]
@@ -70,8 +76,9 @@ def outcome(found: Found) -> str:
 
 
 def steps_table(result: Found) -> str:
-    """How the steps ended."""
+    """How the steps ended, and those that were left out."""
     rows = [[name, outcome(found)] for name, found in result["steps"].items()]
+    rows += [[name, "not run"] for name in STEPS if name not in result["steps"]]
     return aligned(("step", "outcome"), rows, ("step", "outcome"))
 
 
@@ -238,11 +245,8 @@ def _profile(step: Found) -> list[str]:
             body.append([key, name, *times, f"{sum(launches for _, launches, _ in found['kernels']):.0f}"])
         kernels += ["", f"{row['title']}:", ""]
         for kernel, launches, seconds in row.get("ours", {}).get("kernels", [])[:12]:
-            kernels.append(
-                f"- {1e6 * seconds:.1f} × {launches:.0f}: `{kernel}`"
-                if launches != 1
-                else f"- {1e6 * seconds:.1f}: `{kernel}`"
-            )
+            together = f" in {launches:.0f} launches" if launches != 1 else ""
+            kernels.append(f"- {1e6 * seconds:.1f}{together}: `{kernel}`")
     columns = ("row", "", "host", "wall", "kernels", "launches")
     return [*lines, *([aligned(columns, body, columns[:2]), *kernels] if body else []), *_failed(step)]
 
@@ -256,10 +260,11 @@ def _tests(step: Found) -> list[str]:
     if step.get("progress"):
         lines.append(f"No report; the last progress was {step['progress']}.")
     failures = step.get("failures", [])
-    messages = Counter(failure["message"] for failure in failures)
-    if messages:
-        lines += ["", *(f"- {number} × `{message}`" for message, number in messages.most_common(12))]
-        lines += ["", *(f"- {failure['name']}: `{failure['message']}`" for failure in failures)]
+    by_message: dict[str, list[str]] = {}
+    for failure in failures:
+        by_message.setdefault(failure["message"], []).append(failure["name"])
+    for message, names in sorted(by_message.items(), key=lambda entry: -len(entry[1])):
+        lines += ["", f"{len(names)} × `{message.replace('`', '')}`:", "", *(f"- {name}" for name in names)]
     return lines
 
 

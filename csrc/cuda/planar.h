@@ -11,12 +11,13 @@
 //                   kClasses bytes, kClasses being 8 for float32, 4 for 16 bits. Neighbouring lanes have neighbouring
 //                   words: no bank conflicts, but two-way ones where a thread has eight pixels
 //   instructions    about 12 for float32, 15 for 16 bits
-// For an H200 (132 multiprocessors, 1.75 GHz, 4.3 TB/s measured for copies, 16 exponentials and 128 instructions a
-// clock) at 8x19x512x1024 in float32 that is 148 us for the bytes, 27 us for the exponentials, 32 us for the
-// instructions; in bfloat16 74, 32 and 40. All overlap, since several blocks share a multiprocessor: 64 registers for
-// each of its 1024 threads are 128 KiB of float32 logits (64 of 16 bits) on their way, of which 4.3 TB/s at a latency
-// of 0.8 us need 13 in each direction. sum_partial_losses adds 2 to 4 us. Expected: 85 to 92 % of the copy bandwidth;
-// not yet measured.
+// For an H100 (132 multiprocessors, 1.98 GHz, 3.02 TB/s measured for copies, 16 exponentials and 128 instructions a
+// clock) at 8x19x512x1024 in float32 that is 213 us for the bytes, 24 us for the exponentials, 29 us for the
+// instructions; in bfloat16 107, 29 and 36. All overlap, since several blocks share a multiprocessor: 64 registers for
+// each of its 1024 threads are 128 KiB of float32 logits (64 of 16 bits) on their way, of which 3 TB/s at a latency
+// of 0.8 us need 9 in each direction. Measured there (bench/results/gpu-h100.json), against the bytes: 252 us, 85 %,
+// and at 8x150x512x512 913 of 834 us, 91 %; in bfloat16 195 us and 762 of 418 us, 55 %: half the bytes save 17 to 22 %
+// of the time, which is not understood yet. sum_partial_losses adds 2 to 4 us.
 #pragma once
 
 #include "pixel.h"
