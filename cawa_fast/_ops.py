@@ -53,7 +53,6 @@ def _is_native(input: Tensor) -> bool:
 def _is_cuda(input: Tensor, target: Tensor) -> bool:
     """Whether the kernel in CUDA C++ serves this cross-entropy: of logits that have the labels' size."""
     same = input.shape[2:] == target.shape[1:]
-    # (labels are counted, and sums scaled, in Triton)
     return same and _is_triton(input) and input.dim() <= _NATIVE_DIMENSIONS and _native.cuda_available()
 
 

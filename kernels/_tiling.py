@@ -16,7 +16,6 @@ from ._launch import cdiv, power_of_2
 TABLES: dict[str, list[dict[str, int]]] = {
     "label_histogram": [
         {"BLOCK": 2048, "DISTINCT": 6, "num_warps": 4},
-        {"BLOCK": 1024, "DISTINCT": 6, "num_warps": 4},
     ],
     "confusion_matrix": [
         {"ROWS": 8, "COLUMNS": 32, "DISTINCT": 4, "num_warps": 1, "maxnreg": 112},

@@ -83,7 +83,7 @@ def test_what_it_does_not_take():
     assert side((1, 4), (4, 8)) == 0  # no two samples
 
 
-@pytest.mark.parametrize("step, steep", [(0.33 * SPAN, False), (1.01 * SPAN, True)])
+@pytest.mark.parametrize(("step", "steep"), [(0.33 * SPAN, False), (1.01 * SPAN, True)])
 def test_the_cells_around_a_steep_sample_are_steep_and_no_others(step, steep):
     """One sample that differs. The bound on a cell's change, the sum of the changes along its axes and of their own,
     may be three times what it is, where the sample is the first of the cell."""
@@ -108,7 +108,7 @@ def test_cells_with_samples_that_are_not_finite_are_steep(value):
 
 
 def test_a_label_without_probability_is_computed_pixel_by_pixel():
-    """Its exponential has underflowed beside the others, and its loss is that of the logits' difference all the same."""
+    """Its exponential has underflowed beside the others; its loss is that of the logits all the same."""
     logits = torch.zeros(1, 3, 4, 4)
     logits[:, 0] = 200
     target = torch.zeros(1, 16, 16, dtype=torch.int64)

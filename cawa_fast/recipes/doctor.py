@@ -66,7 +66,7 @@ def _back_ends() -> list[Finding]:
         lines.append(("GPU kernels (Triton)", "every operator, compiled when first used", None))
     if _native.cuda_available():
         architectures = ", ".join(f"sm_{number}" for number in (info or {}).get("cuda_architectures", []))
-        lines.append(("GPU kernels (CUDA C++)", f"cross_entropy of equal sizes, built for {architectures}", None))
+        lines.append(("GPU kernels (CUDA C++)", f"every operator but unusual resizes, built for {architectures}", None))
     else:
         lines.append(("GPU kernels (CUDA C++)", "not there; Triton's serve in their place", _native.why_no_cuda()))
     return lines

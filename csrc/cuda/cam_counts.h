@@ -13,7 +13,7 @@ using torch::stable::Tensor;
 // clang-format off: it would break the table
 //
 // True positives, false positives and false negatives of thresholded maps, resized bilinearly to the labels' size. With
-// v a resized value and top the largest one of its map, a pixel is in a class's mask if v / top > tau; in none if top is
+// v a resized value and top the largest one of its map, a pixel is in a class's mask if v / top > tau; none if top is
 // not a positive finite number.
 //
 //   cam              (N, C, h, w), C in [1, 32767]; float32, bfloat16 or float16, computed as float32; any values, any

@@ -96,6 +96,9 @@ void run(Problem& p, int32_t device, const Allocate& allocate_partial) {
   const auto start_planar = [&]<bool kVector, bool kSmoothed>(const char* name) {
     const Shape shape = planar_shape<PlanarThread<T, kVector, kSmoothed>>(p, limit);
     if (shape.tile_pixels == 0) return false;
+    constexpr unsigned kMostLanes = 8;
+    const unsigned spare = shape.threads.x * shape.threads.y / static_cast<unsigned>(shape.tile_pixels);
+    p.lanes_log2 = std::bit_width(std::clamp(spare, 1u, kMostLanes)) - 1;
     start(name, planar<T, kVector, kSmoothed>, shape);
     return true;
   };

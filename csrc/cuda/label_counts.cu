@@ -94,8 +94,8 @@ __device__ inline void write_scale(const LabelCounts& p, double* shared) {
   }
 }
 
-// Runs of equal labels are counted as one, in shared memory: a global counter of a frequent class would make millions of
-// additions wait for each other.
+// Runs of equal labels are counted as one, in shared memory: a global counter of a frequent class would make millions
+// of additions wait for each other.
 __global__ void __launch_bounds__(kCountThreads) count_labels(const __grid_constant__ LabelCounts p) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   double* const partial = reinterpret_cast<double*>(shared_memory);  // per warp

@@ -10,9 +10,9 @@ namespace cawa_fast::cuda {
 
 using torch::stable::Tensor;
 
-// Both read (N, ...) uint8, int16, int32 or int64 labels once, 16 bytes at a time where they are contiguous and aligned,
-// and do not wait for the device. num_classes is at most 8192, ignore_index any int64. `report`, (3,) int64, is added to
-// where labels are neither in [0, num_classes) nor ignore_index: how many, the least, the largest.
+// Both read (N, ...) uint8, int16, int32 or int64 labels once, 16 bytes at a time where they are contiguous and
+// aligned, and do not wait for the device. num_classes is at most 8192, ignore_index any int64. `report`, (3,) int64,
+// is added to where labels are neither in [0, num_classes) nor ignore_index: how many, the least, the largest.
 
 // (N, num_classes) int64: valid pixels of each class in each image.
 Tensor label_counts(const Tensor& target, int64_t num_classes, int64_t ignore_index,

@@ -38,6 +38,7 @@ struct Problem {
   double* partial_loss;  // per block, with scale, without grad; may be null
   uint32_t tiles_per_row;
   int tile_pixels;
+  int lanes_log2;  // of planar.h: threads that share a pixel
 };
 
 // Known on the device alone: the host would have to wait for it.

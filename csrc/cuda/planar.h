@@ -37,8 +37,6 @@ struct PlanarThread {
 #endif
 };
 
-constexpr int kMaxLanesOfPixel = 8;
-
 // Shared memory of a block. The tile is there too, since in registers it would displace logits.
 struct PlanarShared {
   double* partial;  // per warp
@@ -205,11 +203,9 @@ __global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kResident
   __syncthreads();
 
   // 4. Per pixel, over the groups: maximum, sum, what the gradient needs. With many groups there are fewer pixels than
-  // threads: then `lanes` neighbouring ones share a pixel, a power of two, and the same number for whole warps.
-  int lanes = 1;
-  while (2 * lanes * pixels <= columns * groups && lanes < kMaxLanesOfPixel) lanes *= 2;
-  const int lane = thread & (lanes - 1);
-  for (int i = thread / lanes; i < pixels; i += columns * groups / lanes) {
+  // threads: then `lanes` neighbouring ones share a pixel, in whole warps.
+  const int lanes = 1 << p.lanes_log2, lane = thread & (lanes - 1);
+  for (int i = thread >> p.lanes_log2; i < pixels; i += columns * groups >> p.lanes_log2) {
     float maximum = -INFINITY, sum = 0;
 #pragma unroll 2  // more would take the logits' registers
     for (int g = lane; g < groups; g += lanes) maximum = fmaxf(maximum, shared.maximum[g * pixels + i]);

@@ -61,8 +61,9 @@ struct ResizedProblem {
   // Forward: what each pixel loses, or each block with the scale; one of them null.
   float* pixel_loss;
   double* partial_loss;
-  // (1 + kSide^2, cells), written by forward if not null, which label smoothing needs, for backward: of each cell its reference, NaN if it is steep;
-  // of each pixel its sum of exponentials, relative to the reference or, in a steep cell, to its largest logit.
+  // (1 + kSide^2, cells), written by forward for backward, and null only for a loss alone without label smoothing: of
+  // each cell its reference, NaN if it is steep; of each pixel its sum of exponentials, relative to the reference or,
+  // in a steep cell, to its largest logit.
   float* statistics;
   float* references;  // the first row of it; never null in the forward pass
   // Backward: the upstream gradient, one value or per pixel, and the gradient.
@@ -109,8 +110,8 @@ __device__ inline int64_t pixel_index(const ResizedProblem& p, const Cell& cell,
   return (static_cast<int64_t>(cell.image) * p.rows.out + cell.y + y) * p.columns.out + cell.x + x;
 }
 
-// Stores the labels of a cell's pixels, `stride` apart; returns whether any is valid. All loads before the first use: one
-// after the other they would take longer than the classes.
+// Stores the labels of a cell's pixels, `stride` apart; returns whether any is valid. All loads before the first use:
+// one after the other they would take longer than the classes.
 template <class L, int kSide>
 __device__ inline bool store_labels(const ResizedProblem& p, const Cell& cell, uint16_t* to, int stride) {
   constexpr int kPixels = kSide * kSide, kStep = kPixels < kLoadsTogether ? kPixels : kLoadsTogether;
@@ -129,7 +130,8 @@ __device__ inline bool store_labels(const ResizedProblem& p, const Cell& cell, u
     for (int i = 0; i < kStep; ++i) {
       const int y = (first + i) / kSide, x = (first + i) % kSide;
       const int64_t label = labels[i];
-      const bool valid = y < cell.height && x < cell.width && label >= 0 && label < p.classes && label != p.ignore_index;
+      const bool inside = y < cell.height && x < cell.width;
+      const bool valid = inside && label >= 0 && label < p.classes && label != p.ignore_index;
       to[(first + i) * stride] = static_cast<uint16_t>(valid ? label : kGone);
       any |= valid;
     }

@@ -4,7 +4,7 @@
 // A lane has a cell, whose pixels' factors (upstream gradient times weight over sum of exponentials) it keeps in
 // registers while it goes through the classes. Per class the cell's pixels give each of its four samples a sum. A
 // sample belongs to the cell at its lower right: sums at the right go to the next lane, those below to the next warp,
-// which has the next row of cells. So the first lane of each warp and the first warp of a block compute for others only.
+// which has the next row of cells. So the first lane of a warp and the first warp of a block compute for others only.
 //
 // Cost per class and cell of 4 x 4 pixels, as compiled for sm_90: 4 loads, 4 exponentials, about 84 instructions for
 // the pixels and 40 for the rest, 7.8 a pixel; times 32 / 31 * 9 / 8 for what is computed twice.
@@ -66,7 +66,8 @@ __device__ inline Strength strength_of(const ResizedProblem& p, int label, int64
 
 // A class of a steep cell, pixel by pixel. `largest`: of each valid pixel, kThreads apart, its largest logit.
 template <class T, int kSide>
-__device__ Shares steep_gradient(const ResizedProblem& p, const Cell& cell, int64_t index, int c, const float* largest) {
+__device__ Shares steep_gradient(const ResizedProblem& p, const Cell& cell, int64_t index, int c,
+                                 const float* largest) {
   Shares shares{};
   for (int y = 0; y < cell.height; ++y) {
     for (int x = 0; x < cell.width; ++x) {
@@ -125,7 +126,8 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
 #pragma unroll
     for (int j = 0; j < kStep; ++j) {  // all loads before the first use
       const int i = first + j, label = shared.label[i * kThreads];
-      strength[j] = strength_of(p, label == kGone ? 0 : label, label == kGone ? 0 : pixel_index(p, cell, i / kSide, i % kSide));
+      const bool valid = label != kGone;
+      strength[j] = strength_of(p, valid ? label : 0, valid ? pixel_index(p, cell, i / kSide, i % kSide) : 0);
       factor[i] = sums[i * p.cells];
     }
 #pragma unroll
@@ -235,8 +237,8 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
   return true;
 }
 
-// Launched with a block for every kBackwardColumns items; `is_left`, one for each block, says which have steep cells and
-// are left to resized_backward_steep.
+// Launched with a block for every kBackwardColumns items; `is_left`, one for each block, says which have steep cells
+// and are left to resized_backward_steep.
 template <class T, int kSide>
 __global__ void __launch_bounds__(Backward<kSide>::kThreads, 2)
     resized_backward(const __grid_constant__ ResizedProblem p, uint8_t* is_left) {

@@ -15,10 +15,10 @@ using torch::stable::Tensor;
 //
 // The loss of cross_entropy.h, where z are the logits at the labels' size, by F.interpolate(mode="bilinear").
 //
-//   input            (N, C, h, w); C in [1, 4096], h and w at least 2; float32, bfloat16 or float16, computed as float32;
-//                    any values. Read in place if neighbours along w are neighbours in memory, else copied
-//   target           (N, H, W); uint8, int16, int32 or int64; labels outside [0, C) count as ignored. h <= H <= 8 h, with
-//                    align_corners H - 1 <= 8 (h - 1), and likewise W. Copied unless contiguous
+//   input            (N, C, h, w); C in [1, 4096], h and w at least 2; float32, bfloat16 or float16, computed as
+//                    float32; any values. Read in place if neighbours along w are neighbours in memory, else copied
+//   target           (N, H, W); uint8, int16, int32 or int64; labels outside [0, C) count as ignored. h <= H <= 8 h,
+//                    with align_corners H - 1 <= 8 (h - 1), and likewise W. Copied unless contiguous
 //   weight           (C,) contiguous float32, >= 0; none means 1
 //   scale            (C,) contiguous float32: what each pixel's loss is multiplied with, by its label, in the sum
 //   ignore_index     any int64

@@ -2,7 +2,7 @@
 //
 // Cost per class and cell of 4 x 4 pixels, as compiled for sm_90: 4 loads (neighbouring lanes share samples in L1), 4
 // exponentials, 34 instructions for the pixels' exponentials and sums and about 30 for the rest: 4.3 a pixel, where an
-// exponential for each pixel takes 13 or more. Each low-resolution logit comes once from device memory, each label once.
+// exponential for each pixel takes 13 or more. Each low-resolution logit comes once from device memory, each label too.
 #pragma once
 
 #include "resized.h"
@@ -68,8 +68,18 @@ __device__ inline double steep_loss(const ResizedProblem& p, const Cell& cell, u
   return total;
 }
 
+// How many blocks the compiler shall leave registers for: eight, where that does not make it spill.
+template <int kSide>
+struct Forward {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  static constexpr int kBlocks = kSide == 8 ? 2 : kSide == 4 ? 6 : 8;
+#else
+  static constexpr int kBlocks = kSide == 8 ? 3 : 8;
+#endif
+};
+
 template <class T, int kSide>
-__global__ void __launch_bounds__(kForwardThreads, kSide == 8 ? 3 : 8)
+__global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
     resized_forward(const __grid_constant__ ResizedProblem p) {
   constexpr int kPixels = kSide * kSide;
   extern __shared__ __align__(16) unsigned char shared_memory[];
@@ -182,8 +192,8 @@ __global__ void __launch_bounds__(kForwardThreads, kSide == 8 ? 3 : 8)
   }
 }
 
-// The cells that resized_forward has found to be steep. Launched with `blocks` blocks, which share all cells; their losses
-// go to partial_loss from `first_partial` on.
+// The cells that resized_forward has found to be steep. Launched with `blocks` blocks, which share all cells; their
+// losses go to partial_loss from `first_partial` on.
 template <class T, int kSide>
 __global__ void __launch_bounds__(kForwardThreads)
     resized_forward_steep(const __grid_constant__ ResizedProblem p, unsigned blocks, unsigned first_partial) {
