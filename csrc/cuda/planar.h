@@ -32,6 +32,8 @@ struct PlanarThread {
   // What the compiler shall leave registers for: 1024 threads with 64 each, where that does not make it spill.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
   static constexpr int kResident = kMost;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ > 800 && __CUDA_ARCH__ < 900
+  static constexpr int kResident = kVector && !kSmoothed && sizeof(T) == 4 ? 1024 : kMost;
 #else
   static constexpr int kResident = kVector && !kSmoothed ? 1024 : kMost;
 #endif
