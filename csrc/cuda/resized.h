@@ -62,8 +62,8 @@ struct ResizedProblem {
   float* pixel_loss;
   double* partial_loss;
   // (1 + kSide^2, cells), written by forward for backward, and null only for a loss alone without label smoothing: of
-  // each cell its reference, NaN if it is steep; of each pixel its sum of exponentials, relative to the reference or,
-  // in a steep cell, to its largest logit.
+  // each cell its reference, infinity if it is steep; of each pixel its sum of exponentials, relative to the reference
+  // or, in a steep cell, to its largest logit.
   float* statistics;
   float* references;  // the first row of it; never null in the forward pass
   // Backward: the upstream gradient, one value or per pixel, and the gradient.

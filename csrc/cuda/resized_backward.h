@@ -107,7 +107,7 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
   const Cell cell = exists ? cell_at(p, image, row, static_cast<int>(item % columns) - 1) : Cell{0, 0, 0, 0, 0, 0, 0};
   const unsigned index = (cell.image * (p.rows.in + 1) + cell.row + 1) * columns + cell.column + 1;
   const float reference = exists ? p.statistics[index] : 0.0f;
-  const bool steep = exists && reference != reference;
+  const bool steep = exists && reference == INFINITY;
   if (!kSteep && any_of_block(steep)) return false;
 
   // 2. Its pixels: labels, factors, and where they lie, for the sums.

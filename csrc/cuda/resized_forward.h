@@ -154,15 +154,14 @@ __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
     }
   }
 
-  // 3. Losses and statistics. A cell with a pixel whose label has almost no probability
-  // counts as steep too.
+  // 3. Losses and statistics. A cell with a pixel whose label has almost no probability counts as steep too.
 #pragma unroll
   for (int i = 0; i < kPixels; ++i) {
     if (i % kLoadsTogether == 0) keep_order();
     steep |= shared.label[i * kForwardThreads] != kGone && !(shared.at_label[i * kForwardThreads] > kLeastAtLabel);
   }
   double total = 0;
-  if (exists) p.references[index] = steep ? NAN : reference;
+  if (exists) p.references[index] = steep ? INFINITY : reference;
   if (exists && !steep) {
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
@@ -200,8 +199,7 @@ __global__ void __launch_bounds__(kForwardThreads)
   extern __shared__ __align__(16) unsigned char shared_memory[];
   double total = 0;
   for (unsigned i = blockIdx.x * kForwardThreads + threadIdx.x; i < p.cells; i += blocks * kForwardThreads) {
-    const float reference = p.references[i];
-    if (reference != reference) total += steep_loss<T, kSide>(p, cell_at_index(p, i), i);
+    if (p.references[i] == INFINITY) total += steep_loss<T, kSide>(p, cell_at_index(p, i), i);
   }
   if (p.partial_loss) {
     total = sum_of_block(total, reinterpret_cast<double*>(shared_memory));
