@@ -61,13 +61,15 @@ def resized_side(input: Tensor, target: Tensor, align_corners: bool) -> int:
     it does not serve this problem. A cell has the pixels between four neighbouring samples."""
     if not (input.dim() == 4 and input.shape[1] <= _RESIZED_CLASSES):
         return 0
-    most = 0
+    most, pixels, cells = 0, 1, 1
     for small, large in zip(input.shape[2:], target.shape[1:], strict=True):
         if not (2 <= small <= large and (small + 1) * large < 2**29):
             return 0
         steps, samples = (large - 1, small - 1) if align_corners else (large, small)
-        most = max(most, -(-steps // samples))
-    return next((side for side in (2, 4, 8) if most <= side), 0)
+        most, pixels, cells = max(most, -(-steps // samples)), pixels * steps, cells * samples
+    side = next((side for side in (2, 4, 8) if most <= side), 0)
+    # cells with room for more than four times their pixels would take more time and memory than the Triton kernels
+    return side if side * side * cells <= 4 * pixels else 0
 
 
 def _is_cuda_resized(input: Tensor, target: Tensor, align_corners: bool) -> bool:
@@ -203,7 +205,7 @@ def _on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(tensor.device) if is_other else contextlib.nullcontext()
 
 
-_PLAIN_TYPES = (type(None), Tensor, torch.nn.Parameter)
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 
 def is_eager(*tensors: Tensor | None) -> bool:
@@ -213,7 +215,8 @@ def is_eager(*tensors: Tensor | None) -> bool:
         not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
-        and all(type(tensor) in _PLAIN_TYPES for tensor in tensors)
+        and torch._C._get_tracing_state() is None
+        and all(tensor is None or (type(tensor) in _PLAIN_TYPES and not tensor.is_meta) for tensor in tensors)
     )
 
 

@@ -83,6 +83,15 @@ def test_bad_labels_are_reported_and_do_not_count(operators, unaligned, reductio
     assert report.tolist() == [6, -7, 300]
 
 
+def test_a_reduction_over_many_rows_counts_once(operators):
+    """(N,) labels of (N, C) logits are one map, not N: else there would be a counter for each row and class."""
+    labels = torch.randint(0, 19, (3000,), dtype=torch.uint8)
+    emulation.launches()
+    scale = operators.label_scale(labels, 19, 255, None, _ops._REDUCTIONS.index("class_mean"), None)
+    torch.testing.assert_close(scale, 1 / torch.bincount(labels.int(), minlength=19).float())
+    assert emulation.launches() == ["label_counts"]
+
+
 def test_an_ignored_class_is_no_class(operators):
     labels = torch.randint(0, 5, (1, 30, 40), dtype=torch.uint8)
     assert operators.label_counts(labels, 5, 2, None)[0, 2] == 0

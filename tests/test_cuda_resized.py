@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+import cawa_fast.functional as CF
 import emulation
 from cases import noise, smooth
 from cawa_fast import _ops
@@ -42,7 +44,7 @@ SIZES = {
     "a row more": ((10, 5), (40, 20)),
     "rows of large cells": ((11, 3), (80, 17)),
     "many blocks": ((21, 70), (42, 140)),
-    "to itself in one axis": ((5, 6), (5, 24)),
+    "different ratios": ((5, 6), (10, 24)),
     "not whole": ((7, 9), (45, 31)),
 }
 
@@ -81,6 +83,7 @@ def test_what_it_does_not_take():
     assert side((4, 4), (26, 25), True) == 0
     assert side((4, 4), (3, 8)) == 0  # smaller
     assert side((1, 4), (4, 8)) == 0  # no two samples
+    assert side((8, 8), (64, 8)) == 0  # cells of one column in room for eight
 
 
 @pytest.mark.parametrize(("step", "steep"), [(0.33 * SPAN, False), (1.01 * SPAN, True)])
@@ -121,6 +124,30 @@ def test_labels_that_are_ignored_make_no_cell_slow():
     logits = torch.zeros(1, 3, 4, 4)
     logits[:, 0] = 200
     assert not steep_cells(logits, torch.full((1, 16, 16), 255)).any()
+
+
+@pytest.mark.parametrize("value", [-1e6, -1e9, torch.finfo(torch.float32).min])
+def test_a_masked_out_class_with_label_smoothing(value):
+    """A class without weight whose logits are as low as they can be: the others' losses are as without it."""
+    case = noise(6, 2, (4, 5), (16, 20))
+    logits, target = case.logits.clone(), case.target.where(case.target != 0, 1)
+    logits[:, 0] = value
+    weight = torch.rand(6).index_fill(0, torch.tensor(0), 0)
+    check(logits, target, weight, smoothing=0.1)
+    assert check(logits, target, weight, smoothing=0.1, reduction="none")[0].isfinite().all()
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf])
+@pytest.mark.parametrize("corner", [(0, 0), (5, 6), (5, 3), (2, 6), (2, 3)])
+def test_infinite_samples_reach_the_pixels_that_they_reach_in_pytorch(corner, value):
+    logits = torch.randn(1, 3, 6, 7)
+    logits[0, 2, corner[0], corner[1]] = value
+    target = torch.randint(0, 2, (1, 24, 28))
+    full = F.interpolate(logits.double(), (24, 28), mode="bilinear")
+    expected = F.cross_entropy(full, target, reduction="none")
+    loss = CF.cross_entropy(logits, target, reduction="none")
+    assert loss.isnan().equal(expected.isnan())
+    torch.testing.assert_close(loss[~loss.isnan()].double(), expected[~expected.isnan()], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("offset", [-100.0, 100.0])

@@ -184,3 +184,9 @@ def test_weights_must_be_finite_and_not_negative(value):
 
 def test_a_weight_of_zero_is_fine():
     assert cross_entropy(with_bad(1, 1), weight=torch.tensor([1.0, 0.0, 1.0])).isfinite()
+
+
+def test_meta_tensors_leave_no_report():
+    logits, target = torch.zeros(1, 4, 8, 8, device="meta"), torch.zeros(1, 32, 32, dtype=torch.uint8, device="meta")
+    assert CF.cross_entropy(logits, target).is_meta
+    cf.check_labels()

@@ -182,7 +182,7 @@ Tensor count(const Tensor& labels, int64_t num_classes, int64_t ignore_index, co
                     "report must be contiguous int64 of 3 elements on the same device as target");
     p.map.report = report->mutable_data_ptr<int64_t>();
   }
-  p.images = static_cast<int>(labels.size(0));
+  p.images = scale ? 1 : static_cast<int>(labels.size(0));  // a reduction is over all of them
   p.pixels = static_cast<float>(labels.numel());
   const bool counts_matter = reduction != Reduction::kSum && reduction != Reduction::kPixelMean &&
                              (reduction != Reduction::kNone || !scale);
@@ -197,7 +197,7 @@ Tensor count(const Tensor& labels, int64_t num_classes, int64_t ignore_index, co
   p.weight = weight;
   p.reduction = reduction;
   // the counts, and behind them how many blocks have ended
-  const int64_t counted = labels.size(0) * num_classes;
+  const int64_t counted = p.images * num_classes;
   const Tensor memory = torch::stable::new_empty(labels, {counted + 1}, ScalarType::Long);
   int64_t* const counts = memory.mutable_data_ptr<int64_t>();
   set_to_zero(counts, (counted + 1) * static_cast<int64_t>(sizeof(int64_t)), stream);

@@ -228,8 +228,12 @@ struct Taps {
 
 __device__ inline Taps taps_of(const ResizedProblem& p, const Cell& cell, int y, int x) {
   const int left = max(cell.column, 0), top = max(cell.row, 0);
+  // (beyond the last sample both taps are that one, and its weights need not be 0 and 1)
+  const int u = max((cell.x + x) * p.columns.scale + p.columns.shift, 0) - left * p.columns.unit;
+  const int v = max((cell.y + y) * p.rows.scale + p.rows.shift, 0) - top * p.rows.unit;
   return {cell.image * p.stride_n + top * p.stride_y + left, left + 1 < p.columns.in ? 1 : 0,
-          top + 1 < p.rows.in ? p.stride_y : 0, behind(p.columns, cell.x + x, left), behind(p.rows, cell.y + y, top)};
+          top + 1 < p.rows.in ? p.stride_y : 0, static_cast<float>(u) * p.columns.inverse_unit,
+          static_cast<float>(v) * p.rows.inverse_unit};
 }
 
 template <class T>

@@ -39,7 +39,7 @@ std::tuple<Tensor, Tensor> resized_cross_entropy(const Tensor& input, const Tens
                                                  int64_t ignore_index, bool per_pixel, double label_smoothing,
                                                  bool align_corners, bool save);
 
-// The gradient with respect to input, in its dtype and, if dense, strides: times `grad`, (1,) or () for the sum, the
+// The gradient with respect to input, in its dtype and, if dense, strides: times `grad`, () for the sum, the
 // target's shape for the pixels' losses; float32. `statistics` are the forward pass's.
 Tensor resized_cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
                                       const std::optional<Tensor>& weight, const Tensor& scale,

@@ -56,7 +56,7 @@ __device__ inline double steep_loss(const ResizedProblem& p, const Cell& cell, u
       for (int c = 0; c < p.classes; ++c) {
         const float z = logit_at<T>(p, taps, c) - largest;
         sum += exp_fast(z);
-        if (p.smooth > 0) weighted += weight_at(p, c) * z;
+        if (p.smooth > 0 && weight_at(p, c) > 0) weighted += weight_at(p, c) * z;
       }
       const float log_sum = logf(sum);
       total += finish_pixel(p, pixel, label, log_sum - (logit_at<T>(p, taps, label) - largest), log_sum, weighted);
@@ -98,8 +98,8 @@ __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
   float reference = -INFINITY;
   bool steep = false;
   const Place place = place_of(p, cell);
-  const float origin = static_cast<float>(static_cast<const T*>(p.input)[place.top_left]);
-  CellLogits weighted{};  // with smoothing: sums of weight[c] * (sample - origin)
+  CellLogits weighted{};  // with smoothing: sums of weight[c] * (sample - reference)
+  float before = 0;       // and of weight[c], so far
   if (any_of_warp(any)) {
     const T* top = static_cast<const T*>(p.input) + place.top_left;
     const T* bottom = top + p.stride_y;
@@ -120,6 +120,10 @@ __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
         for (int i = 0; i < kPixels; ++i) {
           sum[i] *= factor;
           shared.at_label[i * kForwardThreads] *= factor;
+        }
+        if (before > 0) {
+          const float less = before * (raised - reference);
+          weighted = {weighted.a - less, weighted.b - less, weighted.c - less, weighted.d - less};
         }
         reference = raised;
         power = power_of(e, reference);
@@ -148,8 +152,11 @@ __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
       }
       if (p.smooth > 0) {
         const float w = weight_at(p, c);
-        weighted = {fmaf(w, z.a - origin, weighted.a), fmaf(w, z.b - origin, weighted.b),
-                    fmaf(w, z.c - origin, weighted.c), fmaf(w, z.d - origin, weighted.d)};
+        if (w > 0) {  // a class without weight may be as far away as it likes
+          weighted = {fmaf(w, z.a - reference, weighted.a), fmaf(w, z.b - reference, weighted.b),
+                      fmaf(w, z.c - reference, weighted.c), fmaf(w, z.d - reference, weighted.d)};
+          before += w;
+        }
       }
     }
   }
@@ -177,7 +184,7 @@ __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
         const float u = fmaf(x, place.du, place.u), v = fmaf(y, place.dv, place.v);
         const float above = fmaf(u, weighted.b - weighted.a, weighted.a);
         const float below = fmaf(u, weighted.d - weighted.c, weighted.c);
-        const float of_weighted = fmaf(v, below - above, above) + weight_sum_of(p) * (origin - reference);
+        const float of_weighted = fmaf(v, below - above, above);
         loss += p.smooth * (weight_sum_of(p) * logf(p.statistics[(1 + i) * p.cells + index]) - of_weighted);
       }
       loss = label == kGone ? 0.0f : loss;
