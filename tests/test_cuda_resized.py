@@ -44,7 +44,7 @@ SIZES = {
     "a row more": ((10, 5), (40, 20)),
     "rows of large cells": ((11, 3), (80, 17)),
     "many blocks": ((21, 70), (42, 140)),
-    "different ratios": ((5, 6), (10, 24)),
+    "different ratios": ((6, 5), (24, 15)),
     "not whole": ((7, 9), (45, 31)),
 }
 
