@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
 // The cells that resized_forward has found to be steep. Launched with `blocks` blocks, which share all cells; their
 // losses go to partial_loss from `first_partial` on.
 template <class T, int kSide>
-__global__ void __launch_bounds__(kForwardThreads)
+__global__ void __launch_bounds__(kForwardThreads, 1)
     resized_forward_steep(const __grid_constant__ ResizedProblem p, unsigned blocks, unsigned first_partial) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   double total = 0;
