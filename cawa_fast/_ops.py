@@ -317,7 +317,7 @@ def compute_cross_entropy_backward(
 
 
 @torch.library.impl(_LIBRARY, "confusion_matrix", "CompositeExplicitAutograd")
-def _confusion_matrix(
+def compute_confusion_matrix(
     input: Tensor, target: Tensor, num_classes: int, ignore_index: int, align_corners: bool
 ) -> Tensor:
     if input.is_floating_point():
@@ -360,7 +360,7 @@ def _confusion_matrix(
 
 
 @torch.library.impl(_LIBRARY, "cam_counts", "CompositeExplicitAutograd")
-def _cam_counts(
+def compute_cam_counts(
     cam: Tensor, target: Tensor, tau: float, normalize: str, classes: str, ignore_index: int, align_corners: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     if _is_triton(cam) and cam.numel():

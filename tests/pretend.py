@@ -88,7 +88,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = func._schema.name
     if func.namespace == "cawa_fast":  # what is inside of it is looked at too
         with _Factories():
-            return getattr(_ops, "_" + name.removeprefix("cawa_fast::"))(*args, **kwargs)
+            return getattr(_ops, "compute_" + name.removeprefix("cawa_fast::"))(*args, **kwargs)
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     away = "device" in kwargs and kwargs["device"] is not None and not _is_here(kwargs["device"])
     copies = name in ("aten::copy_", "aten::_to_copy")
