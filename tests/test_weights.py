@@ -165,3 +165,12 @@ def test_the_weight_is_updated_in_place_and_a_loss_sees_it():
     z = F.interpolate(logits, (9, 9), mode="bilinear")
     torch.testing.assert_close(before, F.cross_entropy(z, target))
     torch.testing.assert_close(loss_fn(logits, target), F.cross_entropy(z, target, weights.weight))
+
+
+def test_a_default_device_does_not_matter():
+    """``torch.set_default_device``: what a step makes lies where its counts are."""
+    weights = cf.AdaptiveClassWeights(3)
+    weights.observe(torch.rand(2, 3, 4, 4), torch.randint(0, 3, (2, 8, 8)))
+    with torch.device("meta"):
+        weights.step()
+    assert weights.weight.isfinite().all()
