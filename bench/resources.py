@@ -143,6 +143,7 @@ def _readable(mangled: str) -> tuple[str, str]:
     end = length.end() + int(length[0])
     kernel = mangled[length.end() : end]
     words = [word for letters, word in _TYPES.items() if mangled.startswith("I" + letters, end)]
+    words += [f"cells of {side} by {side}" for side in re.findall(r"Li(\d+)E", mangled[end:])]
     for flag, said in zip(re.findall(r"Lb([01])E", mangled[end:]), _FLAGS.get(kernel, ()), strict=False):
         words.append(said[0] if flag == "1" else said[1])
     return kernel, ", ".join(filter(None, words))
