@@ -21,9 +21,9 @@ from torch import Tensor
 
 from cawa_fast import AdaptiveClassWeights
 from cawa_fast.recipes.config import TrainConfig
-from cawa_fast.recipes.display import Display
-from cawa_fast.recipes.run_folder import RunFolder
-from cawa_fast.recipes.train import Trainer
+from cawa_fast.recipes.runs.folder import RunFolder
+from cawa_fast.recipes.training.progress import Display
+from cawa_fast.recipes.training.trainer import Trainer
 from cawa_fast.sampling import ValidationSampler
 
 from . import table

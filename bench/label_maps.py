@@ -16,7 +16,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from cawa_fast.recipes.run_folder import atomic
+from cawa_fast.recipes.runs.folder import atomic
 
 from .measure import machine
 
@@ -26,7 +26,7 @@ _SIZE = (1024, 2048)
 
 def draw(folder: Path, count: int) -> list[Path]:
     """A tree of ``count`` pairs in Cityscapes' layout; returns the label files."""
-    from cawa_fast.recipes.datasets.street import StreetDataset
+    from cawa_fast.recipes.datasets.street.dataset import StreetDataset
 
     scenes = StreetDataset("train", length=count, size=_SIZE, cache=False)
     images, labels = folder / "leftImg8bit" / "train" / "town", folder / "gtFine" / "train" / "town"
@@ -44,7 +44,7 @@ def draw(folder: Path, count: int) -> list[Path]:
 def contenders(folder: Path, files: list[Path]) -> dict[str, Callable[[], object]]:
     """What is timed, by its name; each goes over all files once."""
     from cawa_fast.recipes.datasets import CityscapesDataset, labels
-    from cawa_fast.recipes.datasets.census import take_census
+    from cawa_fast.recipes.datasets.label_statistics import take_census
 
     data = CityscapesDataset(folder, "train")
     maps = [np.asarray(Image.open(file)) for file in files]

@@ -105,9 +105,9 @@ def realism(run: Path, images: int) -> None:
 
 def _network(run: Path, images: int) -> Iterator[tuple[str, dict[str, float]]]:
     """A title and the statistics, for scenes of 96x192 and of 512x1024 pixels."""
-    from cawa_fast.recipes.datasets.street import StreetDataset
-    from cawa_fast.recipes.loaders import normalize_images
+    from cawa_fast.recipes.datasets.street.dataset import StreetDataset
     from cawa_fast.recipes.models import build_model
+    from cawa_fast.recipes.training.loaders import normalize_images
 
     model = build_model("compact", len(StreetDataset.class_names))
     model.load_state_dict(torch.load(run / "latest.pt", weights_only=True)["model"])

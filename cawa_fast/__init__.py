@@ -5,13 +5,13 @@ Start with :class:`CAWA` (the closed loop in one object); its parts are :class:`
 """
 
 from . import functional, weighting
-from ._checks import check_labels, set_label_check
+from ._label_check import check_labels, set_label_check
+from .adaptive import AdaptiveClassWeights
 from .cam import GradCAM
-from .loop import CAWA
+from .cawa import CAWA
 from .metrics import segmentation_metrics
 from .nn import CrossEntropyLoss, FocalLoss, LogitAdjustedLoss, RecallLoss
 from .sampling import unpadded
-from .weights import AdaptiveClassWeights
 
 __version__ = "0.1.0"
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _checks, _native, reference
+from . import _label_check, _native, reference
 
 _LIBRARY: torch.library.Library = torch.library.Library("cawa_fast", "DEF")
 # ``saved``: what the forward pass leaves for the backward pass, by :func:`saves`.
@@ -149,15 +149,15 @@ def _count_labels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor
     """``(N, C)`` valid pixels of each class in each image, by a kernel; reports bad labels."""
     if not _runs_triton(target.device):
         counts, bad = torch.ops.cawa_fast_cpu.label_histogram(target, num_classes, ignore_index)
-        _checks.report("target", bad, num_classes, ignore_index)
+        _label_check.report("target", bad, num_classes, ignore_index)
         return counts
-    report = _checks.open_report("target", target.device, num_classes, ignore_index)
+    report = _label_check.open_report("target", target.device, num_classes, ignore_index)
     if _native.cuda_available() and num_classes <= _COUNTED_CLASSES:
         counts = torch.ops.cawa_fast_cuda.label_counts(target, num_classes, ignore_index, report)
     else:
         counts = torch.zeros(target.shape[0], num_classes, dtype=torch.int64, device=target.device)
         kernels("labels").label_histogram(target, counts, report, num_classes, ignore_index)
-    _checks.close_report("target", report, num_classes, ignore_index)
+    _label_check.close_report("target", report, num_classes, ignore_index)
     return counts
 
 
@@ -166,10 +166,10 @@ def _reduction_scale(
 ) -> Tensor:
     """``(C,)`` float32, ``reference.reduction_scale`` by a kernel for GPUs; reports bad labels."""
     if _native.cuda_available() and num_classes <= _COUNTED_CLASSES:
-        report = _checks.open_report("target", target.device, num_classes, ignore_index)
+        report = _label_check.open_report("target", target.device, num_classes, ignore_index)
         how = _REDUCTIONS.index(reduction)
         scale = torch.ops.cawa_fast_cuda.label_scale(target, num_classes, ignore_index, weight, how, report)
-        _checks.close_report("target", report, num_classes, ignore_index)
+        _label_check.close_report("target", report, num_classes, ignore_index)
         return scale
     loss_kernels = kernels("cross_entropy")
     counts = None
@@ -181,17 +181,17 @@ def _reduction_scale(
 
 
 def _report_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
-    if _checks.label_check_is_off():
+    if _label_check.label_check_is_off():
         return
     if _runs_triton(target.device):
         with _on_device_of(target):  # which those who leave the rest to plain PyTorch have not made the current one
-            report = _checks.open_report("target", target.device, num_classes, ignore_index)
+            report = _label_check.open_report("target", target.device, num_classes, ignore_index)
             kernels("labels").label_histogram(target.reshape(1, -1), None, report, num_classes, ignore_index)
-            _checks.close_report("target", report, num_classes, ignore_index)
+            _label_check.close_report("target", report, num_classes, ignore_index)
         return
     native = target.device.type == "cpu" and _native.available()
     find = torch.ops.cawa_fast_cpu.bad_labels if native else reference.bad_labels
-    _checks.report("target", find(target, num_classes, ignore_index), num_classes, ignore_index)
+    _label_check.report("target", find(target, num_classes, ignore_index), num_classes, ignore_index)
 
 
 def kernels(name: str) -> Any:
@@ -231,7 +231,7 @@ def compute_cross_entropy(
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     weight = None if weight is None else weight.to(reference.compute_dtype(input.dtype)).contiguous()
-    _checks.check_weight(weight)
+    _label_check.check_weight(weight)
     saved_kind = saves(input, target, reduction, with_grad)
     if _is_triton(input):
         with _on_device_of(input):
@@ -323,7 +323,7 @@ def compute_confusion_matrix(
     if input.is_floating_point():
         if _is_triton(input):
             with _on_device_of(input):
-                report = _checks.open_report("target", target.device, num_classes, ignore_index)
+                report = _label_check.open_report("target", target.device, num_classes, ignore_index)
                 if _native.cuda_available() and counts_by_cells(input, target, align_corners):
                     counts = torch.ops.cawa_fast_cuda.confusion_matrix(
                         input, target, ignore_index, align_corners, report
@@ -333,7 +333,7 @@ def compute_confusion_matrix(
                     kernels("confusion_matrix").confusion_matrix(
                         input, target, counts, report, ignore_index, align_corners
                     )
-                _checks.close_report("target", report, num_classes, ignore_index)
+                _label_check.close_report("target", report, num_classes, ignore_index)
                 return counts
         _report_labels(target, num_classes, ignore_index)
         if _is_native(input):
@@ -342,20 +342,20 @@ def compute_confusion_matrix(
     if _runs_triton(input.device) and num_classes <= _KERNEL_CLASSES:
         with _on_device_of(input):
             _report_labels(target, num_classes, ignore_index)
-            report = _checks.open_report("input", input.device, num_classes, ignore_index)
+            report = _label_check.open_report("input", input.device, num_classes, ignore_index)
             counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=input.device)
             kernels("labels").confusion_matrix_labels(input, target, counts, report, num_classes, ignore_index)
-            _checks.close_report("input", report, num_classes, ignore_index)
+            _label_check.close_report("input", report, num_classes, ignore_index)
             return counts
     if input.device.type == "cpu" and _native.available():
         counts, bad = torch.ops.cawa_fast_cpu.confusion_matrix_labels(input, target, num_classes, ignore_index)
-        _checks.report("target", bad[:3], num_classes, ignore_index)
-        _checks.report("input", bad[3:], num_classes, ignore_index)
+        _label_check.report("target", bad[:3], num_classes, ignore_index)
+        _label_check.report("input", bad[3:], num_classes, ignore_index)
         return counts
     _report_labels(target, num_classes, ignore_index)
     _, valid = reference.valid_labels(target, num_classes, ignore_index)
     bad = reference.bad_labels(input.to(torch.int64).where(valid, 0), num_classes, 0)
-    _checks.report("input", bad, num_classes, ignore_index)
+    _label_check.report("input", bad, num_classes, ignore_index)
     return reference.confusion_matrix(input, target, num_classes, ignore_index, align_corners)
 
 

@@ -15,8 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _arguments
-from . import _ops as _ops  # registers torch.ops.cawa_fast
+from . import (
+    _ops,  # registers torch.ops.cawa_fast
+    _validate,
+)
 from .reference import CLASSES, NORMALIZATIONS, REDUCTIONS
 
 __all__ = ["ClassCounts", "cam_counts", "confusion_matrix", "cross_entropy"]
@@ -90,15 +92,15 @@ def cross_entropy(
         1.3863
     """
     name = "cross_entropy"
-    _arguments.check_float(name, "input", input)
+    _validate.check_float(name, "input", input)
     if target.is_floating_point():
         probabilities = target.dim() == input.dim()
         hint = "; for class probabilities use F.cross_entropy (torch.nn.functional)" if probabilities else ""
         raise TypeError(
-            f"{name}: target must hold class indices ({_arguments.names(_arguments.LABELS)}), got "
-            f"{_arguments.short(target.dtype)} of shape {tuple(target.shape)}{hint}"
+            f"{name}: target must hold class indices ({_validate.names(_validate.LABELS)}), got "
+            f"{_validate.short(target.dtype)} of shape {tuple(target.shape)}{hint}"
         )
-    _arguments.check_labels(name, "target", target, input)
+    _validate.check_labels(name, "target", target, input)
     if input.dim() == 0:
         raise ValueError(f"{name}: input must be (N, C, ...) or (C,), got a scalar")
     if input.dim() == 1 and target.dim() == 0:
@@ -112,10 +114,10 @@ def cross_entropy(
             align_corners=align_corners,
         )
         return loss.squeeze(0) if reduction == "none" else loss
-    _arguments.check_loss_shapes(name, input, target)
-    _arguments.check_weight(name, weight, input)
-    _arguments.check_choice(name, "reduction", reduction, REDUCTIONS)
-    _arguments.check_range(name, "label_smoothing", label_smoothing)
+    _validate.check_loss_shapes(name, input, target)
+    _validate.check_weight(name, weight, input)
+    _validate.check_choice(name, "reduction", reduction, REDUCTIONS)
+    _validate.check_range(name, "label_smoothing", label_smoothing)
     with_grad = torch.is_grad_enabled() and input.requires_grad
     if torch.compiler.is_compiling() and (input.dtype == torch.bfloat16 or input.is_cuda):
         # A compiled graph cannot see by what the gradient is multiplied later, which in bfloat16 rounds it twice and on
@@ -165,15 +167,15 @@ def confusion_matrix(
                 [0, 1]])
     """
     name = "confusion_matrix"
-    _arguments.check_labels(name, "target", target, input)
+    _validate.check_labels(name, "target", target, input)
     if input.is_floating_point():
-        _arguments.check_float(name, "input", input)
-        _arguments.check_map_shapes(name, "input", input, target)
+        _validate.check_float(name, "input", input)
+        _validate.check_map_shapes(name, "input", input, target)
         classes = input.shape[1]
         if num_classes is not None and num_classes != classes:
             raise ValueError(f"{name}: num_classes={num_classes}, but input has {classes} channels; leave it out")
     else:
-        _arguments.check_labels(name, "input", input, target)
+        _validate.check_labels(name, "input", input, target)
         if num_classes is None:
             raise ValueError(f"{name}: num_classes is needed when input holds integer predictions")
         if not 1 <= num_classes <= 65535:  # so that a matrix stays within 32 GiB and its index within 32 bits
@@ -236,12 +238,12 @@ def cam_counts(
         ClassCounts(tp=tensor([1, 1]), fp=tensor([1, 0]), fn=tensor([0, 1]))
     """
     name = "cam_counts"
-    _arguments.check_float(name, "cam", cam)
-    _arguments.check_labels(name, "target", target, cam)
-    _arguments.check_map_shapes(name, "cam", cam, target)
-    _arguments.check_range(name, "tau", tau)
-    _arguments.check_choice(name, "normalize", normalize, NORMALIZATIONS)
-    _arguments.check_choice(name, "classes", classes, CLASSES)
+    _validate.check_float(name, "cam", cam)
+    _validate.check_labels(name, "target", target, cam)
+    _validate.check_map_shapes(name, "cam", cam, target)
+    _validate.check_range(name, "tau", tau)
+    _validate.check_choice(name, "normalize", normalize, NORMALIZATIONS)
+    _validate.check_choice(name, "classes", classes, CLASSES)
     return ClassCounts(
         *torch.ops.cawa_fast.cam_counts(cam.detach(), target, tau, normalize, classes, ignore_index, align_corners)
     )

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _arguments, _checks, reference, weighting
+from . import _label_check, _validate, reference, weighting
 from . import functional as CF
+from .adaptive import AdaptiveClassWeights
 from .weighting import Counts
-from .weights import AdaptiveClassWeights
 
 
 class CrossEntropyLoss(nn.Module):
@@ -54,8 +54,8 @@ class CrossEntropyLoss(nn.Module):
         align_corners: bool = False,
     ) -> None:
         super().__init__()
-        _arguments.check_choice("CrossEntropyLoss", "reduction", reduction, reference.REDUCTIONS)
-        _arguments.check_range("CrossEntropyLoss", "label_smoothing", label_smoothing)
+        _validate.check_choice("CrossEntropyLoss", "reduction", reduction, reference.REDUCTIONS)
+        _validate.check_range("CrossEntropyLoss", "label_smoothing", label_smoothing)
         self.adaptive: AdaptiveClassWeights | None
         _register_weight(self, weight)
         self.ignore_index = ignore_index
@@ -81,7 +81,7 @@ class CrossEntropyLoss(nn.Module):
             ValueError: see :func:`cawa_fast.check_labels`.
         """
         value = loss.item()
-        _checks.check_labels()
+        _label_check.check_labels()
         return value
 
     def extra_repr(self) -> str:
@@ -124,7 +124,7 @@ class FocalLoss(nn.Module):
         super().__init__()
         if not 0 <= gamma < math.inf:
             raise ValueError(f"FocalLoss: gamma must be finite and at least 0, got {gamma}")
-        _arguments.check_choice(
+        _validate.check_choice(
             "FocalLoss", "reduction", reduction, tuple(r for r in reference.REDUCTIONS if r != "class_mean")
         )
         self.adaptive: AdaptiveClassWeights | None
@@ -136,7 +136,7 @@ class FocalLoss(nn.Module):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         weight = self.weight if self.adaptive is None else self.adaptive.weight
-        _arguments.check_weight("FocalLoss", weight, input)
+        _validate.check_weight("FocalLoss", weight, input)
         nll = CF.cross_entropy(
             input, target, ignore_index=self.ignore_index, reduction="none", align_corners=self.align_corners
         )
@@ -255,7 +255,7 @@ class RecallLoss(nn.Module):
 
     def __init__(self, ignore_index: int = -100, reduction: str = "valid_mean", align_corners: bool = False) -> None:
         super().__init__()
-        _arguments.check_choice("RecallLoss", "reduction", reduction, reference.REDUCTIONS)
+        _validate.check_choice("RecallLoss", "reduction", reduction, reference.REDUCTIONS)
         self.ignore_index = ignore_index
         self.reduction = reduction
         self.align_corners = align_corners
@@ -283,6 +283,6 @@ def _register_weight(module: CrossEntropyLoss | FocalLoss, weight: Tensor | Adap
         name = type(module).__name__
         if not isinstance(weight, Tensor) or weight.dim() != 1:
             raise ValueError(f"{name}: weight must be a (C,) tensor or an AdaptiveClassWeights, got {weight!r}")
-        _checks.check_weight(weight.detach().cpu())  # once, here: on a GPU the operator itself does not look
+        _label_check.check_weight(weight.detach().cpu())  # once, here: on a GPU the operator itself does not look
     module.adaptive = None
     module.register_buffer("weight", weight)

@@ -30,12 +30,13 @@ import pytest
 import torch
 
 import cawa_fast as cf
-import emulation
-import interpreter
 from bench.peers import import_torchvision
 from cawa_fast import _native, _ops
+from tests.support import emulation, interpreter
 
-collect_ignore = [] if DEVICE == "pretend" else ["pretend.py"]  # collecting doctests imports it, and it makes a device
+collect_ignore = (
+    [] if DEVICE == "pretend" else ["support/pretend.py"]
+)  # collecting doctests imports it, and it makes a device
 
 
 @pytest.fixture(autouse=True)
@@ -140,7 +141,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     with contextlib.ExitStack() as stack:
         if DEVICE != "cpu":
             if DEVICE == "pretend":
-                import pretend
+                from tests.support import pretend
 
                 stack.enter_context(pretend.device())
                 stack.callback(_read_labels)

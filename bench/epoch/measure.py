@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import cawa_fast as cf
 from cawa_fast.recipes.models import WITH_AUXILIARY, build_model
-from cawa_fast.recipes.stopwatch import Stopwatch
+from cawa_fast.recipes.training.stopwatch import Stopwatch
 
 from .. import cases
 from ..libraries import import_torchvision

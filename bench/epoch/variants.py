@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import cawa_fast as cf
 import cawa_fast.functional as CF
 from cawa_fast import reference
-from cawa_fast.recipes.stopwatch import Stopwatch
+from cawa_fast.recipes.training.stopwatch import Stopwatch
 
 from ..cases import IGNORE, TAU
 from ..libraries import import_torchvision

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import sys
 from collections.abc import Iterator
-
-from ..table import ROOT
 
 
 @contextlib.contextmanager
@@ -15,7 +11,7 @@ def kernels_on_the_cpu() -> Iterator[None]:
     """Within it they do; ``TRITON_INTERPRET=1`` must have been in the environment."""
     import pytest
 
-    sys.path.append(str(ROOT / "tests"))
-    interpreter = importlib.import_module("interpreter")
+    from tests.support import interpreter
+
     with pytest.MonkeyPatch.context() as monkeypatch, interpreter.kernels_on_the_cpu(monkeypatch):
         yield

@@ -118,8 +118,15 @@ def _reason(output: str) -> str:
 
 
 DEVICE_TESTS = (
-    *("gpu", "triton_kernels", "cross_entropy", "confusion_matrix", "cam_counts"),
-    *("labels", "focal", "compile", "cawa"),
+    "tests/ops/test_gpu.py",
+    "tests/ops/test_triton_kernels.py",
+    "tests/ops/test_cross_entropy.py",
+    "tests/ops/test_confusion_matrix.py",
+    "tests/ops/test_cam_counts.py",
+    "tests/ops/test_labels.py",
+    "tests/ops/test_focal.py",
+    "tests/ops/test_compile.py",
+    "tests/method/test_cawa.py",
 )
 """Files of the tests that need a device: to collect the others takes every process seconds."""
 
@@ -134,7 +141,7 @@ def pytest_command(run: Run, junit: Path) -> list[str]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "-rfE"]
     command += ["--maxfail=200", f"--junitxml={junit}"]
     if run.rehearse:
-        return [*command, "tests/test_floors.py"]
+        return [*command, "tests/bench/test_floors.py"]
     if importlib.util.find_spec("pytest_timeout") is not None:
         # by a thread, which ends the process: a signal would not be heard while the host waits for the device
         command += ["-p", "pytest_timeout", f"--timeout={_TEST_SECONDS}", "--timeout-method=thread"]
@@ -143,7 +150,7 @@ def pytest_command(run: Run, junit: Path) -> list[str]:
         # tests at a time, so that the first are not all one process's.
         processes = max(1, min(14, (os.cpu_count() or 1) - 2))
         command += ["-p", "xdist.plugin", "-n", str(processes), "--maxschedchunk=2"]
-    return [*command, *(f"tests/test_{name}.py" for name in DEVICE_TESTS)]
+    return [*command, *DEVICE_TESTS]
 
 
 def tests(run: Run, seconds: float, result: Found) -> None:

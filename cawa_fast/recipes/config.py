@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import cam, reference, weights
+from .. import adaptive, cam, reference
 from .._rules import RULES
 from .datasets import DATASETS
-from .datasets._parallel import cpu_count as cpu_count
 from .models import MODELS, WITH_AUXILIARY, build_model
+from .parallel import cpu_count as cpu_count
 
 ADAPTIVE = RULES
 """Weightings that follow a score of the classes: the rules of :class:`cawa_fast.AdaptiveClassWeights`."""
@@ -78,7 +78,7 @@ class TrainConfig:
     tau: float = _setting(0.5, "cawa: threshold of the pseudo masks.")
     w_min: float = _setting(0.1, "cawa: least raw weight.")
     w_max: float = _setting(20.0, "cawa: largest raw weight.")
-    source: str = _setting("cam", "cawa: score activation maps, or the argmax prediction.", weights.SOURCES)
+    source: str = _setting("cam", "cawa: score activation maps, or the argmax prediction.", adaptive.SOURCES)
     counts: str = _setting(
         "train", "cawa: pixel counts in Eq. 5: of the training set, or of the validation images observed.", COUNTS
     )
@@ -127,9 +127,9 @@ class TrainConfig:
             raise ValueError(f"budget must be a share in (0, 1) or a number of images of at least 2, got {self.budget}")
         self.adaptive_weights(num_classes=1)  # raises for its own arguments
 
-    def adaptive_weights(self, num_classes: int, **options: Any) -> weights.AdaptiveClassWeights:
+    def adaptive_weights(self, num_classes: int, **options: Any) -> adaptive.AdaptiveClassWeights:
         """The module that these settings describe."""
-        return weights.AdaptiveClassWeights(num_classes, **self.adaptive_options(), **options)
+        return adaptive.AdaptiveClassWeights(num_classes, **self.adaptive_options(), **options)
 
     def adaptive_options(self) -> dict[str, Any]:
         """The settings that :class:`cawa_fast.AdaptiveClassWeights` takes."""

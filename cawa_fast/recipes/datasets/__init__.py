@@ -38,7 +38,7 @@ from .class_index import ClassIndex
 from .coco_stuff import COCOStuff10kDataset, COCOStuff164kDataset
 from .files import FileDataset
 from .folder import FolderDataset
-from .street import StreetDataset
+from .street.dataset import StreetDataset
 from .voc import VOCAugDataset, VOCDataset
 
 __all__ = [

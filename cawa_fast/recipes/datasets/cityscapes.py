@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ._colours import colours
+from .colours import colours
 from .files import FileDataset, need_folder, open_root, pair_folders
 from .labels import IGNORE, Hint, LabelRule
 

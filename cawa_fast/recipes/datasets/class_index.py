@@ -53,8 +53,8 @@ class ClassIndex:
         """Count every label once.
 
         Label files are read in parallel and what they hold is kept beside the data (see
-        :func:`~cawa_fast.recipes.datasets.census.take_census`), so that a second call takes no time. Images that are
-        drawn, or that are in memory already, are counted from there.
+        :func:`~cawa_fast.recipes.datasets.label_statistics.take_census`), so that a second call takes no
+        time. Images that are drawn, or that are in memory already, are counted from there.
 
         Args:
             dataset: any; the counts are those of the labels that it gives, after its ``resize``.
@@ -81,8 +81,8 @@ class ClassIndex:
     def _of_files(
         cls, dataset: SegmentationDataset, progress: Progress | None, workers: int | None, cache: bool
     ) -> ClassIndex:
-        from .census import take_census
         from .files import FileDataset
+        from .label_statistics import take_census
 
         assert isinstance(dataset, FileDataset)
         rule, parts = dataset.rule, []

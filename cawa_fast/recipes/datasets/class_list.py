@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ._colours import voc_colour
+from .colours import voc_colour
 from .labels import IGNORE, Hint, LabelRule, pack
 
 FILES = ("classes.txt", "classes.json", "classes.csv", "class_dict.csv", "labelmap.txt")

@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ._coco_stuff_classes import ABSENT_IDS, IDS, NAMES
-from ._colours import voc_colour
 from .ade20k import zero_is_other
+from .coco_stuff_classes import ABSENT_IDS, IDS, NAMES
+from .colours import voc_colour
 from .files import FileDataset, Listing, first_folder, open_root, pair_folders, pair_names, read_names
 from .labels import IGNORE, Hint, LabelRule
 

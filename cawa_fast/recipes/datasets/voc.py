@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ._colours import voc_colour
+from .colours import voc_colour
 from .files import FileDataset, need_folder, open_root, pair_names, read_names
 from .labels import IGNORE, LabelRule, pack
 

@@ -21,7 +21,7 @@ upernet        resnet50   66,403,686  4       ``decoder`` (512)                 
 
 Backbones are named as in segmentation_models_pytorch (torchvision's among them) or timm; :func:`backbone_names` lists
 them. Pretrained ones expect images normalised with ImageNet's mean and deviation, as
-:func:`cawa_fast.recipes.loaders.normalize_images` does; the few that were trained otherwise adapt.
+:func:`cawa_fast.recipes.training.loaders.normalize_images` does; the few that were trained otherwise adapt.
 
 Networks with an auxiliary head hold its logits of the last forward pass in training as ``auxiliary_logits``:
 

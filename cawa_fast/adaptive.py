@@ -1,0 +1,401 @@
+"""``AdaptiveClassWeights``: the state of CAWASeg between two validation passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from . import _label_check, _rules, reference
+from . import functional as CF
+from ._collective import all_reduce
+from ._state import as_bytes, as_counts, check, from_bytes
+from ._validate import masked
+from .estimation import Average, Estimate, estimate
+from .metrics import SegmentationMetrics, segmentation_metrics
+
+SOURCES = ("cam", "argmax")
+_RESULTS = ("iou", "pixel_accuracy", "csps", "base_weight", "ratio_weight", "standard_error")
+
+
+class AdaptiveClassWeights(nn.Module):
+    r"""Class weights from how well each class's activation map matches the ground truth (CAWASeg, Eq. 1 to 9).
+
+    Call :meth:`observe` for each validation batch and :meth:`step` after the last one; :attr:`weight` is then the
+    class weight for the next epoch's loss. Every step computes, for class i over all that was observed,
+
+    .. math::
+        CSPS_i &= \delta\, IoU_i + (1 - \delta)\, PA_i \\
+        BW_i &= \log\Bigl(1 + \frac{\sum_j CSPS_j}{CSPS_i + \epsilon}\Bigr)
+                \log\Bigl(1 + \frac{\sum_j n_j}{n_i + \epsilon}\Bigr) \\
+        w_i &\propto \min(\max(BW_i \cdot RW_i, w_{min}), w_{max}), \quad \mathrm{mean}(w) = 1
+
+    with the pixel count :math:`n_i` and the ratio :math:`RW_i` of this CSPS to the last, which is 1 unless ``ratio``
+    says otherwise. A class without ground truth is left out of sums and mean; its weight is 1, its IoU, PA and CSPS are
+    NaN.
+
+    All state are buffers: it moves with the module, is saved in ``state_dict``, and a resumed run continues with the
+    same bits. ``weight`` is updated in place, so that losses, CUDA graphs and DDP see it.
+
+    Args:
+        num_classes: ``C``, at least 1.
+        delta: share of the IoU in CSPS, in ``[0, 1]``; the rest is pixel accuracy.
+        tau: threshold of the pseudo mask, in ``[0, 1]``.
+        w_min: lower clip of the raw weight, at least 0.
+        w_max: upper clip, at least ``w_min``.
+        eps: keeps the quotients finite, positive.
+        ignore_index: label of pixels that count for nothing.
+        class_counts: ``(C,)`` pixels per class for :math:`n_i`; by default those observed. Better give those of the
+            training set, whose loss the weights are for: on CamVid, where a class has 0.3 % of the training pixels and
+            2.3 % of the validation pixels, that is worth 3 points of mIoU (docs/settings.md).
+        class_names: ``C`` names for tables.
+        source: ``"cam"``: :meth:`observe` takes activation maps. ``"argmax"``: it takes logits and scores their argmax
+            (the paper's ablation without pseudo masks).
+        ratio: ``"none"``: Eq. 6 is left out. ``"paper"``: ``CSPS(t) / (CSPS(t-1) + eps)`` to the letter, in which a
+            class with CSPS 0 falls to ``w_min`` and stays there. ``"smoothed"``: ``ratio_eps`` is added to both sides,
+            so that 0/0 is 1. Measured on CamVid, mean of three seeds, mIoU / mean IoU of the rare classes: none
+            0.519 / 0.220, smoothed 0.514 / 0.215, paper 0.479 / 0.146, uniform weights 0.425 / 0.040; with
+            ``source="argmax"`` none 0.523 / 0.236, smoothed 0.513 / 0.215, paper 0.369 / 0.000, where five of 11
+            classes died. None was best on drawn scenes too (docs/settings.md), hence the default.
+        ratio_eps: see ``ratio``; positive.
+        normalize: see :func:`cawa_fast.functional.cam_counts`.
+        classes: see :func:`cawa_fast.functional.cam_counts`.
+        align_corners: how maps are resized to the labels.
+        momentum: share of the earlier steps' counts that enters a step's, in ``[0, 1)``: ``counts(t) + momentum *
+            (counts(t-1) + momentum * ...)``. For small validation sets and samples; 0 takes each step by itself.
+        max_error: where the weights come from a sample (``CAWA(budget=...)``), a class whose CSPS has a larger standard
+            error than this keeps its weight; positive.
+        metrics: keep a confusion matrix too, which a :class:`cawa_fast.CAWA` fills and of which each step makes
+            :attr:`metrics`: in place of a metric of one's own.
+        rule: ``"cawa"``: the equations above. Two rivals, through the same counts, best with ``source="argmax"``:
+            ``"recall"``: ``1 - PA`` (recall loss, Tian et al. 2022, here per step and not per batch);
+            ``"difficulty"``: ``(1 - PA)^gamma`` (Sinha et al. 2020). Both are divided by their mean and not clipped.
+        gamma: exponent of ``"difficulty"``, at least 0; by default the paper's, which grows from 1 to 2 with the
+            distance between the best and the worst class.
+
+    Attributes:
+        weight: ``(C,)`` float32, mean 1, ones before the first step.
+        counts: ``(3, C)`` int64: tp, fp, fn observed since the last step.
+        iou, pixel_accuracy, csps, base_weight, ratio_weight: ``(C,)`` float32, of the last step (NaN before it).
+        standard_error: ``(C,)`` float32, of CSPS: 0 where all images were observed, NaN where none has the class.
+        held: ``(C,)`` bool: the classes that kept their weight in the last step.
+        history: one record per step: lists by class, for tables and plots.
+
+    Raises:
+        ValueError: naming the argument that is out of range.
+
+    Example:
+        >>> import torch, cawa_fast as cf
+        >>> weights = cf.AdaptiveClassWeights(2)
+        >>> loss_fn = cf.CrossEntropyLoss(weight=weights)
+        >>> cam = torch.tensor([[[[4.0, 3.0, 1.0]], [[0.0, 0.0, 2.0]]]])  # one image, two classes, 1 x 3
+        >>> weights.observe(cam, torch.tensor([[[0, 1, 1]]]))
+        >>> weights.step()
+        tensor([1.1763, 0.8237])
+    """
+
+    weight: Tensor
+    counts: Tensor
+    iou: Tensor
+    pixel_accuracy: Tensor
+    csps: Tensor
+    base_weight: Tensor
+    ratio_weight: Tensor
+    standard_error: Tensor
+    held: Tensor
+    last_csps: Tensor
+    class_counts: Tensor | None
+    confusion: Tensor | None
+    last_confusion: Tensor | None
+    average: Tensor | None
+    average_variance: Tensor | None
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        delta: float = 0.9,
+        tau: float = 0.5,
+        w_min: float = 0.1,
+        w_max: float = 20.0,
+        eps: float = 1e-6,
+        ignore_index: int = -100,
+        class_counts: Tensor | Sequence[int] | None = None,
+        class_names: Sequence[str] | None = None,
+        source: str = "cam",
+        ratio: str = "none",
+        ratio_eps: float = 0.01,
+        normalize: str = "max",
+        classes: str = "present",
+        align_corners: bool = False,
+        momentum: float = 0.0,
+        max_error: float = 0.1,
+        metrics: bool = False,
+        rule: str = "cawa",
+        gamma: float | None = None,
+    ) -> None:
+        super().__init__()
+        check(num_classes >= 1, "num_classes", num_classes, "be at least 1")
+        check(0 <= delta <= 1, "delta", delta, "lie in [0, 1]")
+        check(0 <= tau <= 1, "tau", tau, "lie in [0, 1]")
+        check(0 <= w_min < math.inf, "w_min", w_min, "be finite and at least 0")
+        check(w_min <= w_max, "w_max", w_max, f"be at least w_min={w_min}")
+        check(w_max > 0, "w_max", w_max, "be positive")
+        check(0 < eps < math.inf, "eps", eps, "be positive and finite")
+        check(0 < ratio_eps < math.inf, "ratio_eps", ratio_eps, "be positive and finite")
+        check(source in SOURCES, "source", source, f"be one of {', '.join(SOURCES)}")
+        check(ratio in reference.RATIOS, "ratio", ratio, f"be one of {', '.join(reference.RATIOS)}")
+        check(
+            normalize in reference.NORMALIZATIONS,
+            "normalize",
+            normalize,
+            f"be one of {', '.join(reference.NORMALIZATIONS)}",
+        )
+        check(classes in reference.CLASSES, "classes", classes, f"be one of {', '.join(reference.CLASSES)}")
+        check(0 <= momentum < 1, "momentum", momentum, "lie in [0, 1)")
+        check(max_error > 0, "max_error", max_error, "be positive")
+        check(rule in _rules.RULES, "rule", rule, f"be one of {', '.join(_rules.RULES)}")
+        check(gamma is None or 0 <= gamma < math.inf, "gamma", gamma, "be finite and at least 0, or None")
+        if class_names is not None:
+            check(len(class_names) == num_classes, "class_names", list(class_names), f"have {num_classes} names")
+
+        self.num_classes = num_classes
+        self.delta, self.tau, self.w_min, self.w_max, self.eps = delta, tau, w_min, w_max, eps
+        self.ignore_index = ignore_index
+        self.class_names = None if class_names is None else tuple(class_names)
+        self.source, self.ratio, self.ratio_eps = source, ratio, ratio_eps
+        self.normalize, self.classes, self.align_corners = normalize, classes, align_corners
+        self.momentum, self.max_error = momentum, max_error
+        self.rule, self.gamma = rule, gamma
+        self.history: list[dict[str, Any]] = []
+        self._drawn: Tensor | None = None
+        self._rows: Tensor | None = None
+
+        with torch.inference_mode(False):
+            self.register_buffer("weight", torch.ones(num_classes))
+            self.register_buffer("counts", torch.zeros(3, num_classes, dtype=torch.int64))
+            for name in (*_RESULTS, "last_csps"):
+                self.register_buffer(name, torch.full((num_classes,), torch.nan))
+            self.register_buffer("held", torch.zeros(num_classes, dtype=torch.bool))
+            self.register_buffer("class_counts", as_counts(class_counts, num_classes))
+            square, average = (num_classes, num_classes), (3, num_classes)
+            for name in ("confusion", "last_confusion"):
+                self.register_buffer(name, torch.zeros(square, dtype=torch.int64) if metrics else None)
+            self.register_buffer("average", torch.zeros(average, dtype=torch.float64) if momentum else None)
+            variance = torch.zeros(num_classes, dtype=torch.float64) if momentum else None
+            self.register_buffer("average_variance", variance)
+
+    @property
+    def metrics(self) -> SegmentationMetrics | None:
+        """mIoU, accuracies, IoU per class of the network's predictions at the last step; None without ``metrics``."""
+        matrix = self.last_confusion
+        return segmentation_metrics(matrix.cpu()) if matrix is not None and self.history else None
+
+    def observe(self, cam: Tensor, target: Tensor, *, mask: Tensor | Sequence[bool] | None = None) -> None:
+        """Add one batch to the counts, on its device and without waiting for it.
+
+        Args:
+            cam: ``(N, C, h, w)`` maps after the ReLU at any resolution, as :class:`cawa_fast.GradCAM` returns them;
+                with ``source="argmax"`` logits. float32, float64, bfloat16 or float16.
+            target: labels ``(N, H, W)``, uint8, int16, int32 or int64.
+            mask: ``(N,)`` bool: the images that count. For those by which a ``DistributedSampler`` fills up the last
+                batch, which are others' too: see :func:`cawa_fast.unpadded`.
+
+        Raises:
+            ValueError: a shape or device that does not fit; labels outside ``[0, C)``.
+        """
+        self._check_observed(cam)
+        self.counts.add_(self._count(cam, masked(target, mask, self.ignore_index)))
+
+    def observe_confusion(self, matrix: Tensor) -> None:
+        """Add a confusion matrix ``(C, C)`` int64 (rows = target) in place of a batch: what ``source="argmax"`` scores.
+
+        For a validation loop that computes the matrix anyway, for its own metric.
+        """
+        if matrix.shape != (self.num_classes, self.num_classes):
+            raise ValueError(
+                f"observe_confusion: matrix must be ({self.num_classes}, {self.num_classes}), got {tuple(matrix.shape)}"
+            )
+        self._check_device("observe_confusion: matrix", matrix)
+        self.counts.add_(_of_confusion(matrix))
+
+    def begin_sample(self, probability: Tensor) -> None:
+        """From now until :meth:`step`, images are observed one by one, as a sample of the validation set.
+
+        Args:
+            probability: ``(n,)`` float64 in ``(0, 1]``: with which each image of the sample was drawn. None in it:
+                the next step changes nothing.
+        """
+        self._drawn, self._rows = probability, None
+
+    def observe_sample(self, cam: Tensor, target: Tensor, first: int, stride: int = 1) -> None:
+        """Add a batch of the sample: its images are those numbered ``first, first + stride, ...`` of it."""
+        self._check_observed(cam)
+        if self._drawn is None or first + (len(cam) - 1) * stride >= len(self._drawn):
+            raise ValueError(
+                f"observe_sample: image {first} and {len(cam) - 1} more are not in the sample of "
+                f"{0 if self._drawn is None else len(self._drawn)} images; call begin_sample first"
+            )
+        if self._rows is None:
+            self._rows = torch.zeros(len(self._drawn), 3, self.num_classes, dtype=torch.int64, device=cam.device)
+        for image in range(len(cam)):  # few images, and each by itself: their spread is what tells the error
+            self._rows[first + image * stride] = self._count(cam[image : image + 1], target[image : image + 1])
+
+    @torch.no_grad()
+    def step(self, group: dist.ProcessGroup | None = None) -> Tensor:
+        """Turn the counts of all processes into the next weights (Eq. 2 to 9), and start counting anew.
+
+        One all-reduce of ``3 * C`` int64 where ``torch.distributed`` is initialised (``C * C`` more with ``metrics``;
+        of a sample of n images ``n * 3 * C``); then every process computes the same float64 arithmetic on the same
+        integers, so that all hold the same bits. Waits for the device.
+
+        Args:
+            group: processes to sum over; by default all.
+
+        Returns:
+            :attr:`weight`, updated in place.
+
+        Raises:
+            RuntimeError: nothing with valid ground truth was observed since the last step.
+            ValueError: bad labels that were met on a GPU since the last check.
+        """
+        self.step_with(group)
+        return self.weight
+
+    def step_with(self, group: dist.ProcessGroup | None, others: Sequence[int] = ()) -> list[int]:
+        """:meth:`step`, with some integers of the caller's in the same all-reduce; returns their sums."""
+        counts, matrix, others = self._gather(group, others)
+        # After the collective: a process that raises must not leave the others waiting in it.
+        _label_check.check_labels()
+        if self._drawn is not None and not len(self._drawn):
+            self._drawn = None
+            return others
+        if self._drawn is None and not bool((counts[0] + counts[2]).any()):
+            raise RuntimeError(
+                "step: no labelled pixel was observed since the last step; call observe(cam, target) for each "
+                f"validation batch first (is every label ignore_index={self.ignore_index}?)"
+            )
+        sampled = self._drawn is not None
+        if self._drawn is not None:
+            score = estimate(counts, self._drawn, self.delta)
+        else:
+            truth = counts[0] + counts[2]
+            score = Estimate(counts, torch.zeros_like(truth, dtype=torch.float32).where(truth > 0, torch.nan))
+        if self.average is not None and self.average_variance is not None:
+            average = Average(self.average.cpu(), self.average_variance.cpu()).add(score, self.momentum)
+            self.average.copy_(average.counts)
+            self.average_variance.copy_(average.variance)
+            score = average.estimate()
+        # what a sample does not have may still be in the set
+        held = ~(score.error <= self.max_error) if sampled else torch.zeros_like(score.error, dtype=torch.bool)
+        update = _rules.update_weights(
+            self.rule,
+            self.gamma,
+            score.counts,
+            class_counts=None if self.class_counts is None else self.class_counts.cpu(),
+            last_csps=self.last_csps.cpu(),
+            delta=self.delta,
+            eps=self.eps,
+            ratio=self.ratio,
+            ratio_eps=self.ratio_eps,
+            w_min=self.w_min,
+            w_max=self.w_max,
+            last_weight=self.weight.cpu(),
+            held=held if sampled else None,
+        )
+        results = update._asdict() | {"standard_error": score.error}
+        for name, value in results.items():
+            getattr(self, name).copy_(value)
+        self.held.copy_(held)
+        self.last_csps.copy_(self.csps.where(~(self.csps.isnan() | self.held), self.last_csps))
+        record: dict[str, Any] = {name: value.float().tolist() for name, value in results.items()}
+        record |= {"step": len(self.history) + 1, "pixels": (score.counts[0] + score.counts[2]).round().long().tolist()}
+        if self._drawn is not None:
+            record |= {"images": len(self._drawn), "held": held.tolist()}
+        self.history.append(record)
+        self.counts.zero_()
+        if self.confusion is not None and self.last_confusion is not None and matrix is not None:
+            self.last_confusion.copy_(matrix)
+            self.confusion.zero_()
+        self._drawn = self._rows = None
+        return others
+
+    def _gather(
+        self, group: dist.ProcessGroup | None, others: Sequence[int]
+    ) -> tuple[Tensor, Tensor | None, list[int]]:
+        """What was observed, summed over all processes, on the CPU: ``(3, C)`` or of a sample ``(n, 3, C)``."""
+        counts = self.counts
+        if self._drawn is not None:
+            shape = (len(self._drawn), 3, self.num_classes)
+            counts = counts.new_zeros(shape) if self._rows is None else self._rows
+        parts = [counts, *([] if self.confusion is None else [self.confusion])]
+        flat = [part.flatten() for part in parts]
+        if others:
+            flat.append(counts.new_tensor(others))
+        everything = torch.cat(flat)
+        if dist.is_available() and dist.is_initialized():
+            all_reduce(everything, group)
+        summed = everything.cpu().split([*(part.numel() for part in parts), len(others)])
+        matrix = None if self.confusion is None else summed[1].view_as(self.confusion)
+        return summed[0].view(counts.shape), matrix, summed[-1].tolist()
+
+    def _count(self, cam: Tensor, target: Tensor) -> Tensor:
+        """tp, fp, fn of a batch, ``(3, C)``."""
+        if self.source == "argmax":
+            return _of_confusion(
+                CF.confusion_matrix(cam, target, ignore_index=self.ignore_index, align_corners=self.align_corners)
+            )
+        counts = CF.cam_counts(
+            cam,
+            target,
+            tau=self.tau,
+            normalize=self.normalize,
+            classes=self.classes,
+            ignore_index=self.ignore_index,
+            align_corners=self.align_corners,
+        )
+        return torch.stack(counts)
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_classes={self.num_classes}, delta={self.delta}, tau={self.tau}, source={self.source!r}, "
+            f"ratio={self.ratio!r}, steps={len(self.history)}"
+        )
+
+    def get_extra_state(self) -> Tensor:
+        return as_bytes(self.history)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.history = from_bytes(state)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptiveClassWeights:
+        # model.half() casts floating buffers; the weights stay float32 (checkpoints hold their last bits). And a
+        # buffer that is moved in inference mode must not become an inference tensor, which step() could not write to.
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        with torch.inference_mode(False):
+            return super()._apply(keep_dtype, recurse)
+
+    def _check_observed(self, cam: Tensor) -> None:
+        if cam.dim() == 4 and cam.shape[1] != self.num_classes:
+            raise ValueError(
+                f"observe: cam has {cam.shape[1]} channels, but num_classes={self.num_classes}; got {tuple(cam.shape)}"
+            )
+        self._check_device("observe: cam", cam)
+
+    def _check_device(self, argument: str, tensor: Tensor) -> None:
+        if tensor.device != self.counts.device:  # moving it here would make the host wait, unseen
+            raise ValueError(
+                f"{argument} is on {tensor.device}, but the weights are on {self.counts.device}; move them with .to()"
+            )
+
+
+def _of_confusion(matrix: Tensor) -> Tensor:
+    tp = matrix.diagonal()
+    return torch.stack((tp, matrix.sum(0) - tp, matrix.sum(1) - tp))

@@ -1,0 +1,206 @@
+"""The checks behind ``cawa-fast doctor data``, each on the records of a split's files."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .. import FileDataset
+from ..label_statistics import Census, LabelRecord
+from ..labels import IGNORE, code_names
+
+_FEW = 20  # maps: with fewer a value that never occurs proves nothing
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of fault.
+
+    Attributes:
+        severity: "error", "warning" or "note".
+        rule: a short name that does not change, for scripts.
+        split: where.
+        text: what it is, and the way out.
+        files: all that have it, sorted; empty where it is no file's.
+        details: lines with values and counts.
+    """
+
+    severity: str
+    rule: str
+    split: str
+    text: str
+    files: tuple[str, ...] = ()
+    details: tuple[str, ...] = ()
+
+
+@dataclass
+class Findings:
+    """Collects findings of one split."""
+
+    split: str
+    list: list[Finding] = field(default_factory=list)
+
+    def add(
+        self, severity: str, rule: str, text: str, files: Iterable[object] = (), details: Sequence[str] = ()
+    ) -> None:
+        names = tuple(sorted(str(file) for file in files))
+        self.list.append(Finding(severity, rule, self.split, text, names, tuple(details)))
+
+
+def counts(dataset: FileDataset, labels: Sequence[LabelRecord]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Pixels per class, images per class, ignored pixels. Codes that are no class count nowhere."""
+    pixels = np.zeros(256, dtype=np.int64)
+    images = np.zeros(256, dtype=np.int64)
+    for record in labels:
+        classes = [dataset.rule.classes.get(value) for value in record.values]
+        for index, n in zip(classes, record.counts, strict=True):
+            if index is not None:
+                pixels[index] += n
+        images[list({index for index in classes if index is not None})] += 1
+    return pixels[: dataset.num_classes], images[: dataset.num_classes], int(pixels[IGNORE])
+
+
+def check_files(dataset: FileDataset, census: Census, found: Findings) -> None:
+    images = census.images or []
+    if broken := [(pair.label, r.error) for pair, r in zip(dataset.pairs, census.labels, strict=True) if r.error]:
+        found.add(
+            "error",
+            "unusable-label",
+            f"{len(broken)} label files cannot be used, such as: {broken[0][1]}",
+            [file for file, _ in broken],
+        )
+    if bad := [(pair.image, r.error) for pair, r in zip(dataset.pairs, images, strict=True) if r.error]:
+        found.add(
+            "error",
+            "unusable-image",
+            f"{len(bad)} images cannot be read, such as: {bad[0][1]}",
+            [file for file, _ in bad],
+        )
+    whole = [
+        (pair, image, label)
+        for pair, image, label in zip(dataset.pairs, images, census.labels, strict=True)
+        if image.error is None and label.error is None
+    ]
+    if differ := [(pair, image, label) for pair, image, label in whole if image.size != label.size]:
+        _, image, label = differ[0]
+        found.add(
+            "error",
+            "size-differs",
+            f"{len(differ)} label maps have another size than their image, such as {_size(label.size)} for "
+            f"{_size(image.size)}; use images and labels of the same version of the data set",
+            [pair.label for pair, _, _ in differ],
+        )
+    sizes = Counter(image.size for _, image, _ in whole)
+    if len(sizes) > 1 and dataset.one_size is not False:
+        usual = sizes.most_common(1)[0][0]
+        found.add(
+            "error" if dataset.one_size else "note",
+            "several-sizes",
+            f"the images have {len(sizes)} sizes, mostly {_size(usual)}; train with --crop, or with --resize to make "
+            "them one size; without that validation takes one image at a time",
+            [pair.image for pair, image, _ in whole if image.size != usual],
+        )
+    if turned := [pair.image for pair, image, _ in whole if image.orientation != 1]:
+        found.add(
+            "warning",
+            "turned-image",
+            f"{len(turned)} images are turned by their EXIF data, which training does not follow; if the labels fit "
+            "what a viewer shows, turn the pixels and drop the tag",
+            turned,
+        )
+    deep = [pair.image for pair, image, _ in whole if image.mode.startswith("I") or image.mode == "F"]
+    if deep:
+        found.add(
+            "warning",
+            "deep-image",
+            f"{len(deep)} images have more than 8 bits a channel; what is above 255 becomes white: convert them",
+            deep,
+        )
+    modes = Counter(image.mode for _, image, _ in whole)
+    if others := {mode: n for mode, n in modes.items() if mode != "RGB" and not (mode.startswith("I") or mode == "F")}:
+        found.add(
+            "note",
+            "image-mode",
+            f"{sum(others.values())} images are not RGB and are converted "
+            f"({', '.join(f'{n} {mode}' for mode, n in others.items())})",
+            [pair.image for pair, image, _ in whole if image.mode in others],
+        )
+
+
+def check_values(dataset: FileDataset, census: Census, found: Findings) -> None:
+    """Codes that are no class; those that give away the same mistake together."""
+    rule = dataset.rule
+    pixels: Counter[int] = Counter()
+    files: defaultdict[int, list[Path]] = defaultdict(list)
+    for pair, record in zip(dataset.pairs, census.labels, strict=True):
+        wrong = set(rule.unknown(record.values))
+        for value, n in zip(record.values, record.counts, strict=True):
+            if value in wrong:
+                pixels[value] += n
+                files[value].append(pair.label)
+    groups: defaultdict[str, list[int]] = defaultdict(list)
+    for value in sorted(pixels):
+        groups[rule.hints[value].name if value in rule.hints else "label-value"].append(value)
+    for name, values in groups.items():
+        concerned = {file for value in values for file in files[value]}
+        found.add(
+            "error",
+            name,
+            f"{sum(pixels[value] for value in values)} pixels in {len(concerned)} of {len(dataset)} label maps have "
+            f"values outside {rule.allowed}; {rule.advice(values)}",
+            concerned,
+            [
+                f"{code_names([value])[1:-1]}: {pixels[value]} pixels in {len(files[value])} files"
+                for value in sorted(values, key=lambda value: -pixels[value])
+            ],
+        )
+    seen = {value for record in census.labels for value in record.values}
+    zero_is_other = rule.classes.get(0) == IGNORE and rule.classes.get(1) == 0
+    if zero_is_other and len(dataset) >= _FEW and 0 not in seen and 255 not in seen:
+        found.add(
+            "warning",
+            "zero-reduced-twice",
+            f"not one of {len(dataset)} label maps has a 0, which is what is not labelled: zero may have been reduced "
+            "already, and would be a second time",
+        )
+    if seen == {0, 255} and rule.classes.get(255) == IGNORE and dataset.num_classes > 1:
+        found.add(
+            "warning",
+            "black-and-white",
+            "the label maps hold 0 and 255 alone, and 255 is ignored; if it is a class, give the class list colours, "
+            "such as 'background 0 0 0' and 'object 255 255 255'",
+        )
+
+
+def check_classes(dataset: FileDataset, pixels: np.ndarray, ignored: int, census: Census, found: Findings) -> None:
+    if not len(dataset):
+        return
+    if never := [name for name, n in zip(dataset.class_names, pixels, strict=True) if n == 0]:
+        found.add(
+            "warning",
+            "class-never-seen",
+            f"{len(never)} of {dataset.num_classes} classes have no pixel: {some(never)}",
+        )
+    empty = [
+        pair.label
+        for pair, record in zip(dataset.pairs, census.labels, strict=True)
+        if record.error is None and not any(dataset.rule.classes.get(v, IGNORE) != IGNORE for v in record.values)
+    ]
+    if empty:
+        found.add("warning", "nothing-labelled", f"{len(empty)} label maps have no labelled pixel", empty)
+    total = ignored + int(pixels.sum())
+    if ignored > total / 2:
+        found.add("warning", "mostly-ignored", f"{100 * ignored / total:.1f} % of all pixels are ignored")
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]}"
+
+
+def some(names: Sequence[str], limit: int = 12) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

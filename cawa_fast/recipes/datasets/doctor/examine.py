@@ -1,0 +1,210 @@
+"""A linter for data sets: what is wrong with a tree of images and labels, and what is in it.
+
+Errors stop or spoil training: files without a partner, files that cannot be read, sizes that differ within a pair,
+labels that are no class, an image in two splits. Warnings say what is probably not meant: classes that never occur,
+images without a label, photographs that their EXIF data turn. Notes are facts that one should know.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import FILE_DATASETS, FileDataset
+from ..base import Progress
+from ..label_statistics import take_census
+from .checks import Finding, Findings, check_classes, check_files, check_values, counts, some
+
+_SEVERITIES = ("error", "warning", "note")
+_HEAD = 65536  # bytes of an image that are compared before all of it
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """What a split holds.
+
+    Attributes:
+        name: "train", "val", ...
+        images: number of pairs.
+        pixels: per class.
+        images_with: per class, in how many images it has a pixel.
+        ignored: pixels that count for nothing.
+        sizes: ``(H, W)`` of the label files and how many have it, the most frequent first.
+        read: label files that were decoded; the others were known from an earlier time.
+        seconds: for reading.
+    """
+
+    name: str
+    images: int
+    pixels: tuple[int, ...]
+    images_with: tuple[int, ...]
+    ignored: int
+    sizes: tuple[tuple[tuple[int, int], int], ...]
+    read: int
+    seconds: float
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Share of each class in the labelled pixels, 0 to 1."""
+        total = max(1, sum(self.pixels))
+        return tuple(pixels / total for pixels in self.pixels)
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Facts and findings of a tree."""
+
+    dataset: str
+    root: str
+    class_names: tuple[str, ...] = ()
+    splits: tuple[SplitFacts, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    def count(self, severity: str) -> int:
+        """Number of findings of a severity."""
+        return sum(finding.severity == severity for finding in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with the numbers of errors and warnings first."""
+        return {"errors": self.count("error"), "warnings": self.count("warning"), **asdict(self)}
+
+
+def examine(
+    name: str,
+    root: str | Path,
+    splits: Sequence[str] = ("train", "val"),
+    *,
+    progress: Callable[[str], Progress] | None = None,
+    workers: int | None = None,
+    cache: bool = True,
+    decode_images: bool = False,
+    **options: Any,
+) -> Examination:
+    """Read a tree and say what is wrong with it.
+
+    Args:
+        name: a key of :data:`cawa_fast.recipes.datasets.FILE_DATASETS`.
+        root: folder of the data set.
+        splits: which splits to read.
+        progress: from a split's name to a function that is told ``(done, total)`` pairs of files.
+        workers: processes, >= 1; None takes one per core.
+        cache: use what is known of label files that have not changed since they were last read, and keep what is read.
+        decode_images: decode every image, and not its header alone: finds those that are cut off, for minutes.
+        **options: keywords of the data set's class.
+
+    Raises:
+        ValueError: the name is unknown, or no split is given.
+    """
+    if name not in FILE_DATASETS:
+        raise ValueError(f"dataset {name!r} reads no files; choose one of {', '.join(sorted(FILE_DATASETS))}")
+    if not splits or len(set(splits)) < len(splits):
+        raise ValueError(f"splits={list(splits)} must name at least one split, each once")
+    facts, findings, opened = [], [], {}
+    for split in splits:
+        found = Findings(split)
+        try:
+            opened[split] = dataset = FILE_DATASETS[name](root, split, allow_unpaired=True, **options)
+        except (OSError, ValueError) as error:
+            found.add("error", "layout", str(error))
+        else:
+            facts.append(_examine_split(dataset, found, progress, workers, cache, decode_images))
+        findings += found.list
+    findings += _across_splits(opened, facts)
+    findings.sort(key=lambda finding: _SEVERITIES.index(finding.severity))
+    names = next(iter(opened.values())).class_names if opened else ()
+    return Examination(name, str(root), tuple(names), tuple(facts), tuple(findings))
+
+
+def _examine_split(
+    dataset: FileDataset,
+    found: Findings,
+    progress: Callable[[str], Progress] | None,
+    workers: int | None,
+    cache: bool,
+    decode_images: bool,
+) -> SplitFacts:
+    for missing in ("image", "label", "both"):
+        if lonely := [unpaired for unpaired in dataset.unpaired if unpaired.missing == missing]:
+            text = {
+                "image": "label maps without an image",
+                "label": "images without a label map",
+                "both": "listed pairs of which neither file is there",
+            }[missing]
+            found.add(
+                "error",
+                f"missing-{missing}",
+                f"{len(lonely)} {text}, such as: {lonely[0].text}",
+                [unpaired.file for unpaired in lonely],
+            )
+    started = time.perf_counter()
+    census = take_census(
+        dataset,
+        None if progress is None else progress(dataset.split),
+        workers=workers,
+        cache=cache,
+        images=True,
+        decode_images=decode_images,
+    )
+    seconds = time.perf_counter() - started
+    pixels, images_with, ignored = counts(dataset, census.labels)
+    check_files(dataset, census, found)
+    check_values(dataset, census, found)
+    check_classes(dataset, pixels, ignored, census, found)
+    sizes = Counter(record.size for record in census.labels if record.error is None)
+    return SplitFacts(
+        dataset.split,
+        len(dataset),
+        tuple(pixels.tolist()),
+        tuple(images_with.tolist()),
+        ignored,
+        tuple(sizes.most_common()),
+        census.read,
+        seconds,
+    )
+
+
+def _across_splits(opened: dict[str, FileDataset], facts: Sequence[SplitFacts]) -> list[Finding]:
+    by_name = {split.name: split for split in facts}
+    found = Findings("train, val")
+    if {"train", "val"} <= by_name.keys():
+        train, val = by_name["train"], by_name["val"]
+        names = opened["train"].class_names
+        untaught = [name for name, a, b in zip(names, train.pixels, val.pixels, strict=False) if not a and b]
+        if untaught:
+            found.add(
+                "warning",
+                "class-only-in-val",
+                f"{len(untaught)} classes are in val but not in train: {some(untaught)}",
+            )
+    seen: dict[tuple[int, bytes], tuple[str, Path]] = {}
+    sizes: defaultdict[int, set[str]] = defaultdict(set)
+    images = [(split, pair.image) for split, dataset in opened.items() for pair in dataset.pairs]
+    lengths = [file.stat().st_size if file.exists() else -1 for _, file in images] if len(opened) > 1 else []
+    for (split, _), length in zip(images, lengths, strict=False):
+        sizes[length].add(split)
+    doubles: defaultdict[str, list[Path]] = defaultdict(list)
+    for (split, file), length in zip(images, lengths, strict=False):
+        if length < 0 or len(sizes[length]) < 2:  # only what could be in two splits is opened
+            continue
+        with file.open("rb") as opened_file:
+            key = length, hashlib.blake2b(opened_file.read(_HEAD), digest_size=16).digest()
+        first = seen.setdefault(key, (split, file))
+        if first[0] != split and filecmp.cmp(first[1], file, shallow=False):
+            doubles[f"{first[0]}, {split}"].append(file)
+    result = found.list
+    for pair, files in doubles.items():
+        both = Findings(pair)
+        both.add(
+            "error",
+            "same-image",
+            f"{len(files)} images are the same file in both splits, which flatters validation; take them out of one",
+            files,
+        )
+        result += both.list
+    return result

@@ -1,0 +1,141 @@
+"""What ``cawa-fast doctor data`` shows: findings and a table in the terminal, and bars as a PNG file."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from ...runs.folder import atomic
+from .examine import Examination, SplitFacts
+
+_SHOWN = 3  # files and values a finding names in the terminal
+_BAR = 24  # characters
+_DECADES = 5  # of the bars: from a thousandth of a percent to all
+_MARKS = {"error": "[red]✗ error[/]", "warning": "[yellow]! warning[/]", "note": "[blue]· note[/]"}
+_BLUE, _ORANGE = "#2563ae", "#e07b39"  # told apart by people who see red and green alike
+
+
+def show(examination: Examination, console: Console) -> None:
+    """Print facts, the table of classes and the findings."""
+    for split in examination.splits:
+        console.print(_facts(split), highlight=False)
+    if examination.splits:
+        console.print(class_table(examination))
+    for finding in examination.findings:
+        console.print(
+            f"{_MARKS[finding.severity]} [bold]{finding.rule}[/] ({escape(finding.split)}): {escape(finding.text)}",
+            highlight=False,
+        )
+        for lines in (finding.details, finding.files):
+            for line in lines[:_SHOWN]:
+                console.print(f"      {line}", highlight=False, markup=False)
+            if len(lines) > _SHOWN:
+                console.print(f"      and {len(lines) - _SHOWN} more (--json has all)", highlight=False)
+    counts = [f"{n} {name}{'s' if n != 1 else ''}" for name in _MARKS if (n := examination.count(name))]
+    console.print(f"{', '.join(counts)}." if counts else "Nothing to complain of.", highlight=False)
+
+
+def _facts(split: SplitFacts) -> str:
+    sizes = ", ".join(f"{n} of {size[1]}x{size[0]}" for size, n in split.sizes[:3])
+    more = f" and {len(split.sizes) - 3} more sizes" if len(split.sizes) > 3 else ""
+    pixels = sum(split.pixels) + split.ignored
+    ignored = f"; {100 * split.ignored / pixels:.1f} % of the pixels are ignored" if pixels else ""
+    speed = f", {split.read / split.seconds:.0f} a second" if split.read else ""
+    return (
+        f"[bold]{escape(split.name)}[/]: {split.images} images ({sizes}{more}){ignored}. "
+        f"{split.read} label maps read{speed}, the others known."
+        if split.read < split.images
+        else f"[bold]{escape(split.name)}[/]: {split.images} images ({sizes}{more}){ignored}. "
+        f"{split.read} label maps read in {split.seconds:.1f} s{speed}."
+    )
+
+
+def class_table(examination: Examination) -> Group:
+    """Classes by their share in the first split, the most frequent first, with bars on a logarithmic scale."""
+    table = Table(title="Shares of the labelled pixels, and images with the class", title_justify="left")
+    table.add_column("", justify="right", style="dim")
+    table.add_column("Class", no_wrap=True)
+    for split in examination.splits:
+        table.add_column(f"{split.name} %", justify="right", no_wrap=True)
+        table.add_column("images", justify="right", no_wrap=True)
+    table.add_column(f"{examination.splits[0].name}, log scale", no_wrap=True)
+    for index in by_share(examination.splits):
+        cells = []
+        for split in examination.splits:
+            seen = split.pixels[index] > 0
+            cells += [f"{100 * split.shares[index]:.3f}" if seen else "–", str(split.images_with[index])]
+        row = [str(index), escape(examination.class_names[index]), *cells, bar(examination.splits[0].shares[index])]
+        table.add_row(*row, style=None if examination.splits[0].pixels[index] else "red")
+    return Group(table, Text(f"Bars: each of {_DECADES} parts is a power of ten, up to 100 %.", style="dim"))
+
+
+def by_share(splits: Sequence[SplitFacts]) -> list[int]:
+    """Class indices, the most pixels in the first split first."""
+    pixels = splits[0].pixels
+    return sorted(range(len(pixels)), key=lambda index: (-pixels[index], index))
+
+
+def bar(share: float) -> str:
+    """A bar of the logarithm of a share (0 to 1); empty at and below the scale's lower end.
+
+    >>> len(bar(1.0)), bar(0.0)
+    (24, '')
+    """
+    if share <= 0:
+        return ""
+    eighths = round(8 * _BAR * (1 + math.log10(share) / _DECADES))
+    if eighths < 1:
+        return "▏"
+    return "█" * (eighths // 8) + ("" if eighths % 8 == 0 else "▏▎▍▌▋▊▉"[eighths % 8 - 1])
+
+
+def save_picture(examination: Examination, file: Path) -> None:
+    """Write the shares of the classes as bars, one colour a split, on a logarithmic scale.
+
+    Args:
+        examination: with at least one split.
+        file: PNG to write.
+    """
+    from matplotlib.figure import Figure
+
+    splits = examination.splits[:2]
+    order = by_share(splits)
+    height = 0.24 * len(order) + 1.3
+    figure = Figure(figsize=(9, height), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    thick = 0.8 / len(splits)
+    least = min((share for split in splits for share in split.shares if share > 0), default=1e-5)
+    floor = 10 ** math.floor(math.log10(least) - 0.05)
+    for place, (split, colour) in enumerate(zip(splits, (_BLUE, _ORANGE), strict=False)):
+        shares = [100 * split.shares[index] for index in order]
+        rows = [row + (place - (len(splits) - 1) / 2) * thick for row in range(len(order))]
+        axes.barh(rows, shares, thick, color=colour, label=f"{split.name}: {split.images} images")
+        for row, index in zip(rows, order, strict=True):
+            n = split.images_with[index]
+            text = f" {n} images" if n else " never"
+            at = max(100 * split.shares[index], 100 * floor)
+            axes.text(at, row, text, va="center", fontsize=5.5 if len(splits) > 1 else 7, color="#444444")
+    axes.set_yticks(range(len(order)), [examination.class_names[index] for index in order], fontsize=8)
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.set_xscale("log")
+    axes.set_xlim(100 * floor, 300)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlabel("share of the labelled pixels, % (logarithmic)")
+    axes.set_title(f"{examination.dataset}: {len(order)} classes", loc="left")
+    axes.xaxis.grid(True, color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.legend(loc="lower right", frameon=False)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    with atomic(file) as opened:
+        opened.write(picture.getvalue())

@@ -1,0 +1,1 @@
+"""The dataset ``street``: scenes drawn on the fly, without files."""

@@ -1,0 +1,126 @@
+"""Models by data sets: the final mIoU of every method, over seeds (the paper's table 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..ablation.results import Paired, Summary, compare, difference_text, mean_text, summarize
+from ..runs.read import Run
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# Settings that say where and how fast a run was made, or that the table has an axis for.
+_AXES = {"seed", "dataset", "model", "backbone", "weighting"}
+INCIDENTAL = {"device", "threads", "workers", "root"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method with one model on one data set: mIoU after the last epoch, and less the baseline's seed by seed."""
+
+    summary: Summary
+    paired: Paired | None
+
+    @property
+    def mean(self) -> str:
+        """``41.2 ± 0.5``, in %."""
+        return mean_text(vars(self.summary))
+
+    @property
+    def difference(self) -> str:
+        """``+1.2 [−0.3, +2.7] 3/3``, in points."""
+        return "" if self.paired is None else difference_text(vars(self.paired))
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method with a model; ``entries`` are by data set, None where there is no run."""
+
+    model: str
+    method: str
+    entries: tuple[Entry | None, ...]
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The table: a column per data set, lines by model; differences are to the first method of each model."""
+
+    datasets: tuple[str, ...]
+    lines: tuple[Line, ...]
+
+
+def make_overview(runs: Sequence[Run]) -> Overview | None:
+    """The table of ``runs``; None without values, or where on one data set with one model each is alone of its kind."""
+    datasets = tuple(dict.fromkeys(run.config["dataset"] for run in runs))
+    models = tuple(dict.fromkeys(_model(run) for run in runs))
+    cells: dict[tuple[str, str, str], dict[int, float]] = {}
+    for run, method in zip(runs, _methods(runs), strict=True):
+        if run.final["miou"] is None:
+            continue
+        cell = (_model(run), method, run.config["dataset"])
+        if run.config["seed"] in cells.get(cell, {}):  # once more, say on another device: a line of its own
+            cell = (cell[0], f"{method}, {run.label}", cell[2])
+        cells.setdefault(cell, {})[run.config["seed"]] = run.final["miou"]
+    if not cells or (len(datasets) == len(models) == 1 and all(len(values) == 1 for values in cells.values())):
+        return None
+    lines = []
+    for model in models:
+        methods = tuple(dict.fromkeys(method for of, method, _ in cells if of == model))
+        for method in methods:
+            entries = []
+            for dataset in datasets:
+                found = cells.get((model, method, dataset), {})
+                base = cells.get((model, methods[0], dataset), {})
+                paired = compare(found, base) if method != methods[0] else None
+                summary = summarize(list(found.values()))
+                entries.append(Entry(summary, paired) if summary else None)
+            lines.append(Line(model, method, tuple(entries)))
+    return Overview(datasets, tuple(lines))
+
+
+def _model(run: Run) -> str:
+    backbone = run.config.get("backbone")
+    return run.config["model"] if backbone is None else f"{run.config['model']} {backbone}"
+
+
+def _methods(runs: Sequence[Run]) -> list[str]:
+    """Each run's weighting, with the settings in which runs of the same model, data set and weighting differ."""
+
+    def kind(run: Run) -> tuple[str, str, str]:
+        return _model(run), run.config["dataset"], run.config["weighting"]
+
+    names = []
+    for run in runs:
+        alike = [other.config for other in runs if kind(other) == kind(run)]
+        differ = [
+            name
+            for name in run.config
+            if name not in _AXES | INCIDENTAL and len({repr(config.get(name)) for config in alike}) > 1
+        ]
+        settings = ", ".join(f"{name} {run.config[name]}" for name in differ)
+        names.append(f"{run.config['weighting']} ({settings})" if settings else run.config["weighting"])
+    return names
+
+
+def terminal_table(overview: Overview) -> Table:
+    """The overview for a terminal, as a ``rich`` table."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="mIoU after the last epoch in %; Δ in points, seed by seed", title_justify="left")
+    table.add_column("model", no_wrap=True)
+    table.add_column("method", no_wrap=True)
+    for dataset in overview.datasets:
+        table.add_column(dataset, justify="right")
+        table.add_column("Δ", justify="right")
+    for number, line in enumerate(overview.lines):
+        new = number == 0 or overview.lines[number - 1].model != line.model
+        cells = [line.model if new else "", line.method]
+        for entry in line.entries:
+            cells += [entry.mean, entry.difference] if entry else ["", ""]
+        last = number + 1 == len(overview.lines) or overview.lines[number + 1].model != line.model
+        table.add_row(*map(Text, cells), end_section=last)
+    return table

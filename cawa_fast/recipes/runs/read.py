@@ -1,0 +1,196 @@
+"""Run folders as training wrote them, read without their checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .folder import RunFolder
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder says, without its checkpoints.
+
+    Attributes:
+        path: the folder.
+        label: a short name, unlike that of the other runs in a report.
+        config: the settings, ``config.json``.
+        dataset: ``class_names``, ``palette``, ``ignore_index``, ``train_pixels``, ``train_images``, ``val_images``.
+        records: one per epoch, ``metrics.jsonl``, by ascending epoch; at least one.
+    """
+
+    path: Path
+    label: str
+    config: dict[str, Any]
+    dataset: dict[str, Any]
+    records: tuple[dict[str, Any], ...]
+
+    @property
+    def final(self) -> dict[str, Any]:
+        """The last epoch's record."""
+        return self.records[-1]
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The record with the highest mIoU, the first of several: the epoch that ``best.pt`` holds."""
+        return max(self.records, key=lambda record: -1.0 if record["miou"] is None else record["miou"])
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the class weights followed a score (CSPS)."""
+        return any(value is not None for record in self.records for value in record.get("csps") or ())
+
+    @property
+    def epochs(self) -> list[int]:
+        """The epochs' numbers."""
+        return [record["epoch"] for record in self.records]
+
+    @property
+    def steady(self) -> tuple[dict[str, Any], ...]:
+        """The records that timings are averaged over: all but the first, which also warms up, if there are more."""
+        return self.records[1:] or self.records
+
+    def column(self, name: str, index: int | None = None) -> list[float | None]:
+        """``name`` of every epoch, or its value of class ``index``."""
+        values = [record.get(name) for record in self.records]
+        return [None if value is None else value[index] for value in values] if index is not None else values
+
+    def confusion(self) -> list[list[int]] | None:
+        """The validation's confusion matrix after the last epoch, rows = ground truth; None if the run kept none."""
+        file = RunFolder(self.path).confusion_file
+        if not file.is_file():
+            return None
+        kept = read_object(file)
+        classes = len(self.dataset["class_names"])
+        if kept.get("epoch") != self.final["epoch"] or len(kept["matrix"]) != classes:
+            return None
+        return kept["matrix"]
+
+    def seconds(self) -> dict[str, float]:
+        """Mean seconds of an epoch by part; ``other`` is what no part accounts for, ``total`` the epoch's own.
+
+        Where a GPU works while the host waits for data, the parts overlap: then their sum exceeds ``total``.
+        """
+        names = dict.fromkeys(name for record in self.steady for name in record["seconds"])
+        mean = {name: sum(r["seconds"].get(name, 0.0) for r in self.steady) / len(self.steady) for name in names}
+        total = mean.pop("total")
+        return {**mean, "other": max(total - sum(mean.values()), 0.0), "total": total}
+
+    def awa_overhead(self) -> float | None:
+        """Mean share that the adaptive weights add to the time of an epoch without them; None without such weights."""
+        return sum(record["awa_overhead"] for record in self.steady) / len(self.steady) if self.adaptive else None
+
+
+_RECORD = {"epoch", "train_loss", "miou", "pixel_accuracy", "iou", "csps", "weight", "seconds", "awa_overhead"}
+"""What every line of metrics.jsonl holds."""
+
+
+def load_run(run_dir: StrPath) -> Run:
+    """Read a run's folder.
+
+    Raises:
+        FileNotFoundError: the folder or one of its files is missing.
+        ValueError: a file is damaged, or files do not belong together.
+    """
+    folder = RunFolder(run_dir)
+    if not folder.path.is_dir():
+        raise FileNotFoundError(f"{folder.path} is no folder; give one that `cawa-fast train --run-dir` has written")
+    config = read_object(folder.config_file)
+    dataset = read_object(folder.path / "dataset.json")
+    records: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(_read(folder.metrics_file).splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            if lacking := sorted(_RECORD - record.keys()):
+                raise KeyError(*lacking)
+            records[record["epoch"]] = record
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{folder.metrics_file}, line {number} is not an epoch's record ({error!r}); `cawa-fast train "
+                "--resume` writes the file anew from latest.pt"
+            ) from error
+    if not records:
+        raise ValueError(f"{folder.metrics_file} is empty: no epoch was finished; resume the run first")
+    missing = {"class_names", "palette", "ignore_index", "train_pixels"} - dataset.keys()
+    if missing:
+        raise ValueError(f"{folder.path / 'dataset.json'} lacks {', '.join(sorted(missing))}; train the run again")
+    classes = len(dataset["class_names"])
+    for epoch, record in records.items():
+        if len(record["iou"]) != classes:
+            raise ValueError(
+                f"{folder.metrics_file}, epoch {epoch} has {len(record['iou'])} classes, but dataset.json names "
+                f"{classes}: the files are not of the same run"
+            )
+    label = folder.path.resolve().name
+    return Run(folder.path, label, config, dataset, tuple(records[epoch] for epoch in sorted(records)))
+
+
+def labelled(runs: Sequence[Run]) -> list[Run]:
+    """The runs, each called by what the others' folders are not called."""
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise ValueError(f"a folder is given twice: {', '.join(str(run.path) for run in runs)}")
+    return [replace(run, label=label) for run, label in zip(runs, _labels(runs), strict=True)]
+
+
+def by_dataset(runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs of each data set, in the order of the first of each, labelled among themselves.
+
+    Raises:
+        ValueError: a folder given twice, or runs on data sets of one name with different classes.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        group = groups.setdefault(run.config["dataset"], [])
+        if group and run.dataset["class_names"] != group[0].dataset["class_names"]:
+            raise ValueError(
+                f"{run.path} and {group[0].path} are on {run.config['dataset']!r} with different classes; train one of "
+                "them again"
+            )
+        group.append(run)
+    return [labelled(group) for group in groups.values()]
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{file} is missing: {file.parent} is not the folder of a run, or no epoch was finished; give the folder "
+            "that `cawa-fast train --run-dir` has written"
+        ) from None
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of a run."""
+    try:
+        value = json.loads(_read(file))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON ({error}); train the run again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{file} holds no JSON object; train the run again")
+    return value
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """The folders' names without the words, between dashes, that all begin or end with."""
+    names = [run.label for run in runs]
+    if len(names) < 2:
+        return names
+    if len(set(names)) < len(names):
+        return [str(run.path) for run in runs]
+    words = [name.split("-") for name in names]
+    room = min(map(len, words)) - 1  # every name keeps a word
+    first = 0
+    while first < room and len({word[first] for word in words}) == 1:
+        first += 1
+    last = 0
+    while last < room - first and len({word[-1 - last] for word in words}) == 1:
+        last += 1
+    return ["-".join(word[first : len(word) - last]) for word in words]

@@ -1,0 +1,55 @@
+"""What an epoch found: plain numbers for ``metrics.jsonl``, and events for TensorBoard."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from ... import metrics
+from ..runs.folder import RunFolder
+
+
+def segmentation_metrics(matrix: Tensor) -> dict[str, Any]:
+    """mIoU, accuracies and per-class IoU from a confusion matrix ``(C, C)``, rows = target; None where undefined.
+
+    Example:
+        >>> import torch
+        >>> segmentation_metrics(torch.tensor([[3, 1], [0, 4]]))["iou"]
+        [0.75, 0.8]
+    """
+    found = metrics.segmentation_metrics(matrix)
+    return found._asdict() | {"iou": numbers(found.iou), "accuracy": numbers(found.accuracy)}
+
+
+def numbers(values: Tensor) -> list[float | None]:
+    """A list; what is not finite becomes None."""
+    return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+@contextlib.contextmanager
+def tensorboard(folder: RunFolder) -> Iterator[Any]:
+    """A writer of events into the run's folder, closed at the end."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder.path), purge_step=1)
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+def log_scalars(log: Any, record: dict[str, Any], class_names: tuple[str, ...]) -> None:
+    """Write a line of ``metrics.jsonl`` as events."""
+    epoch = record["epoch"]
+    for name in ("train_loss", "lr", "miou", "mean_accuracy", "pixel_accuracy", "awa_overhead"):
+        log.add_scalar(name, record[name], epoch)
+    for group in ("iou", "accuracy", "csps", "weight"):
+        for class_name, value in zip(class_names, record[group], strict=True):
+            if value is not None:
+                log.add_scalar(f"{group}/{class_name}", value, epoch)
+    for part, value in record["seconds"].items():
+        log.add_scalar(f"seconds/{part}", value, epoch)

@@ -1,0 +1,133 @@
+"""What a person sees while a run works: a progress bar with rate and remaining time, and a table after each epoch."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from ..config import TrainConfig
+    from .trainer import Trainer
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("-- img/s" if not task.speed else f"{task.speed:.0f} img/s", style="progress.data.speed")
+
+
+class Display:
+    """A :class:`~cawa_fast.recipes.training.trainer.Watcher` for the terminal; elsewhere it prints one line per epoch.
+
+    Args:
+        console: where to print.
+        tables: print the table per class after every epoch; otherwise only after the last.
+    """
+
+    def __init__(self, console: Console, *, tables: bool = True) -> None:
+        self.console, self.tables = console, tables
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task: Any = None
+        self._reading: dict[str, Any] = {}
+        self._last_weight: list[float] | None = None
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def prepare(self, what: str, done: int, total: int) -> None:
+        if what not in self._reading:
+            self._reading[what] = self._progress.add_task(f"reading {what}", total=total)
+        self._progress.update(self._reading[what], completed=done)
+        if done == total:
+            self._progress.remove_task(self._reading.pop(what))
+
+    def begin(self, config: TrainConfig, trainer: Trainer) -> None:
+        self._trainer = trainer
+        images_per_epoch = len(trainer.train_loader) * config.batch_size + len(trainer.val_set)
+        parameters = sum(p.numel() for p in trainer.model.parameters())
+        self.console.print(
+            f"[bold]{config.dataset}[/]: {len(trainer.train_set)} training, {len(trainer.val_set)} validation images, "
+            f"{trainer.train_set.num_classes} classes. [bold]{config.model}[/]: {parameters / 1e6:.2f} M parameters "
+            f"on {trainer.device}. Weights: [bold]{config.weighting}[/]. "
+            f"Run folder: {escape(str(trainer.folder.path))}",
+            highlight=False,
+        )
+        if trainer.epochs_done:
+            self.console.print(f"Continuing after epoch {trainer.epochs_done} of {config.epochs}.", highlight=False)
+            self._last_weight = trainer.records[-1]["weight"]
+        total = images_per_epoch * (config.epochs - trainer.epochs_done)
+        self._task = self._progress.add_task(config.weighting, total=total)
+        self._first_epoch, self._started = trainer.epochs_done, time.monotonic()
+
+    def advance(self, phase: str, epoch: int, images: int) -> None:
+        description = f"{self._trainer.config.weighting} {phase} {epoch}/{self._trainer.config.epochs}"
+        self._progress.update(self._task, advance=images, description=description)
+
+    def epoch_done(self, record: dict[str, Any]) -> None:
+        config = self._trainer.config
+        done = record["epoch"] - self._first_epoch
+        left = (config.epochs - record["epoch"]) * (time.monotonic() - self._started) / done
+        remaining = "" if self.console.is_terminal else f"  {left:.0f} s left"
+        if self.tables or record["epoch"] == config.epochs:
+            self.console.print(epoch_table(record, self._trainer.train_set.class_names, self._last_weight))
+        self.console.print(
+            f"epoch {record['epoch']}/{config.epochs}  loss {record['train_loss']:.4f}  mIoU {record['miou']:.4f}  "
+            f"pixel accuracy {record['pixel_accuracy']:.4f}  {record['seconds']['total']:.2f} s  "
+            f"AWA {100 * record['awa_overhead']:.2f} %{remaining}",
+            highlight=False,
+        )
+        self._last_weight = record["weight"]
+
+
+def epoch_table(record: dict[str, Any], class_names: tuple[str, ...], last_weight: list[float] | None) -> Table:
+    """Class, IoU, Acc, CSPS, weight and its change, as one epoch's record has them.
+
+    Where the weights come from a sample, CSPS has its standard error; a class that was seen too little to be trusted
+    has "kept" for the change of its weight.
+    """
+    table = Table(title=f"Validation after epoch {record['epoch']}", title_justify="left")
+    table.add_column("Class")
+    for name in ("IoU", "Acc", "CSPS", "Weight", "Change"):
+        table.add_column(name, justify="right")
+    no = [False] * len(class_names)  # (of runs that an older version made)
+    for index, name in enumerate(class_names):
+        weight = record["weight"][index]
+        error = record.get("csps_error", [None] * len(class_names))[index]
+        change = 0.0 if last_weight is None else weight - last_weight[index]
+        table.add_row(
+            name,
+            percent(record["iou"][index]),
+            percent(record["accuracy"][index]),
+            percent(record["csps"][index]) + ("" if error is None else f" ± {100 * error:.2f}"),
+            f"{weight:.3f}",
+            "[yellow]kept[/]"
+            if record.get("held", no)[index]
+            else f"[green]{change:+.3f}[/]"
+            if change > 0
+            else f"[red]{change:+.3f}[/]"
+            if change < 0
+            else "",
+        )
+    return table
+
+
+def percent(value: float | None) -> str:
+    """A share as percent with two digits, as MMSegmentation prints it; a dash where it is undefined."""
+    return "–" if value is None else f"{100 * value:.2f}"

@@ -1,0 +1,360 @@
+"""The closed loop on a data set: train, validate, score the classes, change the weights, go on.
+
+Everything that decides a result is a function of the settings and of what ``latest.pt`` holds, so that a run that was
+killed ends, on the CPU, with the same bits as one that was not.
+
+Under ``torchrun`` the processes share every batch and the validation images; the losses, the counts and so the weights
+are those of the whole batch and the whole set.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ... import CAWA, CrossEntropyLoss, FocalLoss, LogitAdjustedLoss, RecallLoss, check_labels, weighting
+from ... import functional as CF
+from ..config import ADAPTIVE, TrainConfig, cpu_count
+from ..datasets import FileDataset, SegmentationDataset
+from ..models import Network
+from ..models.network import try_size
+from ..runs.folder import RunFolder
+from . import distributed
+from .loaders import Loaders, end_workers, normalize_images, open_split
+from .metrics_log import log_scalars, numbers, segmentation_metrics, tensorboard
+from .signals import SafePoints
+from .stopwatch import Stopwatch
+
+
+class Watcher(Protocol):
+    """What is told of a run's progress; all calls are quick or nothing."""
+
+    def prepare(self, what: str, done: int, total: int) -> None:
+        """Reading the data set: ``done`` of ``total`` images."""
+
+    def begin(self, config: TrainConfig, trainer: Trainer) -> None:
+        """Before the first batch."""
+
+    def advance(self, phase: str, epoch: int, images: int) -> None:
+        """A batch of ``images`` is done; ``phase`` is "train" or "validate"."""
+
+    def epoch_done(self, record: dict[str, Any]) -> None:
+        """After validation, with the line of ``metrics.jsonl``."""
+
+
+class Trainer:
+    """One run: the data, the network, the loop, its checkpoints.
+
+    A record's ``train_loss`` is the mean over the epoch's batches of the weighted loss of the network's own output. The
+    loss of an auxiliary head is trained with, but is not in it, so that runs with and without one compare.
+
+    Args:
+        config: the settings.
+        folder: where the run is written. If it holds a checkpoint, the run continues from it.
+        watcher: told of the progress.
+
+    Raises:
+        ValueError: settings that do not fit the data set.
+    """
+
+    def __init__(self, config: TrainConfig, folder: RunFolder, watcher: Watcher) -> None:
+        self.config, self.folder, self.watcher = config, folder, watcher
+        self.device = config.resolved_device()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        torch.set_num_threads(config.threads or cpu_count())
+        self.train_set, self.val_set = open_split(config, "train"), open_split(config, "val")
+        loaders = Loaders(config, self.train_set, self.val_set, pinned=self.device.type == "cuda")
+        self.train_loader, self.val_loader, self._train_sampler = loaders.train, loaders.val, loaders.sampler
+        self.model = self._network()
+        if distributed.rank() == 0 and not folder.exists():
+            folder.begin(config)  # before the images are read: what is stopped from here on can be resumed
+        self.train_pixels = self._count("train", self.train_set)
+        self._count("val", self.val_set)
+
+        ignore = self.train_set.ignore_index
+        self.cawa = CAWA(
+            self.model,
+            self.train_set.num_classes,
+            ignore_index=ignore,
+            class_names=self.train_set.class_names,
+            class_counts=self.train_pixels if config.counts == "train" else None,
+            budget=config.sample(),
+            every=config.every,
+            method=config.cam_method,
+            **config.adaptive_options(),
+        )
+        self.trained: nn.Module = self.model
+        if distributed.processes() > 1:
+            self.model, self.trained = distributed.data_parallel(self.model, self.device)
+        self.adaptive = config.weighting in ADAPTIVE
+        self.sample_loader = loaders.sample(self.cawa, config.seed) if self.adaptive and config.budget else None
+        self.criterion = self._criterion(ignore).to(self.device)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, T_max=config.epochs * len(self.train_loader)
+        )
+        self.records: list[dict[str, Any]] = []
+        self._safe = SafePoints(quiet=distributed.rank() > 0)
+        self._restore()
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.records)
+
+    def fit(self) -> list[dict[str, Any]]:
+        """Run the epochs that are left; returns the records of all. Ctrl-C waits for the end of a batch."""
+        with self._safe:
+            try:
+                return self._fit()
+            finally:
+                end_workers(self.train_loader, self.val_loader, self.sample_loader)
+
+    def _fit(self) -> list[dict[str, Any]]:
+        self.watcher.begin(self.config, self)
+        if distributed.rank() > 0:
+            for epoch in range(self.epochs_done + 1, self.config.epochs + 1):
+                self.records.append(self._epoch(epoch))
+            return self.records
+        self.folder.describe(self._describe_data())
+        with tensorboard(self.folder) as log:
+            for record in self.records:  # events are not flushed with the checkpoint: write those of earlier lives anew
+                log_scalars(log, record, self.train_set.class_names)
+            for epoch in range(self.epochs_done + 1, self.config.epochs + 1):
+                record = self._epoch(epoch)
+                self.records.append(record)
+                log_scalars(log, record, self.train_set.class_names)
+                self.watcher.epoch_done(record)
+        return self.records
+
+    # ------------------------------------------------------------------------------------------------- one epoch
+
+    def _epoch(self, epoch: int) -> dict[str, Any]:
+        watch = Stopwatch(self.device)
+        # what is drawn in an epoch (dropout) depends on no epoch before: there is no state to save
+        torch.manual_seed(
+            int(np.random.SeedSequence((self.config.seed, epoch, distributed.rank())).generate_state(1)[0])
+        )
+        loss = self._train(epoch, watch)
+        distributed.average_buffers(self.model)
+        due = self.adaptive and self.cawa.due()
+        matrix = self._validate(epoch, watch, observe=due and self.sample_loader is None)
+        sampled = None
+        if due and self.sample_loader is not None:
+            sampled = self._observe_sample(self.sample_loader, watch)
+        nothing: list[float | None] = [None] * self.train_set.num_classes
+        scores = dict.fromkeys(("csps", "base_weight", "ratio_weight"), nothing)
+        if due:
+            with watch.part("step"):
+                self.cawa.step()
+        if self.adaptive:
+            scores = {name: numbers(getattr(self.cawa.weights, name)) for name in scores}
+        check_labels()  # the device has been waited for: on a GPU, bad labels raise here
+        seconds = watch.seconds()
+        awa = sum(seconds.get(part, 0.0) for part in ("sample_data", "sample_forward", "observe", "step"))
+        record = {
+            "epoch": epoch,
+            "train_loss": loss,
+            "lr": self.scheduler.get_last_lr()[0],
+            **segmentation_metrics(matrix),
+            **scores,
+            "weight": numbers(self._current_weight()),
+            "sample_images": sampled,
+            "csps_error": numbers(self.cawa.weights.standard_error) if sampled else nothing,
+            "held": self.cawa.weights.held.tolist() if sampled else [False] * self.train_set.num_classes,
+            "seconds": seconds,
+            "awa_overhead": awa / (seconds["total"] - awa),
+        }
+        self._save(record, matrix)
+        return record
+
+    def _train(self, epoch: int, watch: Stopwatch) -> float:
+        self.model.train()
+        self._train_sampler.set_epoch(epoch)
+        ignore, classes = self.train_set.ignore_index, self.train_set.num_classes
+        together = distributed.processes() > 1
+        total, batches = torch.zeros(2, device=self.device)
+        for images, labels in self._batches(self.train_loader, watch, "data"):
+            with watch.part("forward"), self._autocast():
+                self.trained(images)
+            with watch.part("loss"):
+                auxiliary = getattr(self.model, "auxiliary_logits", None)
+                # first, for criteria that keep the weights of what they have seen last
+                extra = 0 if auxiliary is None else self.config.auxiliary * self.criterion(auxiliary, labels)
+                loss = self.criterion(self.cawa.logits, labels)
+                objective = loss + extra
+                labelled = (labels != ignore).any()
+                if together:
+                    weight = None if self._is_plain() else self._current_weight()
+                    own, (factor, labelled) = labelled, distributed.share_of_mean(labels, weight, classes, ignore)
+                    loss, objective = (part.where(own, 0) * factor for part in (loss, objective))
+            with watch.part("backward"):
+                self.optimizer.zero_grad()
+                objective.backward()
+            with watch.part("optimizer"):
+                self.optimizer.step()
+                self.scheduler.step()
+            # Stays on the device: .item() would make it wait. A crop without labels has the loss NaN and no gradient.
+            total += loss.detach().where(labelled, 0)
+            batches += labelled
+            self.watcher.advance("train", epoch, len(images) * distributed.processes())
+        distributed.sum_over_processes(total)
+        mean = (total / distributed.processes() / batches.clamp_min(1)).item()
+        if not math.isfinite(mean):
+            raise FloatingPointError(
+                f"the training loss of epoch {epoch} is {mean}; a smaller --lr (now {self.config.lr}) usually helps. "
+                f"The checkpoint of epoch {epoch - 1} is untouched"
+            )
+        return mean
+
+    @torch.no_grad()
+    def _validate(self, epoch: int, watch: Stopwatch, observe: bool) -> Tensor:
+        self.model.eval()
+        classes = self.val_set.num_classes
+        matrix = torch.zeros(classes, classes, dtype=torch.int64, device=self.device)
+        for images, labels in self._batches(self.val_loader, watch, "val_data"):
+            with watch.part("val_forward"), self._autocast():
+                self.model(images)
+            with watch.part("val_metric"):
+                batch = CF.confusion_matrix(self.cawa.logits, labels, ignore_index=self.val_set.ignore_index)
+                matrix += batch
+            if observe:
+                with watch.part("observe"):
+                    if self.cawa.weights.source == "cam":
+                        self.cawa.observe(labels)
+                    else:
+                        self.cawa.weights.observe_confusion(batch)
+            self.watcher.advance("validate", epoch, len(images) * distributed.processes())
+        return distributed.sum_over_processes(matrix).cpu()
+
+    @torch.no_grad()
+    def _observe_sample(self, loader: DataLoader[Any], watch: Stopwatch) -> int:
+        """A pass of its own for the weights, over as many validation images as the budget allows; how many."""
+        for images, labels in self._batches(loader, watch, "sample_data"):
+            with watch.part("sample_forward"), self._autocast():
+                self.model(images)
+            with watch.part("observe"):
+                self.cawa.observe(labels)
+        return loader.sampler.size  # type: ignore[attr-defined]
+
+    def _batches(self, loader: DataLoader[Any], watch: Stopwatch, part: str) -> Iterator[tuple[Tensor, Tensor]]:
+        batches = iter(loader)
+        for _ in range(len(loader)):
+            self._safe.reached()
+            with watch.part(part, host=True):
+                images, labels = next(batches)
+            with watch.part(part):
+                images = normalize_images(images.to(self.device, non_blocking=True))
+                labels = labels.to(self.device, non_blocking=True)
+            yield images, labels
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp)
+
+    # --------------------------------------------------------------------------------------------- the parts of it
+
+    def _network(self) -> nn.Module:
+        """The network on its device, after a trial of the sizes to come: what does not fit is said before the work."""
+        config = self.config
+        torch.manual_seed(config.seed)
+        # what is pretrained comes with the checkpoint, where there is one
+        network = config.network(
+            self.train_set.num_classes, pretrained=config.pretrained and not self.folder.latest.exists()
+        )
+        # channels_last: the layout in which both oneDNN and cuDNN run convolutions fastest
+        network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if isinstance(network, Network):
+            crop = config.crop or self.train_set.image_size
+            assert crop is not None  # the loaders need it too
+            # SyncBatchNorm, which CUDA has, sees the whole batch
+            batch = config.batch_size // (1 if self.device.type == "cuda" else distributed.processes())
+            try_size(network, crop, batch=batch)
+            # images that differ in size: by sides that no power of two divides
+            try_size(network, self.val_set.image_size or (crop[0] | 1, crop[1] | 1))
+        return network
+
+    def _count(self, split: str, dataset: SegmentationDataset) -> Tensor:
+        """Pixels per class. Reads all labels, and images that fit into memory: what is broken shows before training."""
+        first = distributed.rank() == 0
+        # Where images do not fit into memory, one process reads the label files, and the others what it keeps of them.
+        alone = isinstance(dataset, FileDataset) and not dataset.fits_cache
+        if alone and not first:
+            distributed.barrier()
+        counts = dataset.class_counts(functools.partial(self.watcher.prepare, f"{split} images"))
+        if alone and first:
+            distributed.barrier()
+        if not counts.any():
+            raise ValueError(f"no image of the split {split!r} of {self.config.dataset} has a labelled pixel")
+        return counts
+
+    def _criterion(self, ignore_index: int) -> CrossEntropyLoss | FocalLoss | RecallLoss:
+        name = self.config.weighting
+        if self.adaptive:
+            return self.cawa.criterion
+        if name == "focal":
+            return FocalLoss(self.config.gamma, ignore_index=ignore_index)
+        if name == "logit_adjustment":
+            return LogitAdjustedLoss(self.train_pixels, self.config.logit_tau, ignore_index=ignore_index)
+        if name == "recall_batch":
+            return RecallLoss(ignore_index)
+        return CrossEntropyLoss(getattr(weighting, name)(self.train_pixels), ignore_index)
+
+    def _current_weight(self) -> Tensor:
+        if self.adaptive:
+            return self.cawa.weight
+        weight = self.criterion.weight
+        return torch.ones(self.train_set.num_classes) if weight is None else weight
+
+    def _is_plain(self) -> bool:
+        """Whether the loss divides by a number of pixels, not by a sum of weights."""
+        return not self.adaptive and (isinstance(self.criterion, RecallLoss) or self.criterion.weight is None)
+
+    def _describe_data(self) -> dict[str, Any]:
+        return {
+            "class_names": list(self.train_set.class_names),
+            "palette": [list(colour) for colour in self.train_set.palette],
+            "ignore_index": self.train_set.ignore_index,
+            "train_pixels": self.train_pixels.tolist(),
+            "train_images": len(self.train_set),
+            "val_images": len(self.val_set),
+        }
+
+    # ------------------------------------------------------------------------------------------------- checkpoints
+
+    def _save(self, record: dict[str, Any], matrix: Tensor) -> None:
+        if distributed.rank() > 0:
+            return
+        best = all(record["miou"] > earlier["miou"] for earlier in self.records)
+        checkpoint = {
+            "epoch": record["epoch"],
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "weights": self.cawa.weights.state_dict(),
+            "loop": self.cawa.get_extra_state(),
+            "metrics": [*self.records, record],
+            "confusion": matrix,
+        }
+        self.folder.save(checkpoint, best=best)
+
+    def _restore(self) -> None:
+        checkpoint = self.folder.load(tidy=distributed.rank() == 0)
+        if checkpoint is None:
+            return
+        self.model.load_state_dict(checkpoint["model"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.scheduler.load_state_dict(checkpoint["scheduler"])
+        self.cawa.weights.load_state_dict(checkpoint["weights"])
+        self.cawa.set_extra_state(checkpoint["loop"])
+        self.records = checkpoint["metrics"]
+        if distributed.rank() == 0:
+            self.folder.write_results(checkpoint)

@@ -1,0 +1,349 @@
+"""The benchmark suite itself: that rivals compute what we compute, and that tables and files say what was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("click")
+pytest.importorskip("rich")
+
+import click
+
+from bench import cases, cpu, measure, memory, peers
+from bench.realism import STATISTICS, statistics
+from bench.rows import ROWS, Target, contender
+
+ROOT = Path(__file__).parents[2]
+BY_KEY = {row.key: row for row in ROWS}
+
+
+def problem(content: str = "realistic", classes: int = 5, align_corners: bool = False) -> cases.Problem:
+    return cases.make(content, classes, (9, 16), (36, 64), align_corners=align_corners)
+
+
+def results(name: str, operator: str, of: cases.Problem) -> tuple[torch.Tensor, ...]:
+    competitor = peers.build(name, operator, of)
+    competitor.reset()
+    return competitor.run()
+
+
+# ------------------------------------------------------------------------------------------- rivals do the same work
+
+
+@pytest.mark.parametrize("content", ["realistic", "noise"])
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("rival", ["eager", "eager, channels_last", "eager, autocast", "one thread", "float32"])
+def test_cross_entropy_rivals_agree(rival: str, align_corners: bool, content: str) -> None:
+    given = problem(content, align_corners=align_corners)
+    for ours, theirs in zip(
+        results("ours", "cross_entropy", given), results(rival, "cross_entropy", given), strict=True
+    ):
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-7)
+
+
+def test_cross_entropy_of_equal_sizes_agrees() -> None:
+    given = cases.make("realistic", 5, (32, 48), (32, 48))
+    assert given.same_size
+    for ours, theirs in zip(
+        results("ours", "cross_entropy", given), results("eager", "cross_entropy", given), strict=True
+    ):
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-8)
+
+
+def test_bfloat16_computes_the_same_loss() -> None:
+    given = problem()
+    loss, gradient = results("bfloat16", "cross_entropy", given)
+    exact, _ = results("ours", "cross_entropy", given)
+    assert gradient.dtype == torch.bfloat16
+    torch.testing.assert_close(loss, exact, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("content", ["realistic", "noise"])
+@pytest.mark.parametrize("rival", ["eager", "eager, channels_last", "torchmetrics", "torchmetrics, deterministic"])
+def test_confusion_matrix_rivals_agree(rival: str, content: str, request: pytest.FixtureRequest) -> None:
+    if rival.startswith("torchmetrics"):
+        request.getfixturevalue("torchmetrics")  # imports it, or fails as the tests of the peers do
+    given = problem(content)
+    (ours,), (theirs,) = results("ours", "confusion_matrix", given), results(rival, "confusion_matrix", given)
+    assert ours.sum() == theirs.sum() == (given.labels != cases.IGNORE).sum()
+    assert (ours - theirs).abs().sum() <= 4, "more than two pixels differ: that is no rounding"
+
+
+def test_mmsegmentation_counts_the_same_areas() -> None:
+    given = problem()
+    (matrix,) = results("ours", "confusion_matrix", given)
+    for ours, theirs in zip(
+        (matrix.diagonal(), matrix.sum(0), matrix.sum(1)),
+        results("MMSegmentation", "confusion_matrix", given),
+        strict=True,
+    ):
+        assert (ours - theirs).abs().sum() <= 4
+
+
+@pytest.mark.parametrize("content", ["realistic", "noise"])
+@pytest.mark.parametrize("rival", ["eager", "eager, present", "torchmetrics"])
+def test_cam_counts_rivals_agree(rival: str, content: str, request: pytest.FixtureRequest) -> None:
+    if rival == "torchmetrics":
+        request.getfixturevalue("torchmetrics")
+    given = problem(content)
+    for ours, theirs in zip(results("ours", "cam_counts", given), results(rival, "cam_counts", given), strict=True):
+        assert (ours - theirs).abs().sum() <= 4, "more than a few pixels differ: that is no rounding"
+
+
+def test_cam_counts_rivals_score_a_class_only_where_it_is() -> None:
+    given = problem(classes=3)
+    labels = given.labels.clone()
+    labels[0] = 1  # class 2's map of the first image counts for nothing
+    given = dataclasses.replace(given, labels=labels)
+    ours = results("ours", "cam_counts", given)
+    for rival in ("eager", "eager, present"):
+        for expected, got in zip(ours, results(rival, "cam_counts", given), strict=True):
+            assert (expected - got).abs().sum() <= 4
+
+
+def test_deterministic_mode_ends_with_the_call() -> None:
+    results("torchmetrics, deterministic", "confusion_matrix", problem())
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_half_precision_rivals_compute_the_loss() -> None:
+    given = problem()
+    exact, _ = results("ours", "cross_entropy", given)
+    for dtype in (torch.bfloat16, torch.float16):
+        half = dataclasses.replace(given, logits=given.logits.to(dtype))
+        for name in ("ours", "eager", "eager, autocast"):
+            loss, gradient = results(name, "cross_entropy", half)
+            assert gradient.dtype == dtype
+            torch.testing.assert_close(loss.float(), exact, rtol=3e-2, atol=0)
+
+
+def test_inputs_are_taken_in_turn() -> None:
+    given = problem()
+    other = dataclasses.replace(given, logits=2 * given.logits)
+    both = peers.build("eager", "cross_entropy", given, other)
+    assert both.copies == 2
+    losses = []
+    for _ in range(3):
+        both.reset()
+        losses.append(both.run()[0])
+    (first, _), (second, _) = results("eager", "cross_entropy", given), results("eager", "cross_entropy", other)
+    assert losses == [first, second, first]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.parametrize("operator", ["cross_entropy", "confusion_matrix", "cam_counts"])
+def test_compiled_rivals_agree(operator: str) -> None:
+    given = problem()
+    for ours, theirs in zip(results("ours", operator, given), results("compile", operator, given), strict=True):
+        if operator == "cross_entropy":
+            torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-7)
+        else:
+            assert (ours - theirs).abs().sum() <= 4
+
+
+def test_contenders_leave_the_problem_alone() -> None:
+    given = problem()
+    logits, labels = given.logits.clone(), given.labels.clone()
+    for operator, names in (
+        ("cross_entropy", ("ours", "eager", "bfloat16", "copy")),
+        ("confusion_matrix", ("ours", "eager")),
+        ("cam_counts", ("ours", "eager", "eager, present")),
+    ):
+        for name in names:
+            results(name, operator, given)
+    torch.testing.assert_close(given.logits, logits, rtol=0, atol=0)
+    torch.testing.assert_close(given.labels, labels, rtol=0, atol=0)
+    assert not given.logits.requires_grad
+
+
+# -------------------------------------------------------------------------------------------------------- the inputs
+
+
+@pytest.mark.parametrize("content", ["realistic", "noise"])
+def test_inputs_come_from_the_seed(content: str) -> None:
+    first, again, other = (cases.make(content, 5, (9, 16), (36, 64), seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.logits, again.logits)
+    assert torch.equal(first.labels, again.labels)
+    assert not torch.equal(first.labels, other.labels)
+    assert first.logits.is_contiguous()
+    assert first.labels.dtype == torch.uint8
+
+
+def test_scenes_are_repeated_as_mirror_images() -> None:
+    few = cases.make("realistic", 5, (9, 16), (36, 64))
+    many = cases.repeat(few, 7, "cpu")
+    assert many.logits.shape[0] == many.labels.shape[0] == 7
+    assert torch.equal(many.logits[:2], few.logits)
+    assert torch.equal(many.labels[2:4].flip(-1), few.labels)
+    pieces = [dataclasses.replace(few, logits=many.logits[i : i + 1], labels=many.labels[i : i + 1]) for i in (0, 6)]
+    first, last = (results("ours", "confusion_matrix", piece)[0] for piece in pieces)
+    assert (first - last).abs().sum() <= 4, "a mirror image counts as its scene does"
+    upsampled = cases.repeat(few, 4, "cpu", logits_size=(36, 64))
+    assert upsampled.same_size
+    with pytest.raises(AssertionError):
+        cases.repeat(few, 9, "cpu")
+
+
+def test_one_class_is_nearly_everywhere() -> None:
+    given = cases.make("one class", 5, (18, 32), (72, 128))
+    valid = given.labels != cases.IGNORE
+    assert 0.9 < (given.labels[valid] == 0).float().mean() < 1
+    (matrix,) = results("ours", "confusion_matrix", given)
+    assert matrix[0, 0] > 0.9 * matrix.sum()
+
+
+def test_realistic_inputs_are_like_the_networks() -> None:
+    """Against the demo's network on scenes of the benchmarks' size, as bench/README.md has it; loosely."""
+    network = {"mixed": 0.153, "crossed": 0.041, "above": 0.077, "accuracy": 0.70, "present": 7.7}
+    network |= {"top": 6.0, "spread": 3.0, "margin": 2.7, "step": 0.60, "rare": 0.09}
+    given = cases.make("realistic", 10, (128, 256), (512, 1024))
+    made_up = statistics(given.logits, given.labels)
+    assert made_up.keys() == STATISTICS.keys()
+    for name, value in network.items():
+        assert value / 2 < made_up[name] < value * 2, name
+    # what decides the cost, less loosely, and never to our advantage by much
+    assert 0.8 < made_up["mixed"] / network["mixed"] < 1.5
+    assert 0.8 < made_up["crossed"] / network["crossed"] < 1.5
+    assert 0.03 < made_up["ignored"] < 0.07
+
+
+def test_statistics_of_a_case_worked_by_hand() -> None:
+    logits = torch.zeros(1, 2, 2, 3)
+    logits[0, 0] = torch.tensor([[4.0, 4.0, 1.0], [4.0, 4.0, 1.0]])  # wins the left two columns
+    logits[0, 1] = torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, 2.0]])
+    labels = torch.tensor([[[0, 0, 1], [0, 255, 1]]], dtype=torch.uint8)
+    found = statistics(logits, labels)
+    assert found["mixed"] == 0.5  # one of two cells
+    assert found["crossed"] == 0.5  # for both classes the right cell
+    assert found["above"] == pytest.approx((4 / 6 + 2 / 6) / 2)
+    assert found["accuracy"] == 1
+    assert found["ignored"] == pytest.approx(1 / 6)
+    assert found["present"] == 2
+    assert found["rare"] == pytest.approx(2 / 5)
+
+
+# ---------------------------------------------------------------------------------------------------------- measuring
+
+
+def test_contenders_take_turns_in_rotating_order() -> None:
+    calls: list[str] = []
+
+    def make(name: str) -> peers.Contender:
+        def run() -> tuple[torch.Tensor, ...]:
+            calls.append(name)
+            return ()
+
+        return peers.Contender(name, run)
+
+    seconds = measure.interleave([make("a"), make("b")], rounds=2, threads=1)
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
+    order = [name for name, before in zip(calls, [None, *calls], strict=False) if name != before]
+    assert order == ["a", "b", "a", "b", "a"]  # warm-up and first round, then the second begins with b
+
+
+def test_another_clock_and_an_end() -> None:
+    timed: list[int] = []
+
+    def clock(contender: peers.Contender, repeats: int) -> float:
+        timed.append(repeats)
+        return 0.004
+
+    contender = peers.Contender("a", lambda: ())
+    assert measure.interleave([contender], rounds=3, threads=1, clock=clock) == {"a": [0.004] * 3}
+    assert timed == [1, 1, 3, 3, 3]
+    assert measure.interleave([contender], rounds=3, threads=1, clock=clock, until=0) == {"a": [0.004]}
+
+
+def test_threads_are_set_for_each_contender_and_restored() -> None:
+    seen: dict[str, set[int]] = {"one": set(), "two": set()}
+
+    def make(name: str, threads: int | None) -> peers.Contender:
+        def run() -> tuple[torch.Tensor, ...]:
+            seen[name].add(torch.get_num_threads())
+            return ()
+
+        return peers.Contender(name, run, threads=threads)
+
+    before = torch.get_num_threads()
+    measure.interleave([make("one", 1), make("two", None)], rounds=1, threads=2)
+    assert seen == {"one": {1}, "two": {2}}
+    torch.set_num_threads(before)
+
+
+def test_ratio_is_the_median_of_the_rounds() -> None:
+    assert measure.ratio([2.0, 30.0, 8.0], [1.0, 10.0, 2.0]) == 3.0
+
+
+def test_machine_names_no_computer() -> None:
+    described = measure.machine(2)
+    assert described["threads"] == 2
+    assert described["torch"] == torch.__version__
+    assert not any(os.uname().nodename == value for value in described.values())
+
+
+@pytest.mark.skipif(not memory.available(), reason="the system does not keep resettable peaks of memory")
+def test_peak_memory_counts_what_a_call_allocates() -> None:
+    size = 64 * 1024**2
+
+    def run() -> torch.Tensor:
+        torch.ones(size, dtype=torch.uint8)  # freed at once; the peak remembers
+        return torch.ones(size // 2, dtype=torch.uint8)
+
+    assert size <= memory.peak(run) + 2**20
+    assert memory.peak(run) < 2 * size
+
+
+# ------------------------------------------------------------------------------------------------------------ the rows
+
+
+def test_rows_have_keys_targets_and_rivals_of_their_own() -> None:
+    assert len(BY_KEY) == len(ROWS)
+    for row in ROWS:
+        assert set(row.names) <= peers.MEANING.keys()
+        assert {target.rival for target in row.targets} <= set(row.names)
+        assert row.targets
+    assert BY_KEY["ce-19"].title == "cross_entropy 2×19×512×1024"
+    assert BY_KEY["resize-ce-19-x4"].title == "resize + cross_entropy 2×19×128×256 to 512×1024"
+
+
+def test_every_row_runs_when_small() -> None:
+    for row in ROWS:
+        sized = dataclasses.replace(row.shrunk(), classes=min(row.classes, 7))
+        assert contender(sized, row.ours).run()
+
+
+def test_floor_counts_bytes_and_exponentials() -> None:
+    row = BY_KEY["ce-19"]
+    logits = 2 * 19 * 512 * 1024
+    assert row.floor.bytes == 2 * 4 * logits + 2 * 512 * 1024
+    assert row.floor.exponentials == logits
+    floor = cpu._floor(row, {"copy": 0.01, "ours": 0.02}, rate=1e12)
+    assert floor["bytes_seconds"] == pytest.approx(0.01 * row.floor.bytes / (8 * logits))
+    assert floor["share"] == pytest.approx(floor["seconds"] / 0.02)
+    assert cpu._floor(row, {"copy": 0.01, "ours": 0.02}, rate=1e9)["seconds"] == logits / 1e9
+
+
+@pytest.mark.parametrize(
+    ("target", "ours", "rival", "least", "aim"),
+    [
+        (("eager", 8, 16, False), 1.0, 9.0, True, False),
+        (("copy", 2.0, 1.3, True), 1.2, 1.0, True, True),
+        (("copy", None, 1.3, True), 1.5, 1.0, None, False),
+    ],
+)
+def test_targets(target: Any, ours: float, rival: float, least: bool | None, aim: bool | None) -> None:
+    reached = cpu._reached(Target(*target), [ours], [rival])
+    assert (reached["least_met"], reached["aim_met"]) == (least, aim)
+
+
+def test_unknown_rows_are_refused() -> None:
+    assert [row.key for row in cpu.select("cam-150,ce-19")] == ["ce-19", "cam-150"]
+    with pytest.raises(click.BadParameter, match="'nothing\\*' matches no row"):
+        cpu.select("ce-19,nothing*")

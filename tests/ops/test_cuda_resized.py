@@ -1,0 +1,211 @@
+"""Resized cross-entropy in CUDA C++, by emulation: what its cells, blocks and exponentials could get wrong."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import cawa_fast.functional as CF
+from cawa_fast import _ops
+from tests.support import emulation
+from tests.support.cases import noise, smooth
+from tests.support.losses import check
+
+pytestmark = pytest.mark.skipif(emulation.why_not() is not None, reason=str(emulation.why_not()))
+
+SPAN = 33.0  # by how much a class may change within a cell
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch):
+    emulation.use(monkeypatch)
+
+
+def loss_and_statistics(logits, target, smoothing=0.0, corners=False):
+    scale = torch.ones(logits.shape[1])
+    return torch.ops.cawa_fast_cuda_emulation.resized_cross_entropy(
+        logits, target, None, scale, 255, False, smoothing, corners, True
+    )
+
+
+def steep_cells(logits, target, corners=False):
+    """``(N, h + 1, w + 1)`` bool: the cells that are computed pixel by pixel."""
+    _, statistics = loss_and_statistics(logits, target, corners=corners)
+    images, _, height, width = logits.shape
+    cells = images * (height + 1) * (width + 1)
+    return statistics[:cells].view(images, height + 1, width + 1).isposinf()
+
+
+# blocks have 128 cells forward; backward 31 columns of samples by 5 or 9 rows
+SIZES = {
+    "one cell between": ((2, 2), (6, 6)),
+    "one block's columns": ((3, 31), (12, 124)),
+    "a column more": ((3, 32), (6, 64)),
+    "a strip's rows": ((9, 5), (36, 20)),
+    "a row more": ((10, 5), (40, 20)),
+    "rows of large cells": ((11, 3), (80, 17)),
+    "many blocks": ((21, 70), (42, 140)),
+    "different ratios": ((6, 5), (24, 15)),
+    "not whole": ((7, 9), (45, 31)),
+}
+
+
+@pytest.mark.parametrize("corners", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes(size, corners):
+    case = smooth(5, 4, *SIZES[size])
+    assert _ops.resized_side(case.logits, case.target, corners)
+    check(*case, torch.rand(5), smoothing=0.1, corners=corners)
+    check(*case, torch.rand(5), reduction="none", corners=corners, grad=torch.randn(case.target.shape))
+
+
+@pytest.mark.parametrize("side", [2, 4, 8])
+@pytest.mark.parametrize("classes", [1, 3, 4, 5, 31, 32, 33, 70])
+def test_numbers_of_classes(classes, side):
+    """Classes are exchanged between warps four at a time, and flagged as labels 32 at a time."""
+    case = noise(classes, 1, (4, 5), (4 * side, 5 * side))
+    check(*case, torch.rand(classes))
+
+
+def test_as_many_classes_as_it_takes():
+    case = noise(4096, 1, (2, 2), (4, 4))
+    assert _ops.resized_side(*case, False) == 2
+    assert _ops.resized_side(case.logits.repeat(1, 2, 1, 1), case.target, False) == 0
+    check(*case)
+
+
+def test_what_it_does_not_take():
+    def side(low, high, corners=False):
+        return _ops.resized_side(torch.empty(1, 3, *low), torch.empty(1, *high), corners)
+
+    assert side((4, 4), (32, 32)) == 8
+    assert side((4, 4), (33, 32)) == 0  # more than 8 pixels in a cell
+    assert side((4, 4), (25, 25), True) == 8
+    assert side((4, 4), (26, 25), True) == 0
+    assert side((4, 4), (3, 8)) == 0  # smaller
+    assert side((1, 4), (4, 8)) == 0  # no two samples
+    assert side((8, 8), (64, 8)) == 0  # cells of one column in room for eight
+
+
+@pytest.mark.parametrize(("step", "steep"), [(0.33 * SPAN, False), (1.01 * SPAN, True)])
+def test_the_cells_around_a_steep_sample_are_steep_and_no_others(step, steep):
+    """One sample that differs. The bound on a cell's change, the sum of the changes along its axes and of their own,
+    may be three times what it is, where the sample is the first of the cell."""
+    logits = torch.zeros(1, 4, 6, 7)
+    logits[0, 2, 3, 4] = step
+    target = torch.zeros(1, 24, 28, dtype=torch.int64)
+    expected = torch.zeros(1, 7, 8, dtype=torch.bool)
+    if steep:
+        expected[0, 3:5, 4:6] = True  # sample (3, 4) lies between the cells (2, 3) and (3, 4), which begin at -1
+    assert steep_cells(logits, target).equal(expected)
+    check(logits, target)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_cells_with_samples_that_are_not_finite_are_steep(value):
+    logits = torch.randn(1, 4, 6, 7)
+    logits[0, 1, 0, 0] = value  # at a corner: the half cells in front of it too
+    target = torch.zeros(1, 24, 28, dtype=torch.int64)
+    expected = torch.zeros(1, 7, 8, dtype=torch.bool)
+    expected[0, :2, :2] = True
+    assert steep_cells(logits, target).equal(expected)
+
+
+def test_a_label_without_probability_is_computed_pixel_by_pixel():
+    """Its exponential has underflowed beside the others; its loss is that of the logits all the same."""
+    logits = torch.zeros(1, 3, 4, 4)
+    logits[:, 0] = 200
+    target = torch.zeros(1, 16, 16, dtype=torch.int64)
+    target[0, 5, 6] = 1
+    assert steep_cells(logits, target).sum() == 1
+    check(logits, target, reduction="none")
+
+
+def test_labels_that_are_ignored_make_no_cell_slow():
+    logits = torch.zeros(1, 3, 4, 4)
+    logits[:, 0] = 200
+    assert not steep_cells(logits, torch.full((1, 16, 16), 255)).any()
+
+
+@pytest.mark.parametrize("value", [-1e6, -1e9, torch.finfo(torch.float32).min])
+def test_a_masked_out_class_with_label_smoothing(value):
+    """A class without weight whose logits are as low as they can be: the others' losses are as without it."""
+    case = noise(6, 2, (4, 5), (16, 20))
+    logits, target = case.logits.clone(), case.target.where(case.target != 0, 1)
+    logits[:, 0] = value
+    weight = torch.rand(6).index_fill(0, torch.tensor(0), 0)
+    check(logits, target, weight, smoothing=0.1)
+    assert check(logits, target, weight, smoothing=0.1, reduction="none")[0].isfinite().all()
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf])
+@pytest.mark.parametrize("corner", [(0, 0), (5, 6), (5, 3), (2, 6), (2, 3)])
+def test_infinite_samples_reach_the_pixels_that_they_reach_in_pytorch(corner, value):
+    logits = torch.randn(1, 3, 6, 7)
+    logits[0, 2, corner[0], corner[1]] = value
+    target = torch.randint(0, 2, (1, 24, 28))
+    full = F.interpolate(logits.double(), (24, 28), mode="bilinear")
+    expected = F.cross_entropy(full, target, reduction="none")
+    loss = CF.cross_entropy(logits, target, reduction="none")
+    assert loss.isnan().equal(expected.isnan())
+    torch.testing.assert_close(loss[~loss.isnan()].double(), expected[~expected.isnan()], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("offset", [-100.0, 100.0])
+@pytest.mark.parametrize("shift", [0.0, 60.0, 300.0])
+def test_references(shift, offset):
+    """The reference begins as the first class's logit; classes that tower above it replace it, one after the other."""
+    case = smooth(6, 2, (5, 6), (20, 24))
+    logits = case.logits + shift * torch.arange(6.0).view(-1, 1, 1) + offset
+    check(logits, case.target, torch.rand(6), smoothing=0.1)
+    check(logits.flip(1), case.target, torch.rand(6), reduction="none")
+
+
+@pytest.mark.parametrize("scale", [1.0, 8.0, 40.0, 1e4])
+@pytest.mark.parametrize("side", [2, 4, 8])
+def test_steep_and_gentle_cells_side_by_side(side, scale):
+    case = noise(5, 2, (4, 5), (4 * side, 5 * side))
+    logits = case.logits * torch.where(torch.rand(2, 1, 4, 5) < 0.2, scale, 1.0)
+    check(logits, case.target, torch.rand(5), smoothing=0.1)
+
+
+def test_the_order_of_threads_does_not_matter():
+    case = noise(7, 2, (12, 34), (48, 136))
+    library, results = emulation.load(), []
+    for seed in range(3):
+        library.cawa_fast_emulated_seed(seed)
+        leaf = case.logits.clone().requires_grad_()
+        loss, statistics = loss_and_statistics(leaf.detach(), case.target)
+        grad = torch.ops.cawa_fast_cuda_emulation.resized_cross_entropy_backward(
+            torch.ones(()), case.logits, case.target, None, torch.ones(7), statistics, 255, 0.0, False
+        )
+        results.append((loss, statistics, grad))
+    library.cawa_fast_emulated_seed(0)
+    for result in results[1:]:
+        assert all(a.view(torch.int32).equal(b.view(torch.int32)) for a, b in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "sliced", "transposed", "expanded"])
+def test_layouts(layout):
+    case = smooth(5, 2, (6, 8), (24, 32))
+    logits = {
+        "channels_last": case.logits.contiguous(memory_format=torch.channels_last),
+        "sliced": case.logits.repeat(1, 2, 2, 1)[:, ::2, 3:9],
+        "transposed": case.logits.mT.contiguous().mT,
+        "expanded": case.logits[:1].expand(2, -1, -1, -1),
+    }[layout]
+    check(logits, case.target, torch.rand(5))
+
+
+def test_launches():
+    case = smooth(5, 2, (6, 8), (24, 32))
+    emulation.launches()
+    _, statistics = loss_and_statistics(*case)
+    assert [name.removeprefix("resized_cross_entropy") for name in emulation.launches()] == [
+        "",
+        ", steep cells",
+        ", sum",
+    ]
+    torch.ops.cawa_fast_cuda_emulation.resized_cross_entropy_backward(
+        torch.ones(()), *case, None, torch.ones(5), statistics, 255, 0.0, False
+    )
+    assert len(emulation.launches()) == 2

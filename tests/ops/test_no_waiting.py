@@ -1,0 +1,102 @@
+"""The host waits for no device: shown on one that only pretends, where reading a value raises.
+
+Run by test_pretend.py, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import cawa_fast as cf
+import cawa_fast.functional as CF
+from cawa_fast import reference
+from tests.conftest import DEVICE
+from tests.support.cases import noise
+
+if DEVICE != "pretend":
+    pytest.skip("only with CAWA_FAST_TEST_DEVICE=pretend", allow_module_level=True)
+
+from tests.support import interpreter, pretend
+
+C = 5
+SIZES = {"same": ((4, 6), (4, 6)), "resized": ((3, 4), (9, 11)), "nothing": ((3, 4), (0, 0))}
+
+
+@pytest.fixture(params=["triton", "reference"])
+def _device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(pretend.device())
+        if request.param == "triton":
+            stack.enter_context(interpreter.kernels_on_the_cpu(monkeypatch))
+            pretend.use_kernels(monkeypatch)
+        yield
+        with contextlib.suppress(ValueError):
+            cf.check_labels()
+
+
+pytestmark = pytest.mark.usefixtures("_device")
+
+
+def twice(call):
+    """The first time labels' report is made, which later ones find there."""
+    call()
+    with pretend.no_waiting():
+        return call()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("reduction", reference.REDUCTIONS)
+def test_cross_entropy(reduction, size):
+    case = noise(C, 2, *SIZES[size])
+    x, weight, target = case.logits.requires_grad_(), torch.rand(C), case.target.to(torch.uint8)
+
+    def call():
+        loss = CF.cross_entropy(x, target, weight, ignore_index=255, reduction=reduction, label_smoothing=0.1)
+        return loss, *torch.autograd.grad(loss, x, torch.ones_like(loss))
+
+    loss, gradient = twice(call)
+    assert loss.device == gradient.device == pretend.DEVICE
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_confusion_matrix(size):
+    case = noise(C, 2, *SIZES[size])
+    counts = twice(lambda: CF.confusion_matrix(case.logits, case.target, ignore_index=255))
+    labels = case.target.where(case.target != 255, 0)
+    same = twice(lambda: CF.confusion_matrix(labels, case.target, num_classes=C, ignore_index=255))
+    assert counts.sum().item() == same.sum().item() == (case.target != 255).sum().item()
+
+
+@pytest.mark.parametrize("size", ["same", "resized"])
+@pytest.mark.parametrize("normalize", reference.NORMALIZATIONS)
+def test_cam_counts(normalize, size):
+    case = noise(C, 2, *SIZES[size])
+    twice(lambda: CF.cam_counts(case.logits, case.target, ignore_index=255, normalize=normalize))
+
+
+@pytest.mark.parametrize("source", ["cam", "argmax"])
+def test_observe(source):
+    case = noise(C, 2, *SIZES["resized"])
+    weights = cf.AdaptiveClassWeights(C, source=source, ignore_index=255)
+    twice(lambda: weights.observe(case.logits, case.target))
+
+
+def test_labels_that_are_bad():
+    case = noise(C, 2, *SIZES["resized"])
+    case.target[0, 0, 0] = 9
+    twice(lambda: CF.cross_entropy(case.logits, case.target, ignore_index=255))
+    with pytest.raises(ValueError, match="2 pixels have the value 9"):
+        cf.check_labels()
+
+
+def test_what_waits_is_seen():
+    x = torch.rand(3)
+    for waits in (x.sum().item, x.cpu, x.tolist, lambda: x[x > 0], lambda: bool(x[0] > 0), lambda: torch.tensor([1.0])):
+        with pytest.raises(pretend.Waited), pretend.no_waiting():
+            waits()
+    with pytest.raises(RuntimeError, match="same device"):
+        x + torch.rand(3, device="cpu")

@@ -1,0 +1,128 @@
+"""The CUDA operators without a GPU: what the compiler makes of them, and when they are built and loaded."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+from cawa_fast import _native
+
+pytest.importorskip("click")
+pytest.importorskip("rich")
+
+from bench import resources
+from bench.resources import Resources
+
+ROOT = Path(__file__).parents[2]
+NVCC = resources.nvcc()
+
+PTXAS = """\
+ptxas info    : 28 bytes gmem
+ptxas info    : Compiling entry function '_ZN9cawa_fast4cuda6planarIN3c104HalfELb1ELb0EEEvNS0_7ProblemE' for 'sm_80'
+ptxas info    : Function properties for _ZN9cawa_fast4cuda6planarIN3c104HalfELb1ELb0EEEvNS0_7ProblemE
+    16 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads
+ptxas info    : Used 64 registers, used 1 barriers, 16 bytes cumulative stack size, 672 bytes cmem[0]
+ptxas info    : Compiling entry function '_ZN9cawa_fast4cuda18sum_partial_lossesEPKdiPKfPf' for 'sm_90'
+ptxas info    : Function properties for _ZN9cawa_fast4cuda18sum_partial_lossesEPKdiPKfPf
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 26 registers, used 1 barriers, 300000 bytes smem
+"""
+
+
+def test_what_the_compiler_prints_is_understood():
+    table = resources.parse_ptxas(PTXAS)
+    assert table == [
+        Resources("planar", "float16, 16 bytes", 80, 64, 20, 16, 0),
+        Resources("sum_partial_losses", "", 90, 26, 0, 0, 300000),
+    ]
+    spills, stack, shared = resources.problems(table)
+    assert "planar (float16, 16 bytes) on sm_80 spills 20 bytes" in spills
+    assert "16 bytes of local memory" in stack
+    assert "300000 bytes of shared memory" in shared
+    text = resources.markdown({"nvcc": "13.0"}, table)
+    assert "| planar | float16, 16 bytes | 64 | – |" in text
+    assert all(line in text for line in (spills, stack, shared))
+
+
+def test_the_committed_table_is_whole_and_right():
+    compilers, table = resources.read()
+    assert resources.OUT.with_suffix(".md").read_text(encoding="utf-8") == resources.markdown(compilers, table)
+    assert not resources.problems(table)
+    for architecture in resources.ARCHITECTURES:
+        assert {row.kernel for row in table if row.architecture == architecture} >= {
+            "planar",
+            "interleaved",
+            "many_classes",
+            "sum_partial_losses",
+        }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
+def test_cuda_kernels_compile_without_spills():
+    """For all architectures, without warnings; registers as in the committed table, so that a change is seen."""
+    assert NVCC is not None
+    version = resources.nvcc_version(NVCC)
+    known = resources.supported(NVCC)
+    table = resources.compile_cuda(NVCC, known)
+    assert {row.architecture for row in table} == set(known)
+    assert not resources.problems(table)
+    compilers, committed = resources.read()
+    if compilers["nvcc"] == version:
+        cuda = {row.kernel for row in table}
+        expected = [row for row in committed if row.kernel in cuda and row.architecture in known]
+        assert table == expected, "`python -m bench resources` writes the table anew"
+
+
+def configure(build, *options):
+    """Output of CMake's first step, which must fail."""
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+    cmake, ninja = shutil.which("cmake", path=path), shutil.which("ninja", path=path)
+    if cmake is None or ninja is None:
+        pytest.skip("there is no CMake or no ninja")
+    command = [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+    run = subprocess.run([*command, f"-DPython_EXECUTABLE={sys.executable}", *options], capture_output=True, text=True)
+    assert run.returncode != 0
+    return " ".join(run.stderr.split())  # CMake breaks lines
+
+
+def test_asking_for_cuda_without_nvcc_says_what_to_do(tmp_path):
+    folders = {Path(NVCC).parent, Path(NVCC).resolve().parent} if NVCC else set()
+    hidden = ";".join(map(str, folders | {Path("/usr/local/cuda/bin")}))
+    output = configure(tmp_path, "-DCAWA_FAST_CUDA=ON", f"-DCMAKE_IGNORE_PATH={hidden}")
+    assert "there is no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda" in output
+    assert "CAWA_FAST_CUDA=0" in output
+
+
+def test_unknown_wishes_are_refused(tmp_path):
+    assert "must be ON, OFF or AUTO, not 'maybe'" in configure(tmp_path / "build", "-DCAWA_FAST_CUDA=maybe")
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("cawa_fast", "kernels"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    command = [sys.executable, "setup.py", "-q", "build_ext"]
+    environment = os.environ | {"CAWA_FAST_CUDA": "maybe", "CAWA_FAST_NATIVE": "1"}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode != 0
+    assert "CAWA_FAST_CUDA must be 0, 1 or auto, not 'maybe'" in run.stderr
+
+
+def test_loaded_only_where_torch_has_cuda(monkeypatch, tmp_path):
+    if torch.version.cuda is None:
+        assert not _native.cuda_available()
+    if not _native.available():
+        return
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert re.fullmatch(r"torch .* has no CUDA", _native._load_cuda() or "")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(_native, "_CUDA_LIBRARY", tmp_path / "_cuda.so")
+    assert "CAWA_FAST_CUDA=1" in (_native._load_cuda() or "")
+    (tmp_path / "_cuda.so").write_bytes(b"not a shared library")
+    with pytest.warns(RuntimeWarning, match=r"_cuda\.so is installed but does not load"):
+        assert "rebuild it" in (_native._load_cuda() or "")

@@ -1,0 +1,128 @@
+"""What gets installed: builds of copies of the tree, with and without compiled code, and builds that must fail."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = ["pyproject.toml", "setup.py", "MANIFEST.in", "CMakeLists.txt", "README.md", "LICENSE"]
+SOURCES += ["cawa_fast", "kernels", "csrc", "cmake"]
+
+
+def run(*command, check=True, cwd=None, **environment):
+    """Output and errors of a command, which must succeed unless ``check`` is false, when it must fail."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("CAWA_FAST_")}
+    result = subprocess.run(
+        [str(part) for part in command],
+        env=env | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=cwd,
+    )
+    assert (result.returncode == 0) == check, result.stdout
+    return result.stdout
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of everything that a build reads, without what earlier builds left."""
+    copy = tmp_path / "tree"
+    copy.mkdir()
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
+        else:
+            shutil.copy(ROOT / name, copy)
+    return copy
+
+
+def build_wheel(source, out, **environment):
+    environment = {"CAWA_FAST_CUDA": "0"} | environment
+    run(sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", out, source, **environment)
+    (wheel,) = out.glob("*.whl")
+    assert wheel.stat().st_size < 2 * 10**6, "without CUDA it is small"
+    return wheel
+
+
+def run_installed(wheel, to, code):
+    """Output of Python code that sees the unpacked wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(to)
+    # -S, which skips .pth files: an editable install of the repository would answer for what the wheel lacks.
+    path = os.pathsep.join([str(to), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    return run(sys.executable, "-S", "-c", code, cwd=to, PYTHONPATH=path).splitlines()
+
+
+@pytest.mark.slow
+def test_sdist_and_the_native_wheel_built_from_it(tree, tmp_path):
+    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path, tree)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    for folder in ("csrc", "cmake", "kernels", "cawa_fast"):
+        assert {str(path.relative_to(tree)) for path in (tree / folder).rglob("*.*")} <= packed
+    assert {"CMakeLists.txt", "setup.py", "pyproject.toml"} <= packed
+
+    wheel = build_wheel(sdist, tmp_path / "wheel")
+    assert wheel.stat().st_size < 2_000_000
+    extension = "cawa_fast/_C" + sysconfig.get_config_var("EXT_SUFFIX")
+    with zipfile.ZipFile(wheel) as archive:
+        assert {extension, "cawa_fast/kernels/__init__.py", "cawa_fast/py.typed"} <= set(archive.namelist())
+        assert str(tmp_path).encode() not in archive.read(extension)  # no paths of the build machine
+
+    code = "import cawa_fast._native as n, torch; print(n.__file__); print(n.why_not())\n"
+    code += (
+        "x = torch.ones(3).long(); print(torch.ops.cawa_fast_cpu.confusion_matrix_labels(x, x, 2, -100)[0].tolist())"
+    )
+    file, reason, counts = run_installed(wheel, tmp_path / "installed", code)
+    assert Path(file).is_relative_to(tmp_path)
+    assert reason == "None"
+    assert counts == "[[0, 0], [0, 3]]"
+
+
+@pytest.mark.slow
+def test_pure_wheel(tree, tmp_path):
+    wheel = build_wheel(tree, tmp_path / "wheel", CAWA_FAST_NATIVE="0")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if name.endswith((".so", ".pyd"))]
+    code = "import cawa_fast.kernels as k, cawa_fast._native as n; print(k.__file__); print(n.available(), n.why_not())"
+    file, native = run_installed(wheel, tmp_path / "installed", code)
+    assert Path(file).is_relative_to(tmp_path)
+    assert native.startswith("False there is no cawa_fast._C")
+
+
+@pytest.mark.slow
+def test_failed_build_shows_the_compiler_message(tree, tmp_path):
+    source = tree / "csrc" / "library.cpp"
+    source.write_text("#error planted\n" + source.read_text())
+    # -q, since that is where a build that fails silently would stay unseen
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", tmp_path, tree]
+    output = run(*command, check=False, CAWA_FAST_CUDA="0")
+    assert "#error planted" in output
+    assert "library.cpp" in output
+    assert "CAWA_FAST_NATIVE=0" in output  # the way out
+    assert not list(tmp_path.glob("*.whl"))
+
+
+def test_build_without_torch_says_how_to_get_it(tree, tmp_path):
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
+    (python,) = tmp_path.glob("venv/*/python")
+    cmake = shutil.which("cmake", path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]]))
+    output = run(cmake, "-S", tree, "-B", tmp_path / "build", f"-DPython_EXECUTABLE={python}", check=False)
+    words = " ".join(output.split())  # CMake breaks lines
+    assert "pip install torch" in words
+    assert "--no-build-isolation" in words
+
+
+def test_kernels_refuse_their_bare_name():
+    output = run(sys.executable, "-c", "import kernels", check=False, PYTHONPATH=str(ROOT))
+    assert "ImportError: 'kernels' is not importable by this name: import it as 'cawa_fast.kernels'" in output

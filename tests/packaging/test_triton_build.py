@@ -1,0 +1,73 @@
+"""Triton's kernels compiled for six architectures, without a GPU: every configuration that can be chosen."""
+
+from importlib.metadata import version
+
+import pytest
+
+pytest.importorskip("triton")
+pytest.importorskip("click")
+pytest.importorskip("rich")
+
+from cawa_fast.kernels import _tiling
+
+from bench import resources, triton_resources
+from tests.support.triton_versions import OLDEST, WHY_NOT
+
+
+def assert_lanes_keep_to_themselves(table):
+    """The backward pass exchanges nothing through shared memory, which a layout that the compiler prefers would do."""
+    assert {row.shared_memory for row in table if row.kernel == "_backward"} == {0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
+def test_kernels_compile_without_spills(architecture):
+    """No local memory, no more shared memory than there is, and registers as in the committed table."""
+    table = triton_resources.in_a_process([architecture])
+    assert not resources.problems(table)
+    assert_lanes_keep_to_themselves(table)
+    configurations = {(row.kernel, row.configuration) for row in table}
+    assert len(configurations) == len(table) > 50
+    compilers, committed = resources.read()
+    if compilers["triton"] == version("triton"):
+        kernels = {row.kernel for row in table}
+        expected = [row for row in committed if row.kernel in kernels and row.architecture == architecture]
+        assert table == expected, "`python -m bench resources` writes the table anew"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(OLDEST is None, reason=WHY_NOT)
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_the_oldest_triton_compiles_them_without_spills_too(architecture):
+    table = triton_resources.in_a_process([architecture], OLDEST)
+    assert not resources.problems(table)
+    assert_lanes_keep_to_themselves(table)
+
+
+def test_every_configuration_of_the_tables_is_compiled():
+    wanted = {
+        (kernel, ", ".join(f"{key} {value}" for key, value in configuration.items()))
+        for table, (kernel, _) in triton_resources._BY_KERNEL.items()
+        for configuration in _tiling.TABLES[table]
+    }
+    assert _tiling.TABLES.keys() == triton_resources._BY_KERNEL.keys()
+    assert wanted <= {(row.kernel, row.configuration) for row in resources.read()[1]}
+
+
+def test_a_launch_says_all_that_the_compiler_needs():
+    """The recorded launches are those of the operators: each kernel there is, forward and backward."""
+    kernels = {call[0].fn.__name__ for _, _, call in triton_resources.cases()}
+    assert kernels == {
+        "_label_histogram",
+        "_confusion_matrix_labels",
+        "_confusion_matrix",
+        "_ranges",
+        "_extremes",
+        "_thresholds",
+        "_counts",
+        "_scale",
+        "_forward",
+        "_total",
+        "_backward",
+        "_backward_same",
+    }

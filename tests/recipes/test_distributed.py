@@ -1,0 +1,274 @@
+"""Several processes: each observes its share, all hold the same bits, and those of one process."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import cawa_fast as cf
+from cawa_fast import _collective
+from tests.support.tiny_runs import assert_same_run, without_times
+
+SOURCE = Path(cf.__file__).parents[1]
+
+WEIGHTS = """
+import sys, torch, torch.distributed as dist
+import cawa_fast as cf
+rank, processes, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
+weights = cf.AdaptiveClassWeights(4, ratio="paper", momentum=0.5)
+for shards in torch.load(f"{folder}/batches.pt"):
+    for cam, target in shards[rank]:
+        weights.observe(cam, target)
+    weights.step()
+torch.save(weights.state_dict(), f"{folder}/{rank}.pt")
+dist.destroy_process_group()
+"""
+
+LOOP = """
+import sys, torch, torch.distributed as dist
+import cawa_fast as cf
+from torch.utils.data import DataLoader, TensorDataset
+rank, processes, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+torch.set_num_threads(1)
+if processes > 1:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
+images, labels, presence, model = torch.load(f"{folder}/data.pt", weights_only=False)
+cawa = cf.CAWA(model, 5, ignore_index=255, budget=int(sys.argv[4]))
+loader = DataLoader(TensorDataset(images, labels), 2, sampler=cawa.sampler(presence))
+with torch.no_grad():
+    for _ in range(3):
+        for image, label in loader:
+            model(image)
+            cawa.observe(label)
+        cawa.step()
+torch.save(cawa.weights.state_dict(), f"{folder}/{processes}-{rank}.pt")
+if processes > 1:
+    dist.destroy_process_group()
+"""
+
+PADDED = """
+import sys, torch, torch.distributed as dist
+import cawa_fast as cf
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+rank, processes, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+torch.set_num_threads(1)
+if processes > 1:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
+images, labels, presence, model = torch.load(f"{folder}/data.pt", weights_only=False)
+cawa = cf.CAWA(model, 5, ignore_index=255, metrics=True)
+data = TensorDataset(images, labels)
+sampler = DistributedSampler(data, processes, rank, shuffle=True)
+real = cf.unpadded(sampler).split(2)
+with torch.no_grad():
+    for (image, label), mask in zip(DataLoader(data, 2, sampler=sampler), real, strict=True):
+        model(image)
+        cawa.observe(label, mask=mask)
+    cawa.step()
+torch.save(cawa.weights.state_dict(), f"{folder}/{processes}-{rank}.pt")
+if processes > 1:
+    dist.destroy_process_group()
+"""
+
+
+WRAPPED = """
+import sys, torch, torch.distributed as dist
+import cawa_fast as cf
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+rank, processes, folder, how = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
+images, labels, presence, model = torch.load(f"{folder}/data.pt", weights_only=False)
+if how == "FSDP":
+    mesh = init_device_mesh("cpu", (processes,))
+    for module in (model[0], model[2], model):
+        fully_shard(module, mesh=mesh)
+    trained = validated = model
+else:
+    trained, validated = DistributedDataParallel(model), model
+cawa = cf.CAWA(trained, 5, ignore_index=255)
+optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+own = slice(rank, 10, processes)
+for _ in range(2):
+    trained(images[own])
+    optimizer.zero_grad()
+    cawa.loss(labels[own]).backward()
+    optimizer.step()
+    with torch.no_grad():
+        validated(images[own])
+        cawa.observe(labels[own])
+    cawa.step()
+torch.save(cawa.weights.state_dict(), f"{folder}/{how}-{processes}-{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+def run(script, folder, processes, *arguments):
+    """The script in so many processes; all have to end well, within a minute."""
+    (folder / "rendezvous").unlink(missing_ok=True)
+    env = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script]
+    workers = [
+        subprocess.Popen([*command, str(rank), str(processes), str(folder), *arguments], env=env)
+        for rank in range(processes)
+    ]
+    try:
+        assert [worker.wait(timeout=60) for worker in workers] == [0] * processes
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def state(file):
+    return torch.load(file, weights_only=True)
+
+
+def same(state, other):
+    assert state.keys() == other.keys()
+    for key, value in state.items():
+        assert torch.equal(value, other[key]) or (value.isnan() == other[key].isnan()).all(), key
+        torch.testing.assert_close(value, other[key], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_sum_returns_when_nobody_holds_the_tensor_any_more(monkeypatch):
+    """A thread of the group that still does when the interpreter ends aborts the process."""
+    held, seen = [], []
+
+    def late(values, group=None):
+        held.append(values)
+        threading.Timer(0.2, held.clear).start()
+
+    monkeypatch.setattr(_collective.dist, "all_reduce", late)
+    _collective.all_reduce(torch.ones(3))
+    assert not held
+    monkeypatch.setattr(_collective, "_PATIENCE", 0.1)
+    monkeypatch.setattr(_collective.dist, "all_reduce", lambda values, group=None: seen.append(values))
+    begin = time.monotonic()
+    _collective.all_reduce(torch.ones(3))  # whoever keeps it for good is not waited for
+    assert seen
+    assert 0.1 <= time.monotonic() - begin < 5
+
+
+def test_two_processes_have_the_bits_of_one(tmp_path):
+    """Uneven shards, and in the second step an empty one; in the third one that has ignored labels alone."""
+    batches = [(torch.rand(n, 4, 5, 6), torch.randint(0, 4, (n, 20, 25))) for n in (2, 1, 3, 1, 2)]
+    nothing = (torch.rand(2, 4, 5, 6), torch.full((2, 20, 25), -100))
+    steps = [[batches[:3], batches[3:]], [batches[1:3], []], [[nothing], batches[:4]]]
+    torch.save(steps, tmp_path / "batches.pt")
+    alone = cf.AdaptiveClassWeights(4, ratio="paper", momentum=0.5)
+    for shards in steps:
+        for cam, target in shards[0] + shards[1]:
+            alone.observe(cam, target)
+        alone.step()
+    run(WEIGHTS, tmp_path, 2)
+    for rank in range(2):
+        same(alone.state_dict(), state(tmp_path / f"{rank}.pt"))
+
+
+@pytest.fixture
+def data(tmp_path):
+    """11 images of 5 classes, the rarest in one of them, and a network."""
+    images = torch.randn(11, 3, 12, 12)
+    labels = (torch.rand(11, 12, 12) ** 2 * 4).long().to(torch.uint8)
+    labels[7, 3:5, 3:6] = 4
+    labels[:, :1] = 255
+    presence = torch.stack([(labels == c).flatten(1).any(1) for c in range(5)], 1)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 5, 1))
+    torch.save((images, labels, presence, model), tmp_path / "data.pt")
+    return tmp_path
+
+
+@pytest.mark.parametrize("size", [2, 9, 11])
+def test_a_sample_is_shared_out(data, size):
+    """Three processes, and samples that they cannot share evenly; of two images one process gets none."""
+    run(LOOP, data, 1, str(size))
+    run(LOOP, data, 3, str(size))
+    for rank in range(3):
+        same(state(data / "1-0.pt"), state(data / f"3-{rank}.pt"))
+
+
+def test_what_pads_the_last_batch_is_not_counted_twice(data):
+    run(PADDED, data, 1)
+    run(PADDED, data, 3)
+    one = state(data / "1-0.pt")
+    assert one["last_confusion"].sum() == 11 * 11 * 12
+    for rank in range(3):
+        same(one, state(data / f"3-{rank}.pt"))
+
+
+@pytest.mark.parametrize("how", ["DDP", "FSDP"])
+def test_wrapped_networks(data, how):
+    """FSDP has spread the classifier's bias, which the maps need, over the processes."""
+    run(WRAPPED, data, 2, how)
+    run(WRAPPED, data, 1, "DDP")
+    one, other = (state(data / f"{how}-2-{rank}.pt") for rank in range(2))
+    same(one, other)
+    alone = state(data / "DDP-1-0.pt")
+    assert (one["weight"] - 1).abs().max() > 0.05
+    # gradients are means of the processes' means, which differ a little from the mean of all
+    torch.testing.assert_close(one["weight"], alone["weight"], rtol=0.05, atol=0.02)
+
+
+# -------------------------------------------------------------------------------------------------- cawa-fast train
+
+
+def train(folder, processes, *options, **environment):
+    """``cawa-fast train`` on 12 drawn images and 5 for validation; returns its exit status and what it printed."""
+    script = str(SOURCE / "tests" / "support" / "train_without_norm.py")
+    settings = "--epochs 2 --train-images 12 --val-images 5 --batch-size 4 --resize 48x96 --threads 1 --workers 0"
+    settings += " --ratio smoothed"  # a step then needs the one before
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", script]
+    command += ["train", "--device", "cpu", "--no-tables", "--run-dir", str(folder), *settings.split(), *options]
+    env = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"} | environment
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_torchrun_on_1_2_and_4_processes(tmp_path):
+    """The weights are those of one process: to the bit from the same network, and closely from one that learns."""
+    for lr, processes in (("0", 1), ("0", 2), ("0", 4), ("0.05", 1), ("0.05", 4)):
+        status, output = train(tmp_path / f"{lr}-{processes}", processes, "--lr", lr)
+        assert status == 0, output
+        assert output.count("Done:") == 1  # one of them speaks
+    fixed = [without_times(tmp_path / f"0-{processes}") for processes in (1, 2, 4)]
+    for records in fixed:
+        assert len(set(records[0]["weight"])) > 4
+        for name in ("weight", "csps", "iou", "miou", "accuracy"):
+            assert [record[name] for record in records] == [record[name] for record in fixed[0]]
+    learning = [without_times(tmp_path / f"0.05-{processes}") for processes in (1, 4)]
+    for records in learning:
+        assert records[0]["train_loss"] == pytest.approx(learning[0][0]["train_loss"], rel=1e-5)
+        assert records[1]["train_loss"] == pytest.approx(learning[0][1]["train_loss"], rel=1e-3)
+        assert records[1]["train_loss"] < fixed[0][1]["train_loss"]
+        for record, one in zip(records, learning[0], strict=True):
+            assert record["weight"] == pytest.approx(one["weight"], rel=0.02)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_of_two_processes_ends_with_the_same_bits(tmp_path):
+    options = ("--lr", "0.05", "--budget", "4", "--weight-momentum", "0.5")
+    status, output = train(tmp_path / "whole", 2, *options)
+    assert status == 0, output
+    status, _ = train(tmp_path / "parts", 2, *options, STOP_BEFORE="2")
+    assert status != 0
+    assert len(without_times(tmp_path / "parts")) == 1
+    status, output = train(tmp_path / "parts", 2, *options, "--resume")
+    assert status == 0, output
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_processes_that_cannot_share_a_batch(tmp_path):
+    status, output = train(tmp_path / "run", 3)
+    assert status != 0
+    assert "batch_size=4 is shared by 3 processes; choose a multiple of 3" in output
