@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from cawa_fast import _native
+from cawa_fast._ops import native
 
 from .peers import Contender
 
@@ -118,7 +118,7 @@ def exponential_rate(threads: int) -> float:
 
 def machine(threads: int) -> dict[str, Any]:
     """What a reader must know to place the numbers; nothing that names the computer or its owner."""
-    build = _native.build_info() or {}
+    build = native.build_info() or {}
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from cawa_fast import _native
+from cawa_fast._ops import native
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_TOP_PAD_": "0"}
@@ -75,7 +75,7 @@ def _measure(key: str, quick: bool, threads: int, names: list[str]) -> dict[str,
 def peak(run: object) -> int:
     """Bytes that ``run()`` adds at its highest to what this process holds."""
     assert callable(run)
-    _native.release_gradient_memory()  # what is kept for the next step is part of what this one takes
+    native.release_gradient_memory()  # what is kept for the next step is part of what this one takes
     ctypes.CDLL(None).malloc_trim(0)
     _RESET.write_text("5")
     before = _kilobytes("VmRSS")

@@ -1,5 +1,5 @@
 // The operators of torch.ops.cawa_fast_cpu. Each has its own file; library.cpp registers them. They are called by
-// cawa_fast/_ops.py, which holds the public schemas and the fake implementations.
+// cawa_fast/_ops/, which holds the public schemas and the fake implementations.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

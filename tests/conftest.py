@@ -31,7 +31,7 @@ import torch
 
 import cawa_fast as cf
 from bench.peers import import_torchvision
-from cawa_fast import _native, _ops
+from cawa_fast._ops import backends, native
 from tests.support import emulation, interpreter
 
 collect_ignore = (
@@ -83,7 +83,7 @@ on_a_cpu = pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU the host would h
 SAMPLED, LEAST = int(os.environ.get("CAWA_FAST_TEST_SAMPLED", "20")), 2
 EMULATION = [] if emulation.why_not() else [emulation.NAME]
 BACKENDS = ["reference", "triton"]
-BACKENDS += {"cpu": [*_native.instruction_sets(), *EMULATION], "pretend": []}.get(DEVICE, ["cuda"])
+BACKENDS += {"cpu": [*native.instruction_sets(), *EMULATION], "pretend": []}.get(DEVICE, ["cuda"])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -96,7 +96,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = _most_important_first([item for item in items if _needs_a_device(item)])
     tests: dict[str, list[pytest.Item]] = {}
     tracing = getattr(config.pluginmanager.getplugin("_cov"), "cov_controller", None)
-    traced = {"reference", *_native.instruction_sets()[-1:]}
+    traced = {"reference", *native.instruction_sets()[-1:]}
     for item in items:
         callspec = getattr(item, "callspec", None)
         backend = callspec.params.get("backend", "reference") if callspec else "reference"
@@ -156,10 +156,10 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
                 if name != "backend":
                     request.node.funcargs[name] = _moved(callspec.params[name])
             if request.param != "cuda":  # CUDA C++, and Triton for what that does not have
-                monkeypatch.setattr(_native, "cuda_available", lambda: False)
+                monkeypatch.setattr(native, "cuda_available", lambda: False)
         if request.param == "reference":
-            monkeypatch.setattr(_native, "available", lambda: False)
-            monkeypatch.setattr(_ops, "_runs_triton", lambda device: False)
+            monkeypatch.setattr(native, "available", lambda: False)
+            monkeypatch.setattr(backends, "runs_triton", lambda device: False)
         elif request.param == "triton":
             if DEVICE != "cuda":
                 stack.enter_context(interpreter.kernels_on_the_cpu(monkeypatch))
@@ -170,8 +170,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
                 pytest.skip("nothing here is CUDA C++")
             emulation.use(monkeypatch)
         elif request.param != "cuda":
-            _native.use_instruction_set(request.param)
-            stack.callback(_native.use_instruction_set, _native.instruction_sets()[-1])
+            native.use_instruction_set(request.param)
+            stack.callback(native.use_instruction_set, native.instruction_sets()[-1])
         yield request.param
 
 

@@ -78,7 +78,7 @@ def build(run: Run, seconds: float, result: Found) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         result["note"] = "configured and planned, not built (rehearsal)"
         return
-    code = "import cawa_fast._native as n; print(n.why_not() or n.build_info()); print(n.why_no_cuda())"
+    code = "import cawa_fast._ops.native as n; print(n.why_not() or n.build_info()); print(n.why_no_cuda())"
     found = run.spawn([sys.executable, "-c", code], 60).output.strip().splitlines() or [""]
     result["loaded"] = "\n".join(found)[-2000:]
     if "cuda_architectures" not in result["loaded"]:

@@ -9,7 +9,8 @@ import shutil
 
 import torch
 
-from .. import __version__, _native
+from .. import __version__
+from .._ops import native
 from .config import cpu_count
 
 Finding = tuple[str, str, str | None]
@@ -49,9 +50,9 @@ def _versions() -> list[Finding]:
 
 def _back_ends() -> list[Finding]:
     lines: list[Finding] = [("reference (plain PyTorch)", "every operator, every device", None)]
-    info = _native.build_info()
+    info = native.build_info()
     if info is None:
-        lines.append(("native CPU extension", "not there", _native.why_not()))
+        lines.append(("native CPU extension", "not there", native.why_not()))
     else:
         sets = ", ".join(info["instruction_sets"])
         text = f"runs {info['cpu']} (built for {sets}), {info['compiler']}"
@@ -64,11 +65,11 @@ def _back_ends() -> list[Finding]:
         lines.append(("GPU kernels (Triton)", "not there", advice))
     else:
         lines.append(("GPU kernels (Triton)", "every operator, compiled when first used", None))
-    if _native.cuda_available():
+    if native.cuda_available():
         architectures = ", ".join(f"sm_{number}" for number in (info or {}).get("cuda_architectures", []))
         lines.append(("GPU kernels (CUDA C++)", f"every operator but unusual resizes, built for {architectures}", None))
     else:
-        lines.append(("GPU kernels (CUDA C++)", "not there; Triton's serve in their place", _native.why_no_cuda()))
+        lines.append(("GPU kernels (CUDA C++)", "not there; Triton's serve in their place", native.why_no_cuda()))
     return lines
 
 

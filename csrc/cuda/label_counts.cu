@@ -12,7 +12,7 @@ constexpr int64_t kMaxCountClasses = 8192;        // 32 KiB of counters
 constexpr int kClassesForCopies = 512;            // up to here each warp has counters of its own
 constexpr int64_t kBytesPerBlock = 16 * kCountThreads;  // many small blocks hide each other's waiting
 
-// As in cawa_fast/_ops.py.
+// As in cawa_fast/_ops/.
 enum class Reduction { kSum, kPixelMean, kMean, kValidMean, kClassMean, kNone };
 
 struct LabelCounts {

@@ -15,21 +15,21 @@ import torch.nn.functional as F
 
 import cawa_fast as cf
 import cawa_fast.functional as CF
-from cawa_fast import _native
+from cawa_fast._ops import native
 from tests.support.cases import LAYOUTS, noise, smooth
 from tests.support.closeness import assert_no_worse
 
 pytestmark = [
-    pytest.mark.skipif(not _native.available(), reason=str(_native.why_not())),
+    pytest.mark.skipif(not native.available(), reason=str(native.why_not())),
 ]
 needs_each_set = pytest.mark.usefixtures("each_set")
 
 
-@pytest.fixture(params=_native.instruction_sets())
+@pytest.fixture(params=native.instruction_sets())
 def each_set(request):
-    _native.use_instruction_set(request.param)
+    native.use_instruction_set(request.param)
     yield request.param
-    _native.use_instruction_set(_native.instruction_sets()[-1])
+    native.use_instruction_set(native.instruction_sets()[-1])
 
 
 @pytest.fixture
@@ -291,7 +291,7 @@ def test_a_gradient_of_more_than_two_to_the_31_elements():
     assert torch.equal(grad[-1:], expected)
     assert not grad[0].any()
     del grad
-    _native.release_gradient_memory()
+    native.release_gradient_memory()
 
 
 MEMORY = """
@@ -348,9 +348,9 @@ def test_peak_memory_of_resize_and_cross_entropy(dtype, layout):
 # ------------------------------------------------------------------------------------------------------- which one runs
 
 
-@pytest.mark.parametrize("name", _native.instruction_sets())
+@pytest.mark.parametrize("name", native.instruction_sets())
 def test_instruction_set_from_the_environment(name):
-    code = "from cawa_fast import _native; print(_native.build_info()['cpu'])"
+    code = "from cawa_fast._ops import native; print(native.build_info()['cpu'])"
     environment = os.environ | {"CAWA_FAST_CPU": name}
     assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True).split() == [name]
 
@@ -367,13 +367,13 @@ def test_unknown_instruction_set():
 
 
 def test_the_best_is_the_default():
-    assert _native.build_info()["cpu"] == _native.instruction_sets()[-1]
-    assert set(_native.instruction_sets()) <= set(_native.build_info()["instruction_sets"])
+    assert native.build_info()["cpu"] == native.instruction_sets()[-1]
+    assert set(native.instruction_sets()) <= set(native.build_info()["instruction_sets"])
 
 
 def test_no_second_openmp():
     """Threads are torch's: the extension links no OpenMP runtime of its own."""
-    assert b"gomp" not in Path(_native._extension.__file__).read_bytes()
+    assert b"gomp" not in Path(native._extension.__file__).read_bytes()
 
 
 def test_bad_labels_are_reported_with_any_reduction():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import cawa_fast as cf
 import cawa_fast.functional as CF
-from cawa_fast import _ops
+from cawa_fast._ops import backends
 from tests.conftest import DEVICE, on_a_cpu
 from tests.support.cases import FINITE, FLOATS, LABELS, LAYOUTS, RATIOS, noise
 from tests.support.losses import by_formula, check
@@ -337,7 +337,7 @@ def test_module_errors(options, message):
 )
 def test_any_size(sizes, classes, corners, seed):
     torch.manual_seed(seed)
-    if _ops._runs_triton(torch.device(DEVICE)):
+    if backends.runs_triton(torch.device(DEVICE)):
         # the interpreter is slow, and on a GPU the compiler, for every size anew: fewer and smaller ones
         if seed % (4 if DEVICE == "cpu" else 9):
             return

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from cawa_fast import _ops, reference
+from cawa_fast import reference
+from cawa_fast._ops import backends
 from tests.support import emulation
 from tests.support.cases import LABELS
 
@@ -50,12 +51,12 @@ def test_many_classes(operators, classes):
 @pytest.mark.parametrize("labels", [torch.zeros(0, 4, 4, dtype=torch.uint8), torch.zeros(2, 0, 4, dtype=torch.uint8)])
 def test_no_pixels(operators, labels):
     assert operators.label_counts(labels, 3, 255, None).equal(torch.zeros(len(labels), 3, dtype=torch.int64))
-    assert operators.label_scale(labels, 3, 255, None, _ops._REDUCTIONS.index("mean"), None).isnan().all()
+    assert operators.label_scale(labels, 3, 255, None, backends.REDUCTIONS.index("mean"), None).isnan().all()
 
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("content", ["mixed", "one class", "ignored"])
-@pytest.mark.parametrize("reduction", _ops._REDUCTIONS)
+@pytest.mark.parametrize("reduction", backends.REDUCTIONS)
 def test_reductions(operators, reduction, content, weighted):
     labels = maps(19, torch.Size((2, 70, 90)), torch.uint8, 20)
     if content != "mixed":
@@ -64,21 +65,21 @@ def test_reductions(operators, reduction, content, weighted):
     counts = torch.bincount(labels.flatten().long(), minlength=256)[:19]
     ones = torch.ones(19) if weight is None else weight
     expected = reference.reduction_scale(counts, labels.numel(), ones.double(), reduction)
-    scale = operators.label_scale(labels, 19, 255, weight, _ops._REDUCTIONS.index(reduction), None)
+    scale = operators.label_scale(labels, 19, 255, weight, backends.REDUCTIONS.index(reduction), None)
     torch.testing.assert_close(scale, expected.float(), rtol=2e-7, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("reduction", _ops._REDUCTIONS)
+@pytest.mark.parametrize("reduction", backends.REDUCTIONS)
 @pytest.mark.parametrize("unaligned", [False, True])
 def test_bad_labels_are_reported_and_do_not_count(operators, unaligned, reduction):
     labels = torch.randint(0, 19, (2, 64, 97 if unaligned else 96), dtype=torch.int16)
     labels[0, 3, 4], labels[1, 0, 0], labels[1, 5, 6] = -7, 19, 300
     labels[0, 9, 9] = 255
     report = fresh_report()
-    scale = operators.label_scale(labels, 19, 255, None, _ops._REDUCTIONS.index(reduction), report)
+    scale = operators.label_scale(labels, 19, 255, None, backends.REDUCTIONS.index(reduction), report)
     assert report.tolist() == [3, -7, 300]
     good = labels.masked_fill((labels < 0) | (labels > 18), 255)
-    assert scale.equal(operators.label_scale(good, 19, 255, None, _ops._REDUCTIONS.index(reduction), None))
+    assert scale.equal(operators.label_scale(good, 19, 255, None, backends.REDUCTIONS.index(reduction), None))
     operators.label_counts(labels, 19, 255, report)  # added to what is there
     assert report.tolist() == [6, -7, 300]
 
@@ -87,7 +88,7 @@ def test_a_reduction_over_many_rows_counts_once(operators):
     """(N,) labels of (N, C) logits are one map, not N: else there would be a counter for each row and class."""
     labels = torch.randint(0, 19, (3000,), dtype=torch.uint8)
     emulation.launches()
-    scale = operators.label_scale(labels, 19, 255, None, _ops._REDUCTIONS.index("class_mean"), None)
+    scale = operators.label_scale(labels, 19, 255, None, backends.REDUCTIONS.index("class_mean"), None)
     torch.testing.assert_close(scale, 1 / torch.bincount(labels.int(), minlength=19).float())
     assert emulation.launches() == ["label_counts"]
 

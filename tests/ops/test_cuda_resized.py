@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import cawa_fast.functional as CF
-from cawa_fast import _ops
+from cawa_fast._ops import backends
 from tests.support import emulation
 from tests.support.cases import noise, smooth
 from tests.support.losses import check
@@ -53,7 +53,7 @@ SIZES = {
 @pytest.mark.parametrize("size", SIZES)
 def test_sizes(size, corners):
     case = smooth(5, 4, *SIZES[size])
-    assert _ops.resized_side(case.logits, case.target, corners)
+    assert backends.resized_side(case.logits, case.target, corners)
     check(*case, torch.rand(5), smoothing=0.1, corners=corners)
     check(*case, torch.rand(5), reduction="none", corners=corners, grad=torch.randn(case.target.shape))
 
@@ -68,14 +68,14 @@ def test_numbers_of_classes(classes, side):
 
 def test_as_many_classes_as_it_takes():
     case = noise(4096, 1, (2, 2), (4, 4))
-    assert _ops.resized_side(*case, False) == 2
-    assert _ops.resized_side(case.logits.repeat(1, 2, 1, 1), case.target, False) == 0
+    assert backends.resized_side(*case, False) == 2
+    assert backends.resized_side(case.logits.repeat(1, 2, 1, 1), case.target, False) == 0
     check(*case)
 
 
 def test_what_it_does_not_take():
     def side(low, high, corners=False):
-        return _ops.resized_side(torch.empty(1, 3, *low), torch.empty(1, *high), corners)
+        return backends.resized_side(torch.empty(1, 3, *low), torch.empty(1, *high), corners)
 
     assert side((4, 4), (32, 32)) == 8
     assert side((4, 4), (33, 32)) == 0  # more than 8 pixels in a cell

@@ -12,7 +12,8 @@ from torch import Tensor
 
 import cawa_fast as cf
 import cawa_fast.functional as CF
-from cawa_fast import _label_check, _native, reference
+from cawa_fast import _label_check, reference
+from cawa_fast._ops import native
 from tests.support.cases import Case, smooth
 
 pytestmark = [
@@ -43,9 +44,9 @@ def counts(case: Case) -> tuple[Tensor, ...]:
 @pytest.fixture(params=["CUDA C++", "Triton"])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "Triton":
-        monkeypatch.setattr(_native, "cuda_available", lambda: False)
-    elif not _native.cuda_available():
-        pytest.skip(str(_native.why_no_cuda()))
+        monkeypatch.setattr(native, "cuda_available", lambda: False)
+    elif not native.cuda_available():
+        pytest.skip(str(native.why_no_cuda()))
 
 
 @contextlib.contextmanager

@@ -9,13 +9,13 @@ from importlib.machinery import EXTENSION_SUFFIXES
 import pytest
 import torch
 
-from cawa_fast import _native
+from cawa_fast._ops import native
 
 INT64 = torch.iinfo(torch.int64)
 DTYPES = [torch.uint8, torch.int16, torch.int32, torch.int64]
 NO_BAD = [0, INT64.max, INT64.min]
 
-needs_native = pytest.mark.skipif(not _native.available(), reason=str(_native.why_not()))
+needs_native = pytest.mark.skipif(not native.available(), reason=str(native.why_not()))
 
 
 def confusion_matrix_labels(prediction, target, num_classes, ignore_index):
@@ -54,12 +54,12 @@ def labels(low, high, shape, dtype=torch.int64, seed=0):
 
 def test_is_built_unless_switched_off():
     # Otherwise a broken build would show up as skipped tests.
-    assert _native.available() or os.environ.get("CAWA_FAST_NATIVE") == "0", _native.why_not()
+    assert native.available() or os.environ.get("CAWA_FAST_NATIVE") == "0", native.why_not()
 
 
 @needs_native
 def test_build_info():
-    info = _native.build_info()
+    info = native.build_info()
     assert info.keys() == {
         "compiler",
         "cxx_standard",
@@ -75,11 +75,11 @@ def test_build_info():
     assert info["cxx_standard"] >= 2020
     assert "baseline" in info["instruction_sets"]
     assert isinstance(info["cuda_architectures"], list)
-    assert _native.why_not() is None
+    assert native.why_not() is None
 
 
 def test_switched_off_at_run_time():
-    code = "from cawa_fast import _native; print(_native.available(), _native.build_info(), _native.why_not())"
+    code = "from cawa_fast._ops import native; print(native.available(), native.build_info(), native.why_not())"
     command = [sys.executable, "-W", "error::RuntimeWarning", "-c", code]
     output = subprocess.check_output(command, env=os.environ | {"CAWA_FAST_NATIVE": "0"}, text=True)
     assert output.startswith("False None CAWA_FAST_NATIVE=0 in the environment")
@@ -88,7 +88,7 @@ def test_switched_off_at_run_time():
 def test_missing_extension_says_what_to_do(monkeypatch):
     monkeypatch.delenv("CAWA_FAST_NATIVE", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    extension, reason = _native._load()
+    extension, reason = native._load()
     assert extension is None
     assert "pip install --no-build-isolation" in reason
 
@@ -97,9 +97,9 @@ def test_broken_extension_warns(monkeypatch, tmp_path):
     monkeypatch.delenv("CAWA_FAST_NATIVE", raising=False)
     (tmp_path / f"broken_extension{EXTENSION_SUFFIXES[0]}").write_bytes(b"not a shared library")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(_native, "_NAME", "broken_extension")
+    monkeypatch.setattr(native, "_NAME", "broken_extension")
     with pytest.warns(RuntimeWarning, match="does not load with torch"):
-        extension, reason = _native._load()
+        extension, reason = native._load()
     assert extension is None
     assert f"broken_extension{EXTENSION_SUFFIXES[0]}" in reason  # the loader's own message names the file
 

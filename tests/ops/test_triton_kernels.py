@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import cawa_fast.functional as CF
-from cawa_fast import _native, _ops, reference
+from cawa_fast import reference
+from cawa_fast._ops import backends, native
 from tests.conftest import DEVICE
 from tests.support.cases import CONTENTS, LAYOUTS, RATIOS, noise, one_class, smooth
 from tests.support.losses import check
@@ -33,7 +34,7 @@ def _kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             stack.enter_context(interpreter.kernels_on_the_cpu(monkeypatch))
         else:
             stack.enter_context(torch.device(DEVICE))
-            monkeypatch.setattr(_native, "cuda_available", lambda: False)
+            monkeypatch.setattr(native, "cuda_available", lambda: False)
         yield
 
 
@@ -269,8 +270,8 @@ def test_kernels_run_on_the_tensors_device(monkeypatch):
         seen.append(bool(current))
         return _launch.launch(kernel, *arguments, **options)
 
-    monkeypatch.setattr(_ops, "_on_device_of", on_device_of)
-    monkeypatch.setattr(_native, "available", lambda: False)
+    monkeypatch.setattr(backends, "on_device_of", on_device_of)
+    monkeypatch.setattr(native, "available", lambda: False)
     for module in MODULES:
         monkeypatch.setattr(module, "launch", recorded)
     case = noise(3, 1, (2, 3), (4, 6))
@@ -317,7 +318,7 @@ def test_the_same_bits_twice():
 
 def test_other_devices_and_dtypes_are_left_to_the_specification(monkeypatch):
     monkeypatch.undo()
-    assert not _ops._is_triton(torch.empty(1, 2, 3, 3, device="cpu"))
-    assert not _ops._is_triton(torch.empty(1, 2, 3, 3, device="meta"))
-    monkeypatch.setattr(_ops, "_runs_triton", lambda device: True)
-    assert not _ops._is_triton(torch.empty(1, 2, 3, 3, dtype=torch.float64))
+    assert not backends.is_triton(torch.empty(1, 2, 3, 3, device="cpu"))
+    assert not backends.is_triton(torch.empty(1, 2, 3, 3, device="meta"))
+    monkeypatch.setattr(backends, "runs_triton", lambda device: True)
+    assert not backends.is_triton(torch.empty(1, 2, 3, 3, dtype=torch.float64))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cawa_fast import _native
+from cawa_fast._ops import native
 
 pytest.importorskip("click")
 pytest.importorskip("rich")
@@ -115,14 +115,14 @@ def test_unknown_wishes_are_refused(tmp_path):
 
 def test_loaded_only_where_torch_has_cuda(monkeypatch, tmp_path):
     if torch.version.cuda is None:
-        assert not _native.cuda_available()
-    if not _native.available():
+        assert not native.cuda_available()
+    if not native.available():
         return
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert re.fullmatch(r"torch .* has no CUDA", _native._load_cuda() or "")
+    assert re.fullmatch(r"torch .* has no CUDA", native._load_cuda() or "")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(_native, "_CUDA_LIBRARY", tmp_path / "_cuda.so")
-    assert "CAWA_FAST_CUDA=1" in (_native._load_cuda() or "")
+    monkeypatch.setattr(native, "_CUDA_LIBRARY", tmp_path / "_cuda.so")
+    assert "CAWA_FAST_CUDA=1" in (native._load_cuda() or "")
     (tmp_path / "_cuda.so").write_bytes(b"not a shared library")
     with pytest.warns(RuntimeWarning, match=r"_cuda\.so is installed but does not load"):
-        assert "rebuild it" in (_native._load_cuda() or "")
+        assert "rebuild it" in (native._load_cuda() or "")

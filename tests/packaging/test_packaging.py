@@ -78,7 +78,7 @@ def test_sdist_and_the_native_wheel_built_from_it(tree, tmp_path):
         assert {extension, "cawa_fast/kernels/__init__.py", "cawa_fast/py.typed"} <= set(archive.namelist())
         assert str(tmp_path).encode() not in archive.read(extension)  # no paths of the build machine
 
-    code = "import cawa_fast._native as n, torch; print(n.__file__); print(n.why_not())\n"
+    code = "import cawa_fast._ops.native as n, torch; print(n.__file__); print(n.why_not())\n"
     code += (
         "x = torch.ones(3).long(); print(torch.ops.cawa_fast_cpu.confusion_matrix_labels(x, x, 2, -100)[0].tolist())"
     )
@@ -94,7 +94,8 @@ def test_pure_wheel(tree, tmp_path):
     assert wheel.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert not [name for name in archive.namelist() if name.endswith((".so", ".pyd"))]
-    code = "import cawa_fast.kernels as k, cawa_fast._native as n; print(k.__file__); print(n.available(), n.why_not())"
+    code = "import cawa_fast.kernels as k, cawa_fast._ops.native as n\n"
+    code += "print(k.__file__); print(n.available(), n.why_not())"
     file, native = run_installed(wheel, tmp_path / "installed", code)
     assert Path(file).is_relative_to(tmp_path)
     assert native.startswith("False there is no cawa_fast._C")

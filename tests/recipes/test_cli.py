@@ -137,8 +137,8 @@ def test_doctor_lists_versions_and_gives_a_reason_for_what_is_missing() -> None:
 
 
 def test_doctor_says_why_the_extension_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cawa_fast._native.build_info", lambda: None)
-    monkeypatch.setattr("cawa_fast._native.why_not", lambda: "planted reason; planted way out")
+    monkeypatch.setattr("cawa_fast._ops.native.build_info", lambda: None)
+    monkeypatch.setattr("cawa_fast._ops.native.why_not", lambda: "planted reason; planted way out")
     output = " ".join(invoke("doctor").output.split())
     assert "! native CPU extension: not there → planted reason; planted way out" in output
 
@@ -147,8 +147,8 @@ def test_doctor_says_why_the_extension_is_not_there(monkeypatch: pytest.MonkeyPa
 def test_doctor_names_the_kernels_for_gpus(monkeypatch: pytest.MonkeyPatch, built: bool) -> None:
     assert "not needed: this torch has no CUDA" in invoke("doctor").output or torch.version.cuda
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr("cawa_fast._native.cuda_available", lambda: built)
-    monkeypatch.setattr("cawa_fast._native.why_no_cuda", lambda: None if built else "planted reason")
+    monkeypatch.setattr("cawa_fast._ops.native.cuda_available", lambda: built)
+    monkeypatch.setattr("cawa_fast._ops.native.why_no_cuda", lambda: None if built else "planted reason")
     output = " ".join(invoke("doctor").output.split())
     assert "GPU kernels (Triton): every operator" in output
     assert ("built for" if built else "planted reason") in output

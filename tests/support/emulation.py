@@ -21,7 +21,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cawa_fast import _label_check, _native, _ops, reference
+from cawa_fast import _label_check, reference
+from cawa_fast._ops import backends, native
 
 NAME = "cuda emulation"
 TESTS = {"test_cross_entropy.py", "test_confusion_matrix.py", "test_cam_counts.py"}  # that it runs
@@ -35,7 +36,7 @@ def why_not() -> str | None:
     missing = [name for name in ("cmake", "ninja") if shutil.which(name, path=_PATH) is None]
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "c++", "g++", "clang++")):
         missing.append("a C++ compiler")
-    if not _native.available():
+    if not native.available():
         missing.append("the compiled extension")
     return f"the emulation of the CUDA kernels needs {' and '.join(missing)}" if missing else None
 
@@ -85,7 +86,7 @@ def _use_for_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
         *options, align_corners, with_grad = others
         if same_size(input, target):
             return cuda.cross_entropy(input, target, *options, with_grad)
-        if not _ops.resized_side(input, target, align_corners):
+        if not backends.resized_side(input, target, align_corners):
             return forward(input, target, *others)
         loss, _ = cuda.resized_cross_entropy(input, target, *options, align_corners, False)
         if not with_grad:
@@ -98,7 +99,7 @@ def _use_for_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
         weight, scale, ignore_index, label_smoothing, align_corners = others
         if same_size(input, target):
             return cuda.cross_entropy_backward(grad, input, target, weight, scale, ignore_index, label_smoothing)
-        if not _ops.resized_side(input, target, align_corners):
+        if not backends.resized_side(input, target, align_corners):
             return backward(grad, input, target, *others)
         _, statistics = cuda.resized_cross_entropy(
             input, target, weight, scale, ignore_index, False, label_smoothing, align_corners, True
@@ -116,7 +117,7 @@ def _use_for_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     confusion_matrix_on_cpu, cam_counts_on_cpu = cpu.confusion_matrix, cpu.cam_counts
 
     def confusion_matrix(input: Tensor, target: Tensor, ignore_index: int, align_corners: bool) -> Tensor:
-        if not _ops.counts_by_cells(input, target, align_corners):
+        if not backends.counts_by_cells(input, target, align_corners):
             return confusion_matrix_on_cpu(input, target, ignore_index, align_corners)
         report = _label_check.open_report("target", target.device, input.shape[1], ignore_index)
         counts = cuda.confusion_matrix(input, target, ignore_index, align_corners, report)
@@ -134,7 +135,7 @@ def _use_for_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         align_corners: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         how = reference.NORMALIZATIONS[normalize]
-        if not (how in _ops.CUDA_NORMALIZATIONS and _ops.counts_by_cells(cam, target, align_corners)):
+        if not (how in backends.CUDA_NORMALIZATIONS and backends.counts_by_cells(cam, target, align_corners)):
             return cam_counts_on_cpu(cam, target, truth, tau, normalize, every, ignore_index, align_corners)
         return cuda.cam_counts(cam, target, truth, tau, how == "max", every, ignore_index, align_corners)
 

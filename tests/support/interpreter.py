@@ -14,7 +14,7 @@ import triton.language as tl
 import triton.runtime.interpreter as interpreter
 from cawa_fast.kernels import _tiling
 
-from cawa_fast import _native, _ops
+from cawa_fast._ops import backends, native
 
 SMALL = {
     "label_histogram": {"BLOCK": 1024, "DISTINCT": 3, "num_warps": 1},
@@ -70,9 +70,9 @@ def kernels_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Within it, operators on CPU tensors run the kernels for GPUs."""
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", _fused_multiply_add)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "cast_impl", _cast_to_nearest)
-    monkeypatch.setattr(_ops, "_runs_triton", lambda device: True)
+    monkeypatch.setattr(backends, "runs_triton", lambda device: True)
     monkeypatch.setattr(
-        _native, "cuda_available", lambda: False
+        native, "cuda_available", lambda: False
     )  # for CUDA tensors, where torch has CUDA and it is built
     with contextlib.ExitStack() as stack, np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)  # which has a maximum: NaN

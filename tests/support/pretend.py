@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from cawa_fast import _ops
+from cawa_fast._ops import backends, implementations
 
 NAME = "pretend"
 _setup_privateuseone_for_python_backend(NAME)
@@ -88,7 +88,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     name = func._schema.name
     if func.namespace == "cawa_fast":  # what is inside of it is looked at too
         with _Factories():
-            return getattr(_ops, "compute_" + name.removeprefix("cawa_fast::"))(*args, **kwargs)
+            return getattr(implementations, "compute_" + name.removeprefix("cawa_fast::"))(*args, **kwargs)
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     away = "device" in kwargs and kwargs["device"] is not None and not _is_here(kwargs["device"])
     copies = name in ("aten::copy_", "aten::_to_copy")
@@ -159,4 +159,4 @@ def use_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in (labels, confusion_matrix, cam_counts, cross_entropy):
         monkeypatch.setattr(module, "launch", launch)
-    monkeypatch.setattr(_ops, "_runs_triton", lambda device: device.type == NAME)
+    monkeypatch.setattr(backends, "runs_triton", lambda device: device.type == NAME)

@@ -45,7 +45,7 @@ if _extension is not None:
     _extension.instruction_set()  # a CAWA_FAST_CPU that this processor does not have is an error here, not in the loss
 
 
-_CUDA_LIBRARY = Path(__file__).with_name("_cuda.so")
+_CUDA_LIBRARY = Path(__file__).parents[1] / "_cuda.so"
 
 
 def _load_cuda() -> str | None:

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _ops, reference
+from .. import reference
+from . import implementations
+from .backends import Saved, is_eager, saves, statistics_size
+from .library import LIBRARY
 
 # ---------------------------------------------------------------------------------- shapes without computing (fakes)
 
 
-@torch.library.register_fake("cawa_fast::cross_entropy", lib=_ops._LIBRARY)
+@torch.library.register_fake("cawa_fast::cross_entropy", lib=LIBRARY)
 def _(
     input: Tensor,
     target: Tensor,
@@ -27,15 +30,15 @@ def _(
     dtype = reference.compute_dtype(input.dtype)
     loss = input.new_empty(target.shape if reduction == "none" else (), dtype=dtype)
     saved = input.new_empty(0)
-    kind = _ops.saves(input, target, reduction, with_grad)
-    if kind is _ops.Saved.GRADIENT:
+    kind = saves(input, target, reduction, with_grad)
+    if kind is Saved.GRADIENT:
         saved = torch.empty_like(input)
-    elif kind is _ops.Saved.STATISTICS:
-        saved = input.new_empty(_ops.statistics_size(input, target, align_corners), dtype=torch.float32)
+    elif kind is Saved.STATISTICS:
+        saved = input.new_empty(statistics_size(input, target, align_corners), dtype=torch.float32)
     return loss, input.new_empty(input.shape[1], dtype=dtype), saved
 
 
-@torch.library.register_fake("cawa_fast::cross_entropy_backward", lib=_ops._LIBRARY)
+@torch.library.register_fake("cawa_fast::cross_entropy_backward", lib=LIBRARY)
 def _(
     grad: Tensor,
     input: Tensor,
@@ -50,12 +53,12 @@ def _(
     return torch.empty_like(input)
 
 
-@torch.library.register_fake("cawa_fast::confusion_matrix", lib=_ops._LIBRARY)
+@torch.library.register_fake("cawa_fast::confusion_matrix", lib=LIBRARY)
 def _(input: Tensor, target: Tensor, num_classes: int, ignore_index: int, align_corners: bool) -> Tensor:
     return input.new_empty((num_classes, num_classes), dtype=torch.int64)
 
 
-@torch.library.register_fake("cawa_fast::cam_counts", lib=_ops._LIBRARY)
+@torch.library.register_fake("cawa_fast::cam_counts", lib=LIBRARY)
 def _(
     cam: Tensor, target: Tensor, tau: float, normalize: str, classes: str, ignore_index: int, align_corners: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,7 +74,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     _, scale, saved = output
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(input, target, weight, scale, saved)
-    ctx.has_grad = _ops.saves(input, target, reduction, with_grad) is _ops.Saved.GRADIENT
+    ctx.has_grad = saves(input, target, reduction, with_grad) is Saved.GRADIENT
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -97,8 +100,8 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
         if scaled is not None:
             return scaled, *(None,) * 7
     # (with gradients enabled a second derivative is asked for, which the operator refuses)
-    directly = not torch.is_grad_enabled() and _ops.is_eager(grad, input, target, weight)
-    compute = _ops.compute_cross_entropy_backward if directly else torch.ops.cawa_fast.cross_entropy_backward
+    directly = not torch.is_grad_enabled() and is_eager(grad, input, target, weight)
+    compute = implementations.compute_cross_entropy_backward if directly else torch.ops.cawa_fast.cross_entropy_backward
     grad_input = compute(
         grad, input, target, weight, scale, saved, ctx.ignore_index, ctx.label_smoothing, ctx.align_corners
     )
@@ -106,12 +109,14 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
 
 
 class EagerCrossEntropy(torch.autograd.Function):
-    """The operator ``cawa_fast::cross_entropy`` and its derivative, for :func:`_ops.is_eager` tensors: the derivative
-    that ``torch.library`` registers takes five times as long on the host."""
+    """``cawa_fast::cross_entropy`` and its derivative for eager tensors, see :func:`~cawa_fast._ops.backends.is_eager`.
+
+    The derivative that ``torch.library`` registers takes five times as long on the host.
+    """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _ops.compute_cross_entropy(*inputs)
+        output = implementations.compute_cross_entropy(*inputs)
         _save_for_backward(ctx, inputs, output)
         return output[0]
 
@@ -139,5 +144,5 @@ def _no_double_backward(ctx: Any, *_: Tensor) -> None:
     )
 
 
-torch.library.register_autograd("cawa_fast::cross_entropy", _backward, setup_context=_setup_context, lib=_ops._LIBRARY)
-torch.library.register_autograd("cawa_fast::cross_entropy_backward", _no_double_backward, lib=_ops._LIBRARY)
+torch.library.register_autograd("cawa_fast::cross_entropy", _backward, setup_context=_setup_context, lib=LIBRARY)
+torch.library.register_autograd("cawa_fast::cross_entropy_backward", _no_double_backward, lib=LIBRARY)

@@ -1,0 +1,16 @@
+"""``torch.ops.cawa_fast``: importing this package registers the operators.
+
+==================  =======================================================
+library             the schemas
+native              loads the compiled libraries
+backends            chooses the kernel by device, dtype and sizes
+implementations     computes, with the chosen kernel
+autograd            fake implementations and derivatives
+==================  =======================================================
+"""
+
+from .autograd import EagerCrossEntropy
+from .backends import Saved, is_eager, saves
+from .implementations import compute_cross_entropy
+
+__all__ = ["EagerCrossEntropy", "Saved", "compute_cross_entropy", "is_eager", "saves"]
