@@ -1,12 +1,15 @@
-r"""Grad-CAM for segmentation networks: in closed form at the classifier, by autograd at any layer.
+r"""Grad-CAM for segmentation networks: in closed form at the classifier, by autograd at any other layer.
 
-Segmentation networks end in a 1x1 convolution :math:`z_c = \sum_k W_{ck} A_k + b_c`. The gradient of the score
-:math:`y^c = \sum_p z_c(p)` with respect to :math:`A_k` is :math:`W_{ck}` at every position, so that Grad-CAM is
+Segmentation networks end in a 1x1 convolution :math:`z_c = \sum_k W_{ck} A_k + b_c`. The score of class c is
+:math:`y^c = \sum_p z_c(p)`, and its gradient with respect to :math:`A_k` is :math:`W_{ck}` at every position. Grad-CAM
+at the input of that convolution is therefore
 
 .. math:: \mathrm{ReLU}\Bigl(\sum_k W_{ck} A_k\Bigr) = \mathrm{ReLU}(z_c - b_c)
 
-up to a positive factor that any normalisation removes: no backward pass. A bilinear resize after the classifier does
-not change this, since the weights of the samples that make an output pixel sum to 1.
+up to a positive factor, which every normalisation removes. No backward pass is needed. A bilinear resize after the
+classifier changes nothing, because the interpolation weights of an output pixel sum to 1.
+
+Shapes in this module: ``N`` images, ``C`` classes, ``K`` channels of the layer, ``(h, w)`` its resolution.
 """
 
 from __future__ import annotations
@@ -21,34 +24,52 @@ from torch import Tensor, nn
 
 METHODS = ("gradcam", "gradcam++", "hirescam", "layercam")
 
-# Classes whose gradients one batched backward pass computes together: more is faster until the batch of activations no
-# longer fits in memory, which it multiplies.
+# Number of classes whose gradients one batched backward pass computes. More are faster, but multiply the memory of the
+# activations.
 _CLASSES_PER_BACKWARD = 8
 
 
 class GradCAM:
-    """Class activation maps of the last forward pass, for all classes and the whole batch.
+    r"""Class activation maps of the last forward pass, for all classes and all images of the batch.
 
-    Without ``target_layer`` the network's last 1x1 classifier is found and the closed form is used: no backward pass,
-    and it works under ``no_grad``, ``inference_mode`` and autocast. With a ``target_layer`` autograd is used, all
-    classes of a batch from one forward pass; put the network in ``eval()`` mode, or batch normalisation lets the images
-    of a batch influence one another.
+    With activations :math:`A_k`, the gradient :math:`G^c_k = \partial \sum_p z_c(p) / \partial A_k` and its mean
+    :math:`\alpha^c_k` over the positions:
 
-    Maps are defined up to a positive factor per class, which any normalisation removes. Grad-CAM++ is the exception:
-    it is not linear in the gradient, so that the score matters (in closed form the classifier's own output).
+    .. math::
+        \text{gradcam:}\quad & \mathrm{ReLU}\bigl(\textstyle\sum_k \alpha^c_k A_k\bigr) \\
+        \text{hirescam:}\quad & \mathrm{ReLU}\bigl(\textstyle\sum_k G^c_k A_k\bigr) \\
+        \text{layercam:}\quad & \mathrm{ReLU}\bigl(\textstyle\sum_k \mathrm{ReLU}(G^c_k) A_k\bigr)
+
+    ``gradcam++`` replaces the mean by a weighted sum of :math:`\mathrm{ReLU}(G^c_k)` over the positions.
+
+    **Without** ``target_layer`` the maps come in closed form from the network's last 1x1 classifier. This needs no
+    backward pass and works under ``no_grad``, ``inference_mode`` and autocast. **With** ``target_layer`` they come from
+    autograd, for all classes of a batch from one forward pass. Put the network in ``eval()`` mode first: in training
+    mode, batch normalisation makes the images of a batch depend on one another.
+
+    The maps are defined up to a positive factor per class, which every normalisation removes. Grad-CAM++ is the
+    exception. It is not linear in the gradient, so the scale of the score matters; in closed form the score is the
+    output of the classifier.
+
+    Sources: Grad-CAM: Selvaraju et al. 2017; Grad-CAM++: Chattopadhay et al. 2018, Eq. 19; HiResCAM: Draelos and Carin
+    2020; LayerCAM: Jiang et al. 2021.
 
     Args:
-        model: the network; its output is logits ``(N, C, H, W)``, or a mapping or object that holds them as ``"out"``
-            or ``"logits"``.
-        target_layer: a layer with output ``(N, K, h, w)``, or its dotted name. Default: the classifier's input.
-        classifier: the 1x1 ``nn.Conv2d`` that computes the logits, or its dotted name, where the last one is the wrong
-            one. With ``target_layer`` its output gives the scores, otherwise the network's output does.
-        num_classes: ``C``: narrows the search for the classifier.
-        method: ``"gradcam"`` (Selvaraju et al. 2017), ``"gradcam++"`` (Chattopadhay et al. 2018), ``"hirescam"``
-            (Draelos and Carin 2020) or ``"layercam"`` (Jiang et al. 2021).
+        model: the network. Its output is logits ``(N, C, H, W)``, a mapping that holds them as ``"out"`` or
+            ``"logits"``, an object that holds them as ``.logits``, or a sequence whose first item they are.
+        target_layer: a layer with output ``(N, K, h, w)``, or its dotted name. Default: the input of the classifier.
+        classifier: the 1x1 ``nn.Conv2d`` that computes the logits, or its dotted name. Needed if the last 1x1
+            convolution is not the right one. With ``target_layer``, the scores come from the output of ``classifier``
+            if given, otherwise from the output of the network.
+        num_classes: ``C``. Restricts the search for the classifier to convolutions with as many outputs.
+        method: ``"gradcam"``, ``"gradcam++"``, ``"hirescam"`` or ``"layercam"``.
 
     Raises:
-        ValueError: no classifier is found, a name does not exist, or the method is unknown.
+        ValueError: no classifier is found, ``classifier`` does not fit, a name does not exist, or ``method`` is
+            unknown. The forward pass raises it if the classifier that was found does not have the outputs of the
+            network, or the output of ``target_layer`` or of the network does not fit.
+        RuntimeError: ``target_layer`` is used under ``inference_mode`` or ``no_grad``, or does not run before the
+            logits.
 
     Example:
         >>> import torch, cawa_fast as cf
@@ -92,8 +113,8 @@ class GradCAM:
             return self
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
-                "GradCAM: target_layer needs gradients, which inference_mode rules out; use torch.no_grad() outside "
-                "the context, or leave target_layer out for the closed form"
+                "GradCAM: target_layer needs gradients, which inference_mode forbids; use torch.no_grad() around the "
+                "context instead, or leave target_layer out for the closed form"
             )
         scored = self.model if self.classifier is None else self.classifier
         self._handles = [
@@ -115,13 +136,17 @@ class GradCAM:
             self._grad_mode = None
 
     def __call__(self) -> Tensor:
-        """Maps ``(N, C, h, w)`` of the last forward pass: at the layer's resolution, at least 0, not normalised.
+        """The maps of the last forward pass.
+
+        Returns:
+            ``(N, C, h, w)`` at the resolution of the layer, at least 0, not normalised, in the dtype of the logits or
+            of the activations.
 
         Raises:
-            RuntimeError: no forward pass was made inside the context.
+            RuntimeError: the network has not run inside the context.
         """
         if self._record is None:
-            raise RuntimeError("GradCAM: no forward pass was seen; call model(x) inside `with GradCAM(model) as cam:`")
+            raise RuntimeError("GradCAM: no forward pass has run; call model(x) inside `with GradCAM(model) as cam:`")
         activations, logits = self._record
         if self.target_layer is None:
             assert self.classifier is not None
@@ -132,7 +157,7 @@ class GradCAM:
         self._record = inputs[0].detach(), output.detach()
 
     def _check_guess(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """A network whose head is no 1x1 convolution may have one further in, whose outputs are not the classes."""
+        """Raise if the 1x1 convolution that was found is not the head: its outputs are then not the classes."""
         assert self.classifier is not None
         try:
             outputs = find_logits(output).shape[1]
@@ -141,7 +166,7 @@ class GradCAM:
         if outputs != self.classifier.out_channels:
             raise ValueError(
                 f"GradCAM: the last 1x1 convolution has {self.classifier.out_channels} outputs, but the network has "
-                f"{outputs}; name the right one with classifier=, or give a target_layer"
+                f"{outputs}; pass the right one as classifier=, or pass a target_layer"
             )
 
     def _record_activations(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
@@ -152,18 +177,20 @@ class GradCAM:
             )
         if not torch.is_grad_enabled():
             raise RuntimeError(
-                "GradCAM: target_layer needs gradients, but the forward pass runs under no_grad; open no_grad outside "
-                "the GradCAM context or not at all, or leave target_layer out for the closed form"
+                "GradCAM: target_layer needs gradients, but the forward pass runs under no_grad; remove no_grad or put "
+                "it around the GradCAM context, or leave target_layer out for the closed form"
             )
-        if not output.requires_grad:  # all before it is frozen
+        if not output.requires_grad:  # all layers up to here are frozen
             output.requires_grad_()
-        # What follows may overwrite the layer's output (ReLU(inplace=True)): hand on a copy, keep the original.
+        # The next layer may modify its input in place, as ReLU(inplace=True) does. It gets a copy.
         self._activations = output
         return output.clone()
 
     def _record_scores(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if self._activations is None:
-            raise RuntimeError("GradCAM: the target_layer did not run before the logits were computed")
+            raise RuntimeError(
+                "GradCAM: target_layer did not run before the logits were computed; pass a layer that does"
+            )
         self._record = self._activations, find_logits(output)
         self._activations = None
 
@@ -171,23 +198,37 @@ class GradCAM:
 def find_classifier(
     model: nn.Module, num_classes: int | None = None, classifier: nn.Module | str | None = None
 ) -> nn.Conv2d:
-    """The convolution that computes the logits: ``classifier`` where given, else the last 1x1 one.
+    """The convolution that computes the logits: ``classifier`` if given, else the last 1x1 convolution of the network.
 
-    "Last" in the order of ``model.named_modules()``, with ``num_classes`` outputs where that is given; auxiliary heads
-    (a part of the name begins with ``aux``), which many models define after the main one, are the last resort.
+    "Last" refers to the order of ``model.named_modules()``. Many models define auxiliary heads after the main head. A
+    convolution is therefore used only as a last resort if a part of its name begins with ``aux``.
+
+    Args:
+        model: the network.
+        num_classes: ``C``. If given, only convolutions with as many outputs are considered.
+        classifier: a 1x1 ``nn.Conv2d``, or its dotted name.
+
+    Returns:
+        The ``nn.Conv2d``: kernel 1x1, stride 1, one group, no padding.
 
     Raises:
-        ValueError: there is none, or what was named is not a 1x1 convolution (or has another number of outputs).
+        ValueError: there is no such convolution, or ``classifier`` is not one, or has another number of outputs.
+
+    Example:
+        >>> find_classifier(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 1)))
+        Conv2d(8, 5, kernel_size=(1, 1), stride=(1, 1))
     """
     if classifier is not None:
         module = resolve(model, classifier, "classifier")
         if not isinstance(module, nn.Conv2d) or not _is_pointwise(module):
             raise ValueError(
                 f"classifier must be a 1x1 nn.Conv2d (stride 1, one group), got {module}; for another kind of layer "
-                "give GradCAM a target_layer"
+                "pass a target_layer to GradCAM"
             )
         if num_classes is not None and module.out_channels != num_classes:
-            raise ValueError(f"classifier has {module.out_channels} outputs, but num_classes={num_classes}")
+            raise ValueError(
+                f"classifier has {module.out_channels} outputs, but num_classes={num_classes}; make them equal"
+            )
         return module
     found = [
         (name, module)
@@ -200,14 +241,27 @@ def find_classifier(
     if not found:
         outputs = "" if num_classes is None else f" with num_classes={num_classes} outputs"
         raise ValueError(
-            f"no 1x1 nn.Conv2d{outputs} in {type(model).__name__}; name the layer with classifier=, or give GradCAM a "
+            f"no 1x1 nn.Conv2d{outputs} in {type(model).__name__}; pass the layer as classifier=, or pass GradCAM a "
             "target_layer, which works with any network"
         )
     return (main or found)[-1][1]
 
 
 def resolve(model: nn.Module, layer: nn.Module | str, argument: str) -> nn.Module:
-    """The module itself, or the submodule of that dotted name."""
+    """The module itself, or the submodule of ``model`` with that dotted name.
+
+    Args:
+        model: the network.
+        layer: a module, or a dotted name as ``model.named_modules()`` lists it.
+        argument: name of the argument, for the error message.
+
+    Raises:
+        ValueError: ``model`` has no submodule of that name.
+
+    Example:
+        >>> resolve(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), "1", "target_layer")
+        ReLU()
+    """
     if isinstance(layer, nn.Module):
         return layer
     try:
@@ -220,7 +274,22 @@ def resolve(model: nn.Module, layer: nn.Module | str, argument: str) -> nn.Modul
 
 
 def find_logits(output: Any) -> Tensor:
-    """The logits in a network's output: a tensor, ``["out"]``, ``["logits"]``, ``.logits`` or the first item."""
+    """The logits in the output of a network.
+
+    Args:
+        output: the logits, a mapping with the key ``"out"`` or ``"logits"``, an object with the attribute ``.logits``,
+            or a tuple or list whose first item they are.
+
+    Returns:
+        ``(N, C, H, W)``, any floating dtype.
+
+    Raises:
+        ValueError: ``output`` has none of these forms.
+
+    Example:
+        >>> find_logits({"out": torch.zeros(2, 5, 8, 8)}).shape
+        torch.Size([2, 5, 8, 8])
+    """
     if isinstance(output, Mapping):
         output = next((output[key] for key in ("out", "logits") if key in output), output)
     elif hasattr(output, "logits"):
@@ -229,16 +298,44 @@ def find_logits(output: Any) -> Tensor:
         output = output[0]
     if not isinstance(output, Tensor) or output.dim() != 4:
         raise ValueError(
-            f"no logits (N, C, H, W) in the network's output of type {type(output).__name__}; name the classifier with "
-            "classifier="
+            f"no logits (N, C, H, W) in the network's output of type {type(output).__name__}; pass the "
+            "classifier as classifier="
         )
     return output
 
 
 def closed_form(classifier: nn.Conv2d, activations: Tensor, logits: Tensor, method: str = "gradcam") -> Tensor:
-    """Maps ``(N, C, h, w)`` from the 1x1 classifier's input ``(N, K, h, w)`` and output ``(N, C, h, w)`` alone."""
+    r"""Activation maps from the input and the output of the 1x1 classifier, without a backward pass.
+
+    With the weights :math:`W` and the bias :math:`b` of the classifier:
+
+    .. math::
+        \text{gradcam, hirescam:}\quad & \mathrm{ReLU}(z_c - b_c) \\
+        \text{layercam:}\quad & \mathrm{ReLU}\bigl(\textstyle\sum_k \mathrm{ReLU}(W_{ck}) A_k\bigr) \\
+        \text{gradcam++:}\quad & \mathrm{ReLU}\bigl(\textstyle\sum_k \alpha^c_k A_k\bigr), \quad
+        \alpha^c_k = h w \, \mathrm{ReLU}(W_{ck}) \frac{W_{ck}^2}{2 W_{ck}^2 + W_{ck}^3 \sum_p A_k(p) + 10^{-6}}
+
+    Sources: as for :class:`GradCAM`.
+
+    Args:
+        classifier: the 1x1 convolution.
+        activations: its input ``(N, K, h, w)``, any floating dtype.
+        logits: its output ``(N, C, h, w)``, any floating dtype.
+        method: ``"gradcam"``, ``"gradcam++"``, ``"hirescam"`` or ``"layercam"``.
+
+    Returns:
+        ``(N, C, h, w)``, at least 0, not normalised, without a graph. In the dtype of ``logits`` for ``"gradcam"`` and
+        ``"hirescam"``, else in that of ``activations``.
+
+    Example:
+        >>> classifier = nn.Conv2d(1, 1, 1)
+        >>> _ = nn.init.constant_(classifier.weight, 2.0)
+        >>> activations = torch.tensor([[[[3.0, -1.0]]]])
+        >>> closed_form(classifier, activations, classifier(activations))
+        tensor([[[[6., 0.]]]])
+    """
     with torch.no_grad():
-        if method in ("gradcam", "hirescam"):  # the gradient is W at every position: averaging it changes nothing
+        if method in ("gradcam", "hirescam"):  # the gradient is W at every position, and so is its mean
             if classifier.bias is None:
                 return logits.detach().relu()
             return (logits.detach() - _whole(classifier.bias).to(logits.dtype).view(-1, 1, 1)).relu_()
@@ -251,20 +348,20 @@ def closed_form(classifier: nn.Conv2d, activations: Tensor, logits: Tensor, meth
 
 
 def _whole(parameter: Tensor) -> Tensor:
-    """The parameter itself; of one that FSDP has spread over processes, all its parts."""
+    """The full parameter: of one that FSDP shards, all shards gathered; of any other, the parameter itself."""
     gather = getattr(parameter, "full_tensor", None)
     return parameter if gather is None else gather()
 
 
 def _gradcam_plus_plus(grad: Tensor, activation_sum: Tensor) -> Tensor:
-    """Chattopadhay et al., Eq. 19: a position's weight for one channel, from its gradient and the channel's sum."""
+    """Weight of each position for one channel, from gradient and sum of activations (Chattopadhay et al., Eq. 19)."""
     square = grad * grad
     denominator = 2 * square + activation_sum * square * grad + 1e-6  # the constant of pytorch-grad-cam
     return grad.relu() * (square / denominator).where(grad != 0, 0)
 
 
 def _by_autograd(activations: Tensor, logits: Tensor, method: str) -> Tensor:
-    scores = logits.sum((0, 2, 3))  # images are independent: the gradient of the sum holds each image's own
+    scores = logits.sum((0, 2, 3))  # images are independent: each gets its own gradient
     one_hot = torch.eye(scores.numel(), dtype=scores.dtype, device=scores.device)
     maps: list[Tensor] = []
     for chunk in one_hot.split(_CLASSES_PER_BACKWARD):
@@ -274,7 +371,7 @@ def _by_autograd(activations: Tensor, logits: Tensor, method: str) -> Tensor:
 
 
 def _from_gradient(activations: Tensor, grad: Tensor, method: str) -> Tensor:
-    """One class's maps ``(N, h, w)`` from activations and their gradient, both ``(N, K, h, w)``."""
+    """Maps ``(N, h, w)`` of one class, from activations and their gradient, both ``(N, K, h, w)``."""
     if method == "hirescam":
         return (grad * activations).sum(1).relu_()
     if method == "layercam":

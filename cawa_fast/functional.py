@@ -1,11 +1,12 @@
-r"""The operators: ``cross_entropy``, ``confusion_matrix`` and ``cam_counts``, each with the bilinear resize inside.
+"""Operators for segmentation losses and metrics: ``cross_entropy``, ``confusion_matrix`` and ``cam_counts``.
 
-Give them logits (or class activation maps) at the resolution where the network computes them and labels at theirs; the
-resize to the labels' resolution happens inside the operator, and full-resolution logits are never stored. That holds on
-CPUs and CUDA GPUs, for float32, bfloat16 and float16; other devices and float64 are served by plain PyTorch, which does
-store them.
+Each operator resizes its first argument bilinearly to the resolution of the labels, inside the kernel. Pass logits or
+class activation maps at the resolution where the network computes them, and labels at their own resolution. On CPUs and
+CUDA GPUs, in float32, bfloat16 and float16, no operator stores full-resolution logits. Plain PyTorch serves other
+devices and float64, and does store them.
 
-Shapes throughout: ``N`` images, ``C`` classes, ``(h, w)`` resolution of logits or maps, ``(H, W)`` of the labels.
+Shapes in this module: ``N`` images, ``C`` classes, ``(h, w)`` resolution of the logits or maps, ``(H, W)`` resolution
+of the labels.
 """
 
 from __future__ import annotations
@@ -25,7 +26,22 @@ __all__ = ["ClassCounts", "cam_counts", "confusion_matrix", "cross_entropy"]
 
 
 class ClassCounts(NamedTuple):
-    """Pixels per class, each ``(C,)`` int64: true positives, false positives, false negatives."""
+    r"""Pixel counts of each class, as :func:`cam_counts` returns them.
+
+    .. math:: IoU_i = TP_i / (TP_i + FP_i + FN_i), \quad PA_i = TP_i / (TP_i + FN_i)
+
+    Source: CAWASeg, Eq. 3 and 4.
+
+    Attributes:
+        tp: ``(C,)`` int64, at least 0: true positives.
+        fp: ``(C,)`` int64, at least 0: false positives.
+        fn: ``(C,)`` int64, at least 0: false negatives.
+
+    Example:
+        >>> counts = ClassCounts(torch.tensor([3]), torch.tensor([1]), torch.tensor([0]))
+        >>> counts.tp / (counts.tp + counts.fp + counts.fn)  # IoU
+        tensor([0.7500])
+    """
 
     tp: Tensor
     fp: Tensor
@@ -42,45 +58,60 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     align_corners: bool = False,
 ) -> Tensor:
-    r"""Weighted cross-entropy of logits against class indices, the logits resized bilinearly to the labels.
+    r"""Weighted cross-entropy of logits against class indices. Resizes the logits bilinearly to the labels.
 
-    For a pixel of label :math:`y`, logits :math:`z` and :math:`s` = ``label_smoothing``
+    A pixel with label :math:`y` and logits :math:`z` has the loss
 
     .. math:: l = -(1 - s)\, w_y \log p_y - \frac{s}{C} \sum_c w_c \log p_c, \qquad p = \mathrm{softmax}(z)
 
-    A drop-in for ``F.cross_entropy`` with class-index targets, and for ``F.interpolate`` followed by it. There is no
-    second derivative, and no batching (``torch.func``, ``is_grads_batched``). On a CPU the gradient is formed with the
-    loss, and the memory of the last one of 4 MiB or more is kept for the next; on a GPU too where sizes are equal, and
-    elsewhere 4 to 17 bytes per pixel of the labels (4.3 at ratio 4) are kept from the loss to the gradient.
+    where :math:`w` is ``weight`` (all ones by default) and :math:`s` is ``label_smoothing``. ``reduction`` says how the
+    losses of the pixels are combined.
+
+    Replaces ``F.cross_entropy`` with class-index targets, and ``F.interpolate(mode="bilinear")`` followed by it. Only
+    ``input`` gets a gradient. There is no second derivative, and no batching rule for ``torch.func.vmap`` or
+    ``is_grads_batched=True``.
+
+    **Memory.** The forward pass also computes the gradient on a CPU, and on a GPU with the CUDA C++ kernels if the
+    logits have the size of the labels. Exceptions are ``reduction="none"`` and float16 input. On a CPU the process
+    keeps the memory of the last freed gradient of 4 MiB or more, and reuses it for the next one. In the other cases on
+    a GPU the forward pass stores 4 to 17 bytes per label pixel for the backward pass (4.3 bytes at ratio 4).
+
+    Source: ``torch.nn.functional.cross_entropy``; label smoothing: Szegedy et al. 2016, section 7;
+    ``reduction="class_mean"``: CAWASeg, Eq. 10.
 
     Args:
-        input: logits ``(N, C, h, w)``, any size relative to the labels; or, of the labels' size, ``(C,)``, ``(N, C)``,
-            ``(N, C, d1, ..., dk)``. float32, float64, bfloat16 or float16, any strides. Half precision is computed in
+        input: logits ``(N, C, h, w)`` of any size; or ``(C,)``, ``(N, C)`` or ``(N, C, d1, ..., dk)`` of the size of
+            the labels. float32, float64, bfloat16 or float16, any strides. float16 and bfloat16 are computed in
             float32.
-        target: class indices ``(N, H, W)`` (or ``()``, ``(N,)``, ``(N, d1, ..., dk)``), uint8, int16, int32 or int64,
-            in ``[0, C)`` or ``ignore_index``. uint8 takes an eighth of the bytes of int64.
-        weight: ``(C,)``, finite, not negative: a factor per class. Not differentiated.
-        ignore_index: label of pixels that count for nothing. May lie outside or inside ``[0, C)``.
-        reduction: what becomes of the pixels' losses.
+        target: class indices ``(N, H, W)``; or ``()``, ``(N,)`` or ``(N, d1, ..., dk)``. uint8, int16, int32 or int64,
+            each in ``[0, C)`` or equal to ``ignore_index``. uint8 takes an eighth of the bytes of int64.
+        weight: ``(C,)``, float32, float64, bfloat16 or float16, finite and not negative: one factor per class. Must not
+            require a gradient. The values are checked on a CPU only, because on a GPU the check would synchronise.
+        ignore_index: label of the pixels that are left out. May lie inside or outside ``[0, C)``.
+        reduction: how the losses of the pixels are combined.
 
             * ``"mean"``: their sum, divided by the sum of the weights of the valid pixels' labels. A common factor of
-              the weights cancels, here and only here.
-            * ``"sum"``: their sum. ``"none"``: each, ``(N, H, W)``, 0 where ignored.
-            * ``"valid_mean"``: the sum divided by the number of valid pixels.
-            * ``"pixel_mean"``: divided by the number of all pixels, ignored ones too (MMSegmentation, smp).
-            * ``"class_mean"``: :math:`\sum_i w_i L_i`, :math:`L_i` the mean loss of class i's pixels in the batch
-              (CAWASeg, Eq. 10); classes without pixels add nothing.
-        label_smoothing: ``s`` in ``[0, 1]``.
-        align_corners: how samples are placed when sizes differ, as in ``F.interpolate``.
+              the weights cancels, which holds for this reduction only.
+            * ``"sum"``: their sum.
+            * ``"none"``: one loss per pixel, ``(N, H, W)``, 0 at ignored pixels.
+            * ``"valid_mean"``: their sum, divided by the number of valid pixels.
+            * ``"pixel_mean"``: their sum, divided by the number of all pixels, including ignored ones, as in
+              MMSegmentation and segmentation_models_pytorch.
+            * ``"class_mean"``: :math:`\sum_i w_i L_i`, where :math:`L_i` is the mean loss of the pixels of class i in
+              the batch. Classes without pixels add nothing.
+        label_smoothing: :math:`s`, in ``[0, 1]``.
+        align_corners: sample positions of the resize, as in ``F.interpolate``.
 
     Returns:
-        The loss, ``()`` or with ``reduction="none"`` the target's shape; float64 for float64 logits, else float32.
-        If every pixel is ignored, ``"mean"`` is NaN as in PyTorch, the others 0; the gradient is zero.
+        The loss: a scalar ``()``, or the shape of ``target`` with ``reduction="none"``. float64 for float64 logits,
+        else float32. If all pixels are ignored, ``"mean"`` is NaN as in PyTorch and the other reductions give 0; the
+        gradient is zero. If the weights of all valid labels are 0, ``"mean"`` and its gradient are NaN, as in PyTorch.
 
     Raises:
-        ValueError: a shape, range, device or option that does not fit, or labels outside ``[0, C)`` (when: see
-            :func:`cawa_fast.set_label_check`).
-        TypeError: an unsupported dtype; class probabilities as target (``F.cross_entropy`` takes those).
+        ValueError: a shape, device, range or option does not fit, or a label lies outside ``[0, C)``.
+            :func:`cawa_fast.set_label_check` says when labels raise.
+        TypeError: the dtype is not supported, or ``target`` holds class probabilities, for which use
+            ``F.cross_entropy``.
 
     Example:
         >>> import torch, cawa_fast.functional as CF
@@ -95,14 +126,14 @@ def cross_entropy(
     _validate.check_float(name, "input", input)
     if target.is_floating_point():
         probabilities = target.dim() == input.dim()
-        hint = "; for class probabilities use F.cross_entropy (torch.nn.functional)" if probabilities else ""
+        hint = "for class probabilities use F.cross_entropy" if probabilities else "convert it with target.long()"
         raise TypeError(
             f"{name}: target must hold class indices ({_validate.names(_validate.LABELS)}), got "
-            f"{_validate.short(target.dtype)} of shape {tuple(target.shape)}{hint}"
+            f"{_validate.short(target.dtype)} of shape {tuple(target.shape)}; {hint}"
         )
     _validate.check_labels(name, "target", target, input)
     if input.dim() == 0:
-        raise ValueError(f"{name}: input must be (N, C, ...) or (C,), got a scalar")
+        raise ValueError(f"{name}: input must be (N, C, ...) or (C,), got a scalar; add the class axis")
     if input.dim() == 1 and target.dim() == 0:
         loss = cross_entropy(
             input.unsqueeze(0),
@@ -120,8 +151,8 @@ def cross_entropy(
     _validate.check_range(name, "label_smoothing", label_smoothing)
     with_grad = torch.is_grad_enabled() and input.requires_grad
     if torch.compiler.is_compiling() and (input.dtype == torch.bfloat16 or input.is_cuda):
-        # A compiled graph cannot see by what the gradient is multiplied later, which in bfloat16 rounds it twice and on
-        # a GPU costs two passes over it; it is formed when that is known.
+        # A compiled graph does not know yet which factor the gradient will be multiplied with. Multiplying it later
+        # rounds it twice in bfloat16, and on a GPU costs two passes over it. So the backward pass computes it instead.
         with_grad = with_grad and _ops.saves(input, target, reduction, with_grad) is not _ops.Saved.GRADIENT
     arguments = (input, target, weight, ignore_index, reduction, label_smoothing, align_corners, with_grad)
     if _ops.is_eager(input, target, weight):
@@ -142,23 +173,27 @@ def confusion_matrix(
 
     .. math:: M_{ij} = \#\{p : y(p) = i,\ \mathrm{argmax}_c z_c(p) = j\}
 
-    over pixels whose label is valid. Sums over batches are exact; IoU, accuracy and mIoU all follow from it.
+    over the pixels p whose label y(p) is valid. The counts are exact integers: matrices of several batches can be
+    added, and IoU, accuracy and mIoU follow from the sum (:func:`cawa_fast.segmentation_metrics`).
+
+    Source: Long, Shelhamer and Darrell 2015 (FCN), section 5; :math:`M_{ij}` is their :math:`n_{ij}`.
 
     Args:
         input: logits ``(N, C, h, w)``, float32, float64, bfloat16 or float16, any size and strides; or predictions
-            ``(N, H, W)``, uint8, int16, int32 or int64, in ``[0, num_classes)``. Ties go to the lowest class; NaN
-            counts as the largest logit.
-        target: labels ``(N, H, W)``, uint8, int16, int32 or int64.
-        num_classes: ``C``. Needed with integer predictions; with logits it must be their number of classes.
-        ignore_index: label of pixels that are not counted.
-        align_corners: how samples are placed when sizes differ, as in ``F.interpolate``.
+            ``(N, H, W)``, uint8, int16, int32 or int64, in ``[0, num_classes)`` where the label is valid. If several
+            classes have the largest logit, the lowest index wins. NaN counts as the largest logit.
+        target: labels ``(N, H, W)``, uint8, int16, int32 or int64, in ``[0, C)`` or equal to ``ignore_index``.
+        num_classes: ``C``, in ``[1, 65535]``. Required with integer predictions. With logits it may be left out; if
+            given, it must equal their number of channels.
+        ignore_index: label of the pixels that are not counted.
+        align_corners: sample positions of the resize, as in ``F.interpolate``.
 
     Returns:
         ``(C, C)`` int64, rows = target, columns = prediction. Not differentiable.
 
     Raises:
-        ValueError: a shape, range or device that does not fit; labels or predictions outside ``[0, C)``.
-        TypeError: an unsupported dtype.
+        ValueError: a shape, device or range does not fit, or a label or prediction lies outside ``[0, C)``.
+        TypeError: the dtype is not supported.
 
     Example:
         >>> import torch, cawa_fast.functional as CF
@@ -173,13 +208,17 @@ def confusion_matrix(
         _validate.check_map_shapes(name, "input", input, target)
         classes = input.shape[1]
         if num_classes is not None and num_classes != classes:
-            raise ValueError(f"{name}: num_classes={num_classes}, but input has {classes} channels; leave it out")
+            raise ValueError(
+                f"{name}: num_classes={num_classes}, but input has {classes} channels; pass that or nothing"
+            )
     else:
         _validate.check_labels(name, "input", input, target)
         if num_classes is None:
-            raise ValueError(f"{name}: num_classes is needed when input holds integer predictions")
-        if not 1 <= num_classes <= 65535:  # so that a matrix stays within 32 GiB and its index within 32 bits
-            raise ValueError(f"{name}: num_classes must be at least 1 and at most 65535, got {num_classes}")
+            raise ValueError(
+                f"{name}: num_classes is needed with integer predictions; pass the model's number of classes"
+            )
+        if not 1 <= num_classes <= 65535:  # the matrix stays below 32 GiB, its index below 2^32
+            raise ValueError(f"{name}: num_classes must lie in [1, 65535], got {num_classes}")
         if input.shape != target.shape:
             raise ValueError(
                 f"{name}: integer predictions must have the target's shape {tuple(target.shape)}, got input "
@@ -199,37 +238,41 @@ def cam_counts(
     ignore_index: int = -100,
     align_corners: bool = False,
 ) -> ClassCounts:
-    r"""Per-class TP, FP and FN of thresholded class activation maps against the labels (CAWASeg, Eq. 1 and 3).
+    r"""Per-class TP, FP and FN of thresholded class activation maps against the labels.
 
     .. math:: P_c(p) = [\,\widehat{CAM}_c(p) > \tau\,], \quad
         TP_c = \#\{p : P_c, y = c\},\ FP_c = \#\{p : P_c, y \ne c\},\ FN_c = \#\{p : \lnot P_c, y = c\}
 
-    over the pixels whose label is valid, at the labels' resolution. ``tp + fn`` is the ground truth's histogram.
+    over the pixels p whose label y is valid, at the resolution of the labels. ``tp + fn`` is the number of ground-truth
+    pixels of each class.
+
+    Source: CAWASeg, Eq. 1 and 3.
 
     Args:
-        cam: maps ``(N, C, h, w)`` after the ReLU, as :class:`cawa_fast.GradCAM` returns them; float32, float64,
+        cam: maps ``(N, C, h, w)`` after the ReLU, as :class:`cawa_fast.GradCAM` returns them. float32, float64,
             bfloat16 or float16, any size and strides.
-        target: labels ``(N, H, W)``, uint8, int16, int32 or int64.
-        tau: threshold in ``[0, 1]``, exceeded strictly.
-        normalize: the order of normalisation and resize, per image and class.
+        target: labels ``(N, H, W)``, uint8, int16, int32 or int64, in ``[0, C)`` or equal to ``ignore_index``.
+        tau: threshold in ``[0, 1]``. A pixel is in the mask if its value is strictly greater.
+        normalize: how each map is normalised, and whether before or after the resize.
 
-            * ``"max"``: resize, divide by the maximum at label resolution (AffinityNet).
-            * ``"minmax"``: min-max at the map's resolution, then resize (torch-cam).
+            * ``"max"``: resize, then divide by the maximum at label resolution (AffinityNet, Ahn and Kwak 2018).
+            * ``"minmax"``: min-max at the resolution of the map, then resize (torch-cam).
             * ``"gradcam"``: ReLU, min-max, resize, min-max (pytorch-grad-cam).
             * ``"none"``: resize only.
 
-            A map whose normaliser is not positive and finite (all zero, constant under min-max, NaN) gives an empty
-            mask.
-        classes: ``"present"``: a class is scored in the images whose ground truth contains it. ``"all"``: everywhere.
-        ignore_index: label of pixels that are not counted (they still take part in the maximum).
-        align_corners: how samples are placed when sizes differ, as in ``F.interpolate``.
+            A map whose divisor is not positive and finite gives an empty mask. This covers maps that are all zero,
+            contain NaN, or are constant under min-max.
+        classes: ``"present"`` scores a class only in the images whose ground truth contains it. ``"all"`` scores every
+            class in every image.
+        ignore_index: label of the pixels that are not counted. They still take part in the maximum of the map.
+        align_corners: sample positions of the resize, as in ``F.interpolate``.
 
     Returns:
         ``ClassCounts(tp, fp, fn)``, each ``(C,)`` int64, exact. Not differentiable.
 
     Raises:
-        ValueError: a shape, range, device or option that does not fit; labels outside ``[0, C)``.
-        TypeError: an unsupported dtype.
+        ValueError: a shape, device, range or option does not fit, or a label lies outside ``[0, C)``.
+        TypeError: the dtype is not supported.
 
     Example:
         >>> import torch, cawa_fast.functional as CF

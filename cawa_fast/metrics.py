@@ -1,4 +1,4 @@
-"""What one reports of a segmentation network, from its confusion matrix."""
+"""mIoU, accuracies and per-class IoU of a segmentation network, computed from its confusion matrix."""
 
 from __future__ import annotations
 
@@ -8,14 +8,26 @@ from torch import Tensor
 
 
 class SegmentationMetrics(NamedTuple):
-    """Shares in ``[0, 1]``; NaN where a class has no pixels.
+    r"""Metrics of a confusion matrix, as :func:`segmentation_metrics` returns them.
+
+    All values are fractions in ``[0, 1]``, or NaN where they are undefined. With TP, FP and FN of class i,
+
+    .. math:: IoU_i = \frac{TP_i}{TP_i + FP_i + FN_i}, \quad Acc_i = \frac{TP_i}{TP_i + FN_i}
+
+    Source: Long, Shelhamer and Darrell 2015 (FCN), section 5.
 
     Attributes:
-        miou: mean IoU over the classes that have one.
-        mean_accuracy: mean of ``accuracy`` over the classes with ground truth.
-        pixel_accuracy: share of the pixels that are right.
-        iou: ``(C,)`` float64, ``TP / (TP + FP + FN)``.
-        accuracy: ``(C,)`` float64, ``TP / (TP + FN)``.
+        miou: mean IoU over the classes whose IoU is defined.
+        mean_accuracy: mean accuracy over the classes that have ground truth.
+        pixel_accuracy: fraction of the counted pixels that are predicted correctly.
+        iou: ``(C,)`` float64; NaN for a class that occurs neither in the labels nor in the predictions.
+        accuracy: ``(C,)`` float64; NaN for a class without ground truth.
+
+    Example:
+        >>> import torch
+        >>> metrics = segmentation_metrics(torch.tensor([[4, 0, 0], [2, 2, 0], [0, 0, 0]]))  # class 2 does not occur
+        >>> round(metrics.miou, 4), metrics.iou.isnan().tolist()
+        (0.5833, [False, False, True])
     """
 
     miou: float
@@ -26,13 +38,23 @@ class SegmentationMetrics(NamedTuple):
 
 
 def segmentation_metrics(matrix: Tensor) -> SegmentationMetrics:
-    """mIoU, accuracies and per-class IoU from a confusion matrix.
+    r"""mIoU, accuracies and per-class IoU from a confusion matrix.
 
-    The numbers are torchmetrics' ``MulticlassJaccardIndex`` and ``MulticlassAccuracy`` (mIoU and mean accuracy of all
-    classes that occur: ``average=None``, then the mean of those that are not NaN).
+    .. math:: IoU_i = \frac{M_{ii}}{\sum_j M_{ij} + \sum_j M_{ji} - M_{ii}}, \quad
+        Acc_i = \frac{M_{ii}}{\sum_j M_{ij}}, \quad PA = \frac{\sum_i M_{ii}}{\sum_{ij} M_{ij}}
+
+    The values equal those of torchmetrics' ``MulticlassJaccardIndex`` and ``MulticlassAccuracy`` with ``average=None``,
+    followed by the mean over the values that are not NaN. On a GPU this function synchronises, since it returns Python
+    floats.
+
+    Source: Long, Shelhamer and Darrell 2015 (FCN), section 5.
 
     Args:
-        matrix: ``(C, C)`` counts, rows = target, as :func:`cawa_fast.functional.confusion_matrix` returns them.
+        matrix: ``(C, C)`` pixel counts, any dtype, at least 0; rows = target, columns = prediction, as
+            :func:`cawa_fast.functional.confusion_matrix` returns them.
+
+    Returns:
+        :class:`SegmentationMetrics`, computed in float64. Undefined values are NaN; nothing is raised for them.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Loss modules: ``CrossEntropyLoss``, and its rivals ``FocalLoss``, ``LogitAdjustedLoss`` and ``RecallLoss``."""
+"""Loss modules: ``CrossEntropyLoss``, and the baselines ``FocalLoss``, ``LogitAdjustedLoss`` and ``RecallLoss``."""
 
 from __future__ import annotations
 
@@ -15,23 +15,33 @@ from .weighting import Counts
 
 
 class CrossEntropyLoss(nn.Module):
-    """Replaces ``nn.CrossEntropyLoss``, and the ``F.interpolate`` before it; see
-    :func:`cawa_fast.functional.cross_entropy`.
+    r"""Weighted cross-entropy. Replaces ``nn.CrossEntropyLoss`` and the ``F.interpolate`` before it.
+
+    .. math:: l = -(1 - s)\, w_y \log p_y - \frac{s}{C} \sum_c w_c \log p_c, \qquad p = \mathrm{softmax}(z)
+
+    for a pixel with label :math:`y`, resized logits :math:`z` and :math:`s` = ``label_smoothing``. See
+    :func:`cawa_fast.functional.cross_entropy` for the reductions, the special cases and the sources.
 
     Args:
-        weight: ``(C,)`` finite and not negative; or an :class:`cawa_fast.AdaptiveClassWeights`, whose live buffer is
-            used: after its ``step()`` the loss has the new weights.
-        ignore_index: label of pixels that count for nothing.
+        weight: ``(C,)``, float32, float64, bfloat16 or float16, finite and not negative. Or an
+            :class:`cawa_fast.AdaptiveClassWeights`: the loss then reads its live buffer, and uses the new weights as
+            soon as its ``step()`` has run.
+        ignore_index: label of the pixels that are left out.
         reduction: ``"mean"``, ``"sum"``, ``"none"``, ``"valid_mean"``, ``"pixel_mean"`` or ``"class_mean"``.
         label_smoothing: in ``[0, 1]``.
-        align_corners: how logits are resized to the labels.
+        align_corners: sample positions of the resize, as in ``F.interpolate``.
 
     Shape:
-        Logits ``(N, C, h, w)`` (or of the labels' size, any rank) and labels ``(N, H, W)``; the loss is ``()``, or the
-        labels' shape with ``reduction="none"``.
+        Input: logits ``(N, C, h, w)``, or logits of any rank that have the size of the labels; float32, float64,
+            bfloat16 or float16. Target: labels ``(N, H, W)``, uint8, int16, int32 or int64. Output: scalar ``()``, or
+            the shape of the labels with ``reduction="none"``; float64 for float64 logits, else float32.
+
+    Attributes:
+        weight: the ``(C,)`` buffer, or None.
+        adaptive: the :class:`cawa_fast.AdaptiveClassWeights`, or None.
 
     Raises:
-        ValueError: an argument out of range, named.
+        ValueError: an argument is out of range. The call raises as :func:`cawa_fast.functional.cross_entropy` does.
 
     Example:
         >>> import torch, cawa_fast as cf
@@ -75,10 +85,26 @@ class CrossEntropyLoss(nn.Module):
         )
 
     def item(self, loss: Tensor) -> float:
-        """``loss.item()``, and the moment when bad labels that were met on a GPU raise: it waits for the device anyway.
+        """``loss.item()``, followed by :func:`cawa_fast.check_labels`.
+
+        On a GPU, operators only count labels outside ``[0, C)``, because raising would synchronise. ``loss.item()``
+        synchronises anyway, so this method raises for such labels here.
+
+        Args:
+            loss: scalar ``()``, any floating dtype.
+
+        Returns:
+            The value as a Python float.
 
         Raises:
-            ValueError: see :func:`cawa_fast.check_labels`.
+            ValueError: an operator met labels outside ``[0, C)`` since the last check.
+
+        Example:
+            >>> import torch, cawa_fast as cf
+            >>> loss_fn = cf.CrossEntropyLoss()
+            >>> loss = loss_fn(torch.zeros(1, 2, 4, 4), torch.zeros(1, 8, 8, dtype=torch.uint8))
+            >>> round(loss_fn.item(loss), 4)
+            0.6931
         """
         value = loss.item()
         _label_check.check_labels()
@@ -89,20 +115,29 @@ class CrossEntropyLoss(nn.Module):
 
 
 class FocalLoss(nn.Module):
-    r"""Focal loss (Lin et al. 2017) of bilinearly resized logits, a rival of adaptive weights. Plain PyTorch.
+    r"""Focal loss of bilinearly resized logits, a baseline for adaptive weights.
 
     .. math:: FL = -w_y (1 - p_y)^\gamma \log p_y
 
-    With ``gamma=0`` it equals :class:`CrossEntropyLoss`.
+    With ``gamma=0`` it equals :class:`CrossEntropyLoss`. The operator computes :math:`\log p_y`; plain PyTorch computes
+    the factor, at the resolution of the labels.
+
+    Source: Lin et al. 2017, Eq. 5, with :math:`w` in place of :math:`\alpha`.
 
     Args:
         gamma: focusing exponent, finite and at least 0.
-        weight, ignore_index, align_corners: as for :class:`CrossEntropyLoss`.
-        reduction: ``"mean"`` (divided by the sum of the valid labels' weights), ``"sum"``, ``"none"``, ``"valid_mean"``
-            (by the number of valid pixels) or ``"pixel_mean"`` (by all).
+        weight: as for :class:`CrossEntropyLoss`.
+        ignore_index: label of the pixels that are left out.
+        reduction: ``"mean"`` divides the sum by the sum of the valid labels' weights, ``"valid_mean"`` by the number of
+            valid pixels, ``"pixel_mean"`` by the number of all pixels. ``"sum"`` and ``"none"`` do not divide.
+        align_corners: sample positions of the resize, as in ``F.interpolate``.
+
+    Shape:
+        As for :class:`CrossEntropyLoss`, dtypes included. If all pixels are ignored, ``"mean"`` is NaN, the others are
+        0.
 
     Raises:
-        ValueError: an argument out of range, named.
+        ValueError: an argument is out of range. The call raises as :func:`cawa_fast.functional.cross_entropy` does.
 
     Example:
         >>> import torch, cawa_fast as cf
@@ -141,7 +176,8 @@ class FocalLoss(nn.Module):
             input, target, ignore_index=self.ignore_index, reduction="none", align_corners=self.align_corners
         )
         labels, valid = reference.valid_labels(target, input.shape[1], self.ignore_index)
-        # expm1 keeps 1 - p exact where p is near 1; the clamp keeps the power's gradient finite at p = 1.
+        # expm1 computes 1 - p without cancellation when p is near 1. The clamp keeps the gradient of the power finite
+        # at p = 1.
         miss = (-torch.expm1(-nll)).clamp_min(torch.finfo(nll.dtype).tiny)
         pixel_weight = valid.to(nll.dtype) if weight is None else weight.to(nll.dtype)[labels] * valid
         loss = pixel_weight * miss**self.gamma * nll
@@ -159,22 +195,35 @@ class FocalLoss(nn.Module):
 
 
 class LogitAdjustedLoss(CrossEntropyLoss):
-    r"""Logit-adjusted softmax cross-entropy (Menon et al. 2021), a rival of class weights.
+    r"""Logit-adjusted softmax cross-entropy, a baseline for class weights.
 
     .. math:: l = -\log \mathrm{softmax}_y(z + \tau \ln \pi), \quad \pi_i = n_i / \sum_j n_j
 
-    In training a frequent class gets a head start, so that a rare one must win by a margin; predict from the bare
-    logits. The constants are added before the resize: the weights of a resize sum to 1, so that this equals adding
-    them at the labels' resolution. The paper counts training images per class; here they are pixels.
+    During training the prior raises the logits of frequent classes, so that rare classes must win by a margin. For
+    prediction use the logits without the adjustment. The adjustment is added before the resize. This equals adding it
+    at the resolution of the labels, because the interpolation weights of a pixel sum to 1.
+
+    Source: Menon et al. 2021, section 5. The paper counts training images per class; here :math:`n_i` counts pixels.
 
     Args:
-        class_counts: ``(C,)`` pixels per class in the training set; see :mod:`cawa_fast.weighting`. A class without
-            pixels gets the prior of the rarest one.
-        tau: finite; 1, the paper's, is consistent for the balanced error, 0 is plain cross-entropy.
-        weight, ignore_index, reduction, label_smoothing, align_corners: as for :class:`CrossEntropyLoss`.
+        class_counts: ``(C,)`` pixels per class in the training set, finite, not negative, not all zero. A class without
+            pixels gets the prior of the rarest class that has some.
+        tau: finite. 1 is the paper's value, for which the loss is consistent with the balanced error. 0 gives plain
+            cross-entropy.
+        weight: as for :class:`CrossEntropyLoss`.
+        ignore_index: label of the pixels that are left out.
+        reduction: as for :class:`CrossEntropyLoss`.
+        label_smoothing: in ``[0, 1]``.
+        align_corners: sample positions of the resize, as in ``F.interpolate``.
+
+    Shape:
+        As for :class:`CrossEntropyLoss`, dtypes included.
+
+    Attributes:
+        adjustment: ``(C,)`` float32 buffer: :math:`\tau \ln \pi`.
 
     Raises:
-        ValueError: an argument out of range, named; logits with another number of classes.
+        ValueError: an argument is out of range, or the logits have another number of classes than ``class_counts``.
 
     Example:
         >>> import torch, cawa_fast as cf
@@ -208,9 +257,9 @@ class LogitAdjustedLoss(CrossEntropyLoss):
         if axis < 0 or input.shape[axis] != len(self.adjustment):
             raise ValueError(
                 f"LogitAdjustedLoss: input {tuple(input.shape)} must have the {len(self.adjustment)} classes of "
-                "class_counts"
+                "class_counts; pass one count per channel"
             )
-        # float32 for bfloat16 logits too: its steps are too coarse for a sum of the two
+        # The sum is float32 for bfloat16 logits too: bfloat16 is too coarse to hold it.
         adjusted = input + self.adjustment.view(-1, *[1] * (input.dim() - 1 - axis))
         return super().forward(adjusted, target)
 
@@ -219,30 +268,35 @@ class LogitAdjustedLoss(CrossEntropyLoss):
 
 
 class RecallLoss(nn.Module):
-    r"""Recall loss as published (Tian et al. 2022): each batch's cross-entropy, weighted by that batch's own recall.
+    r"""Recall loss as published: the cross-entropy of each batch, weighted by the recall in the same batch.
 
     .. math:: l = -w_y \log p_y, \quad w_i = 1 - R_i = FN_i / (TP_i + FN_i)
 
-    with the counts of the argmax over the batch, without a host sync; no gradient flows through them. With
-    ``AdaptiveClassWeights(rule="recall")`` the recall is that of the last validation pass instead.
+    TP and FN are counts of the argmax over the batch. No gradient flows through them. The module does not synchronise
+    with the GPU. ``AdaptiveClassWeights(rule="recall")`` uses the recall of the last validation pass instead.
 
-    What differs from the authors' code: there a class of the batch without a false negative keeps the weight
-    ``1 / (TP + FN)`` where the formula says 0, ignored pixels enter another class's counts, and the mean is taken over
-    ignored pixels too (``reduction="pixel_mean"``).
+    The authors' code differs in three points. A class of the batch without a false negative keeps the weight
+    ``1 / (TP + FN)``, where the formula gives 0. Ignored pixels enter the counts of another class. The mean includes
+    ignored pixels, as ``reduction="pixel_mean"`` does.
+
+    Source: Tian et al. 2022.
 
     Args:
-        ignore_index, align_corners: as for :class:`CrossEntropyLoss`.
-        reduction: as for :class:`CrossEntropyLoss`. ``"valid_mean"``, the paper's mean over pixels, lets the loss fade
-            as recall rises; with ``"mean"`` only the weights' proportions count.
-
-    Attributes:
-        weight: ``(C,)``: the last batch's; 1 for a class without pixels in it. None before the first.
+        ignore_index: label of the pixels that are left out.
+        reduction: as for :class:`CrossEntropyLoss`. ``"valid_mean"`` is the paper's mean over pixels; the loss falls as
+            recall rises. With ``"mean"`` only the ratios between the weights matter.
+        align_corners: sample positions of the resize, as in ``F.interpolate``.
 
     Shape:
-        Logits ``(N, C, h, w)`` and labels ``(N, H, W)``.
+        Input: logits ``(N, C, h, w)``, float32, float64, bfloat16 or float16. Target: labels ``(N, H, W)``, uint8,
+            int16, int32 or int64. Output: as for :class:`CrossEntropyLoss`.
+
+    Attributes:
+        weight: ``(C,)`` in ``[0, 1]``, float32 (float64 for float64 logits): the weights of the last batch, 1 for a
+            class without pixels in it. None before the first batch.
 
     Raises:
-        ValueError: an argument out of range, named.
+        ValueError: an argument is out of range. The call raises as :func:`cawa_fast.functional.cross_entropy` does.
 
     Example:
         >>> import torch, cawa_fast as cf
@@ -266,7 +320,7 @@ class RecallLoss(nn.Module):
         matrix = CF.confusion_matrix(input.detach(), target, **options)
         truth = matrix.sum(1)
         recall = matrix.diagonal() / truth
-        # A new tensor each time: the last batch's may still be waiting for its backward pass.
+        # A new tensor for each batch: the backward pass of the last batch may still need the old one.
         self.weight = (1 - recall).where(truth > 0, 1.0).to(reference.compute_dtype(input.dtype))
         return CF.cross_entropy(input, target, self.weight, reduction=self.reduction, **options)
 
@@ -282,7 +336,7 @@ def _register_weight(module: CrossEntropyLoss | FocalLoss, weight: Tensor | Adap
     if weight is not None:
         name = type(module).__name__
         if not isinstance(weight, Tensor) or weight.dim() != 1:
-            raise ValueError(f"{name}: weight must be a (C,) tensor or an AdaptiveClassWeights, got {weight!r}")
-        _label_check.check_weight(weight.detach().cpu())  # once, here: on a GPU the operator itself does not look
+            raise ValueError(f"{name}: weight must be a tensor (C,) or an AdaptiveClassWeights, got {weight!r}")
+        _label_check.check_weight(weight.detach().cpu())  # The operator does not check values on a GPU.
     module.adaptive = None
     module.register_buffer("weight", weight)

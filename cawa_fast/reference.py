@@ -1,17 +1,21 @@
-"""The specification: every operator and every equation in plain PyTorch, in the order in which the paper states them.
+"""The specification: every operator and every equation of the method in plain PyTorch.
 
-Readable beside the method's equations, exact in float64, differentiable by hand. It is the oracle that every kernel is
-tested against and what serves devices that have no kernel. Arguments are validated by :mod:`cawa_fast.functional`;
-here only the mathematics stands.
+The functions follow the paper's equations in their order, run in float64 if asked to, and write their gradients out.
+Every kernel is tested against this module, and devices without a kernel use it. :mod:`cawa_fast.functional` validates
+the arguments; this module only computes and raises nothing.
 
-Shapes: ``N`` images, ``C`` classes, ``(h, w)`` the logits' or maps' resolution, ``(H, W)`` the labels'.
+Shapes in this module: ``N`` images, ``C`` classes, ``(h, w)`` resolution of the logits or maps, ``(H, W)`` resolution
+of the labels. Logits and maps are float32, float64, bfloat16 or float16; labels are uint8, int16, int32 or int64.
 
-Two rules that all back ends share:
+Two rules hold for all backends:
 
-* **Arithmetic.** float16 and bfloat16 are read as float32; float64 stays. The bilinear resize rounds every product and
-  every sum on its own (no fused multiply-add), so that counts agree to the last pixel between back ends and layouts.
-* **Not a number.** A NaN logit counts as the largest, the first of several wins (as in ``torch.argmax``). A map whose
-  normaliser is not a positive finite number gives an empty pseudo mask.
+* **Arithmetic.** float16 and bfloat16 are converted to float32 on load; float64 stays float64. The bilinear
+  interpolation rounds every product and every sum separately, without fused multiply-add, so that the counts of all
+  backends and memory formats agree to the last pixel.
+* **NaN.** A NaN logit counts as the largest; the first of several wins, as in ``torch.argmax``. A map whose divisor is
+  not positive and finite gives an empty pseudo mask.
+
+Source: CAWASeg, Eq. 1 to 10.
 """
 
 from __future__ import annotations
@@ -28,7 +32,12 @@ RATIOS = ("paper", "smoothed", "none")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which logits or maps of ``dtype`` are computed: float64 for float64, else float32."""
+    """The dtype in which logits or maps of ``dtype`` are computed: float64 for float64, else float32.
+
+    Example:
+        >>> compute_dtype(torch.bfloat16)
+        torch.float32
+    """
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -36,7 +45,14 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 class Taps(NamedTuple):
-    """For each output position along one axis the two input positions it reads, and their weights (summing to 1)."""
+    """The two input positions that each output position along one axis reads, and their interpolation weights.
+
+    Attributes:
+        low: ``(out_size,)`` int64 in ``[0, in_size)``: the first input position.
+        high: ``(out_size,)`` int64: ``low + 1``, or ``in_size - 1`` if that is less.
+        low_weight: ``(out_size,)`` float32 or float64 in ``[0, 1]``: ``1 - high_weight``.
+        high_weight: ``(out_size,)`` float32 or float64 in ``[0, 1]``.
+    """
 
     low: Tensor
     high: Tensor
@@ -45,9 +61,24 @@ class Taps(NamedTuple):
 
 
 def bilinear_taps(in_size: int, out_size: int, align_corners: bool, dtype: torch.dtype, device: torch.device) -> Taps:
-    """Sample positions of ``F.interpolate(mode="bilinear")`` along one axis, computed in ``dtype`` as it does."""
-    # PyTorch rounds the step to ``dtype`` and fuses the multiplication with the subtraction. In float64 the product is
-    # exact, so that the position is rounded once, as there; kernels use one fused multiply-add.
+    r"""Sample positions and weights of ``F.interpolate(mode="bilinear")`` along one axis.
+
+    .. math:: x(o) = \max\bigl(0,\ (o + \tfrac12)\, in / out - \tfrac12\bigr), \quad
+        x(o) = o\, (in - 1) / (out - 1) \text{ with align\_corners}
+
+    Args:
+        in_size: at least 1.
+        out_size: at least 0.
+        align_corners: as in ``F.interpolate``.
+        dtype: float32 or float64. Positions are rounded to it, as ``F.interpolate`` rounds them.
+        device: of the result.
+
+    Example:
+        >>> bilinear_taps(2, 4, False, torch.float32, torch.device("cpu")).high_weight
+        tensor([0.0000, 0.2500, 0.7500, 0.2500])
+    """
+    # PyTorch rounds the step to ``dtype`` and computes the position with one fused multiply-add, as the kernels do. The
+    # same single rounding happens here, because the product is exact in float64.
     step = (in_size - 1) / max(out_size - 1, 1) if align_corners else in_size / max(out_size, 1)
     step = torch.tensor(step, dtype=dtype, device="cpu").item()
     out = torch.arange(out_size, dtype=torch.float64, device=device)
@@ -59,12 +90,20 @@ def bilinear_taps(in_size: int, out_size: int, align_corners: bool, dtype: torch
 
 
 def resize(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    """``(N, C, h, w)`` to ``(N, C, H, W)``: ``F.interpolate`` in a fixed order of rounding, the same for any layout."""
+    """Bilinear resize of ``(N, C, h, w)`` to ``(N, C, H, W)``, in a fixed order of rounding for every memory format.
+
+    Equals ``F.interpolate(x, size, mode="bilinear", align_corners=...)`` up to rounding. ``x`` is float32 or float64;
+    so is the result.
+
+    Example:
+        >>> resize(torch.tensor([[[[0.0, 4.0]]]]), (1, 4), align_corners=False)
+        tensor([[[[0., 1., 3., 4.]]]])
+    """
     if x.shape[-2:] == size:
         return x
     columns = bilinear_taps(x.shape[-1], size[1], align_corners, x.dtype, x.device)
     rows = bilinear_taps(x.shape[-2], size[0], align_corners, x.dtype, x.device)
-    # In place where the tensor is new: on a CPU half of the time would go into fresh pages.
+    # In place on new tensors: on a CPU, allocating fresh memory would take half of the time.
     low, high = x.index_select(-1, columns.low), x.index_select(-1, columns.high)
     x = low.mul_(columns.low_weight).add_(high.mul_(columns.high_weight))
     low, high = x.index_select(-2, rows.low), x.index_select(-2, rows.high)
@@ -72,12 +111,17 @@ def resize(x: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
 
 
 def resize_adjoint(grad: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    """The transpose of :func:`resize`: gradient ``(N, C, H, W)`` to ``(N, C, h, w)``."""
+    """The transpose of :func:`resize`: maps a gradient ``(N, C, H, W)`` to ``(N, C, h, w)``, float32 or float64.
+
+    Example:
+        >>> resize_adjoint(torch.ones(1, 1, 1, 4), (1, 2), align_corners=False)
+        tensor([[[[2., 2.]]]])
+    """
     if grad.shape[-2:] == size:
         return grad
     rows = bilinear_taps(size[0], grad.shape[-2], align_corners, grad.dtype, grad.device)
     columns = bilinear_taps(size[1], grad.shape[-1], align_corners, grad.dtype, grad.device)
-    # Rows first: there the additions run over contiguous memory, and the second axis is left with h/H of the work.
+    # Rows first: their additions run over contiguous memory, and leave h/H of the work for the second axis.
     out = grad.new_zeros(*grad.shape[:-2], size[0], grad.shape[-1])
     out.index_add_(-2, rows.low, grad * rows.low_weight[:, None])
     out.index_add_(-2, rows.high, grad * rows.high_weight[:, None])
@@ -92,18 +136,30 @@ def resize_adjoint(grad: Tensor, size: tuple[int, int], align_corners: bool) -> 
 
 
 def valid_labels(target: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """``(labels, valid)``: labels as int64 with 0 where not valid; valid where in ``[0, C)`` and not ignored."""
-    labels = target.to(torch.int64)  # before any comparison: uint8 compared with -100 would wrap
+    """``(labels, valid)``: int64 labels with 0 where they are not valid, and a bool mask, both shaped like ``target``.
+
+    A label is valid if it lies in ``[0, C)`` and is not ``ignore_index``.
+
+    Example:
+        >>> valid_labels(torch.tensor([2, 255, 7]), num_classes=3, ignore_index=255)
+        (tensor([2, 0, 0]), tensor([ True, False, False]))
+    """
+    labels = target.to(torch.int64)  # before the comparison: -100 would wrap in uint8
     valid = (labels >= 0) & (labels < num_classes) & (labels != ignore_index)
     return labels.where(valid, 0), valid
 
 
 def bad_labels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """``(3,)`` int64: how many labels are neither in ``[0, C)`` nor ``ignore_index``, the least and the largest."""
+    """``(3,)`` int64 about the labels that are neither in ``[0, C)`` nor ``ignore_index``: count, minimum, maximum.
+
+    Example:
+        >>> bad_labels(torch.tensor([2, 255, 7, 9]), num_classes=3, ignore_index=255)
+        tensor([2, 7, 9])
+    """
     labels = target.to(torch.int64)
     bad = ((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)
     if bad.numel() == 0:
-        return torch.stack([labels.new_full((), value) for value in (0, _INT64.max, _INT64.min)])  # copied from nowhere
+        return torch.stack([labels.new_full((), value) for value in (0, _INT64.max, _INT64.min)])  # no host copy
     return torch.stack((bad.sum(), labels.where(bad, _INT64.max).amin(), labels.where(bad, _INT64.min).amax()))
 
 
@@ -111,7 +167,14 @@ _INT64 = torch.iinfo(torch.int64)
 
 
 def histogram(index: Tensor, keep: Tensor, size: int) -> Tensor:
-    """``(size,)`` int64: how often each value of ``index`` occurs where ``keep``. Without a host sync, in any order."""
+    """``(size,)`` int64: how often each value of ``index`` occurs where ``keep`` is true. Does not synchronise.
+
+    ``index`` is int64, in ``[0, size)`` where ``keep`` is true; ``keep`` is bool, of the same shape.
+
+    Example:
+        >>> histogram(torch.tensor([0, 1, 1]), torch.tensor([True, True, False]), 3)
+        tensor([1, 1, 0])
+    """
     bins = torch.zeros(size + 1, dtype=torch.int64, device=index.device)
     bins.scatter_add_(0, index.where(keep, size).flatten(), bins.new_ones(()).expand(index.numel()))
     return bins[:size].clone()
@@ -135,8 +198,16 @@ def cross_entropy(
 
     .. math:: l = -(1 - s) w_y \log p_y - \frac{s}{C} \sum_c w_c \log p_c, \quad p = \mathrm{softmax}(z)
 
-    and the result is the sum of ``scale_y * l`` over valid pixels: a reduction is nothing but a factor per class.
-    ``scale`` ``(C,)`` is what the backward pass needs beside its inputs.
+    and the result is the sum of ``scale_y * l`` over the valid pixels. Every reduction is thus one factor per class,
+    from :func:`reduction_scale`. The backward pass needs ``scale`` ``(C,)`` beside its inputs.
+
+    Arguments, result and sources are those of :func:`cawa_fast.functional.cross_entropy`.
+
+    Example:
+        >>> logits, target = torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 1]]])
+        >>> loss, scale = cross_entropy(logits, target, None, -100, "mean", 0.0, False)
+        >>> print(f"{loss:.4f}", scale)  # log 2
+        0.6931 tensor([0.5000, 0.5000])
     """
     logits = _label_resolution(input, target, align_corners)
     num_classes = logits.shape[1]
@@ -168,12 +239,18 @@ def cross_entropy_backward(
     label_smoothing: float,
     align_corners: bool,
 ) -> Tensor:
-    r"""Gradient with respect to ``input``, in its dtype and memory format.
-
-    ``grad`` has the shape ``()`` or, with reduction none, ``(N, ...)``.
+    r"""Gradient of :func:`cross_entropy` with respect to ``input``, in the dtype and memory format of ``input``.
 
     .. math:: \frac{\partial l}{\partial z_c} = (1 - s) w_y (p_c - [c = y]) + \frac{s}{C} (p_c \sum_k w_k - w_c),
               \quad p = \mathrm{softmax}(z)
+
+    ``grad`` is the gradient of the loss: ``()``, or the shape of ``target`` with ``reduction="none"``. ``scale``
+    ``(C,)`` comes from :func:`cross_entropy`.
+
+    Example:
+        >>> logits, target, scale = torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 1]]]), torch.tensor([0.5, 0.5])
+        >>> cross_entropy_backward(torch.tensor(1.0), logits, target, None, scale, -100, 0.0, False).flatten()
+        tensor([-0.2500,  0.2500,  0.2500, -0.2500])
     """
     logits = _label_resolution(input, target, align_corners)
     num_classes = logits.shape[1]
@@ -207,9 +284,17 @@ def _class_weight(weight: Tensor | None, logits: Tensor) -> Tensor:
 
 
 def reduction_scale(counts: Tensor, pixels: int, class_weight: Tensor, reduction: str) -> Tensor:
-    """``(C,)``: the factor of a pixel's loss, by the pixel's label, that makes a sum over pixels the ``reduction``.
+    """``(C,)``: one factor per label for the losses of the pixels, so that their sum is the ``reduction``.
 
-    ``counts`` ``(C,)`` are the valid pixels of each class, ``pixels`` is the number of all.
+    Args:
+        counts: ``(C,)`` int64: valid pixels of each class.
+        pixels: number of all pixels, including ignored ones.
+        class_weight: ``(C,)`` float32 or float64, at least 0.
+        reduction: one of ``REDUCTIONS``; see :func:`cawa_fast.functional.cross_entropy`.
+
+    Example:
+        >>> reduction_scale(torch.tensor([3, 1]), 5, torch.tensor([1.0, 2.0]), "mean")  # 1 / (3 * 1 + 1 * 2)
+        tensor([0.2000, 0.2000])
     """
     one = torch.ones_like(class_weight)
     if reduction in ("sum", "none"):
@@ -219,7 +304,7 @@ def reduction_scale(counts: Tensor, pixels: int, class_weight: Tensor, reduction
     count = counts.to(class_weight.dtype)
     if reduction == "mean":
         total = (count * class_weight).sum()
-        return one / total.where(total > 0, torch.nan)  # nothing to divide by: NaN, as in PyTorch
+        return one / total.where(total > 0, torch.nan)  # NaN if the total is 0, as in PyTorch
     if reduction == "valid_mean":
         count = count.sum().expand_as(count)
     return torch.where(count > 0, 1 / count, 0)
@@ -229,9 +314,18 @@ def reduction_scale(counts: Tensor, pixels: int, class_weight: Tensor, reduction
 
 
 def confusion_matrix(input: Tensor, target: Tensor, num_classes: int, ignore_index: int, align_corners: bool) -> Tensor:
-    """``(C, C)`` int64, rows = target, columns = prediction: argmax of the resized logits, or integer predictions."""
+    """``(C, C)`` int64, rows = target, columns = prediction.
+
+    ``input`` is logits ``(N, C, h, w)``, which are resized and predict their argmax, or integer predictions
+    ``(N, H, W)``. Arguments and sources are those of :func:`cawa_fast.functional.confusion_matrix`.
+
+    Example:
+        >>> confusion_matrix(torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 0, 1]]]), 2, -100, False)
+        tensor([[1, 1],
+                [0, 1]])
+    """
     prediction = input
-    if input.is_floating_point():  # max documents that the first of several wins, and is six times faster than argmax
+    if input.is_floating_point():  # max returns the first of several, and is six times faster than argmax
         prediction = _label_resolution(input, target, align_corners).max(1).indices
     labels, valid = valid_labels(target, num_classes, ignore_index)
     prediction, known = valid_labels(prediction, num_classes, _NO_LABEL)
@@ -239,13 +333,20 @@ def confusion_matrix(input: Tensor, target: Tensor, num_classes: int, ignore_ind
     return counts.view(num_classes, num_classes)
 
 
-_NO_LABEL = _INT64.min  # an ignore_index that no label has
+_NO_LABEL = _INT64.min  # an ignore_index that does not occur
 
 
 def pseudo_masks(cam: Tensor, size: tuple[int, int], tau: float, normalize: str, align_corners: bool) -> Tensor:
-    """Eq. 1: ``(N, C, H, W)`` bool, true where the normalised map exceeds ``tau`` (strictly)."""
+    """Pseudo masks ``(N, C, H, W)`` bool: true where the normalised map exceeds ``tau`` strictly (CAWASeg, Eq. 1).
+
+    Arguments as for :func:`cawa_fast.functional.cam_counts`; ``size`` is ``(H, W)``.
+
+    Example:
+        >>> pseudo_masks(torch.tensor([[[[4.0, 3.0, 1.0]]]]), (1, 3), 0.5, "max", align_corners=False)
+        tensor([[[[ True,  True, False]]]])
+    """
     cam = cam.to(compute_dtype(cam.dtype))
-    threshold = cam.new_full((), tau)  # rounded to the maps' dtype, and no copy from the host
+    threshold = cam.new_full((), tau)  # rounded to the dtype of the maps, without a copy from the host
     if normalize == "gradcam":
         cam = _minmax(cam.clamp_min(0)).nan_to_num(0)
     elif normalize == "minmax":
@@ -268,9 +369,15 @@ def _minmax(x: Tensor) -> Tensor:
 def cam_counts(
     cam: Tensor, target: Tensor, tau: float, normalize: str, classes: str, ignore_index: int, align_corners: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``(tp, fp, fn)``, each ``(C,)`` int64, of the pseudo masks against the labels, over valid pixels.
+    """``(tp, fp, fn)``, each ``(C,)`` int64: pseudo masks against labels, over the valid pixels (CAWASeg, Eq. 1 and 3).
 
-    ``classes="present"`` scores a class only in the images whose valid ground truth contains it.
+    ``classes="present"`` scores a class only in the images whose valid ground truth contains it. Arguments as for
+    :func:`cawa_fast.functional.cam_counts`.
+
+    Example:
+        >>> cam = torch.tensor([[[[4.0, 3.0, 1.0]], [[0.0, 0.0, 2.0]]]])
+        >>> cam_counts(cam, torch.tensor([[[0, 1, 1]]]), 0.5, "max", "present", -100, False)
+        (tensor([1, 1]), tensor([1, 0]), tensor([0, 1]))
     """
     num_classes = cam.shape[1]
     totals = torch.zeros(3, num_classes, dtype=torch.int64, device=cam.device)
@@ -296,7 +403,16 @@ def cam_counts(
 
 
 class WeightUpdate(NamedTuple):
-    """What one step computes, each ``(C,)`` float64; NaN where a class has no ground truth (``weight`` is 1 there)."""
+    """Results of one step, each ``(C,)`` float64.
+
+    Attributes:
+        iou: in ``[0, 1]``, Eq. 3; NaN for a class without ground truth.
+        pixel_accuracy: in ``[0, 1]``, Eq. 4; NaN for a class without ground truth.
+        csps: in ``[0, 1]``, Eq. 2; NaN for a class without ground truth.
+        base_weight: at least 0, Eq. 5; NaN for a class that has neither ground truth nor a held CSPS.
+        ratio_weight: at least 0, Eq. 6; NaN as ``base_weight``.
+        weight: at least 0, Eq. 9; 1 for a class without ground truth that is not held.
+    """
 
     iou: Tensor
     pixel_accuracy: Tensor
@@ -307,12 +423,27 @@ class WeightUpdate(NamedTuple):
 
 
 def base_weight(csps: Tensor, counts: Tensor, eps: float) -> Tensor:
-    r"""Eq. 5: :math:`BW_i = \log(1 + \sum_j CSPS_j / (CSPS_i + eps)) \cdot \log(1 + \sum_j n_j / (n_i + eps))`."""
+    r"""Eq. 5: :math:`BW_i = \log(1 + \sum_j CSPS_j / (CSPS_i + eps)) \cdot \log(1 + \sum_j n_j / (n_i + eps))`.
+
+    ``csps`` and ``counts`` (pixels) are ``(C,)``, floating, at least 0; so is the result.
+
+    Example:
+        >>> base_weight(torch.tensor([0.9, 0.3]), torch.tensor([90.0, 10.0]), 1e-6)
+        tensor([0.6331, 3.8593])
+    """
     return torch.log1p(csps.sum() / (csps + eps)) * torch.log1p(counts.sum() / (counts + eps))
 
 
 def ratio_weight(csps: Tensor, last_csps: Tensor, ratio: str, eps: float, ratio_eps: float) -> Tensor:
-    """Eq. 6: ``CSPS(t) / (CSPS(t-1) + eps)``; 1 where there is no last value (NaN). See ``ratio`` for the variants."""
+    """Eq. 6, ``(C,)``: the ratio of CSPS to the CSPS of the last step. 1 where there is no last value (NaN).
+
+    ``ratio="paper"``: ``csps / (last_csps + eps)``. ``"smoothed"``: ``(csps + ratio_eps) / (last_csps + ratio_eps)``.
+    ``"none"``: 1.
+
+    Example:
+        >>> ratio_weight(torch.tensor([0.9, 0.3]), torch.tensor([0.6, torch.nan]), "paper", 1e-6, 0.01)
+        tensor([1.5000, 1.0000])
+    """
     if ratio == "none":
         return torch.ones_like(csps)
     if ratio == "smoothed":
@@ -336,11 +467,30 @@ def update_weights(
     last_weight: Tensor | None = None,
     held: Tensor | None = None,
 ) -> WeightUpdate:
-    """Eq. 2 to 9 from ``counts`` ``(3, C)`` (tp, fp, fn of the whole validation set), in float64.
+    """Eq. 2 to 9 in float64: the class weights of the next epoch.
 
-    Classes without ground truth are left out of the sums of Eq. 5 and the mean of Eq. 9, and get weight 1. Where
-    ``held`` ``(C,)`` is true a class keeps its ``last_weight`` and enters the sums with its last CSPS, if it has one;
-    the others share what those leave of the mean of 1.
+    Classes without ground truth are left out of the sums of Eq. 5 and of the mean of Eq. 9, and get weight 1. A class
+    with ``held`` keeps its ``last_weight`` and enters the sums with its last CSPS, if it has one. The other classes
+    share the remainder, so that the mean stays 1.
+
+    Args:
+        counts: ``(3, C)`` int64 or float64, at least 0: tp, fp, fn of the whole validation set, in pixels.
+        class_counts: ``(C,)`` pixels per class for Eq. 5; None: the ground-truth pixels in ``counts``.
+        last_csps: ``(C,)`` CSPS of the last step, NaN where there is none.
+        delta: weight of the IoU in CSPS, in ``[0, 1]``.
+        eps: added to the divisors of Eq. 5 and 6, positive.
+        ratio: one of ``RATIOS``; see :func:`ratio_weight`.
+        ratio_eps: see :func:`ratio_weight`, positive.
+        w_min: lower clip of Eq. 8, at least 0.
+        w_max: upper clip of Eq. 8, at least ``w_min``.
+        last_weight: ``(C,)`` weights of the last step; needed with ``held``.
+        held: ``(C,)`` bool, or None.
+
+    Example:
+        >>> counts = torch.tensor([[1, 1], [1, 0], [0, 1]])  # tp, fp, fn of two classes
+        >>> options = {"delta": 0.9, "eps": 1e-6, "ratio": "none", "ratio_eps": 0.01, "w_min": 0.1, "w_max": 20.0}
+        >>> update_weights(counts, class_counts=None, last_csps=torch.full((2,), torch.nan), **options).weight
+        tensor([1.1763, 0.8237], dtype=torch.float64)
     """
     tp, fp, fn = counts.double()
     truth = tp + fn
@@ -365,14 +515,25 @@ def update_weights(
 
 
 def normalized(raw: Tensor, new: Tensor, last_weight: Tensor | None, held: Tensor | None) -> Tensor:
-    """Eq. 9: weights ``(C,)`` of mean 1, from the ``raw`` ones of the classes in ``new`` ``(C,)`` bool.
+    """Eq. 9: weights ``(C,)`` of mean 1.
 
-    Where ``held`` is true it is the ``last_weight``, and the others share what those leave; where neither, it is 1.
+    Args:
+        raw: ``(K,)`` float64, at least 0: clipped weights of the K classes in ``new``.
+        new: ``(C,)`` bool: the classes that get a new weight.
+        last_weight: ``(C,)`` weights of the last step, or None.
+        held: ``(C,)`` bool: the classes that keep ``last_weight``, or None. The classes in ``new`` share the remainder.
+
+    Returns:
+        ``(C,)``; 1 for classes that are neither new nor held.
+
+    Example:
+        >>> normalized(torch.tensor([1.0, 3.0]), torch.tensor([True, True, False]), None, None)
+        tensor([0.5000, 1.5000, 1.0000])
     """
     weight = raw.new_ones(new.shape)
     share = float(new.sum())
     if last_weight is not None and held is not None:
         weight[held] = last_weight.double()[held]
         share += float((1 - weight[held]).sum())
-    weight[new] = raw / (raw.sum() / share) if raw.sum() > 0 else 1.0  # w_min = 0 may make all of them 0
+    weight[new] = raw / (raw.sum() / share) if raw.sum() > 0 else 1.0  # w_min = 0 allows all to be 0
     return weight

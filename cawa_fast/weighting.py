@@ -1,8 +1,11 @@
-"""Static class weights: the rivals of adaptive ones, each from pixels per class to a ``(C,)`` weight.
+r"""Static class weights: baselines for adaptive weights, each computed from the number of pixels per class.
 
-All take ``counts`` ``(C,)``, pixels per class in the training set (finite, not negative, not all zero), and return
-``(C,)`` float32. A class with no pixels is left out of every sum, mean and median and gets weight 1: no pixel has it.
-The formulas are the sources' own, scale included; the scale cancels with ``reduction="mean"``.
+Every function takes ``counts`` ``(C,)``: the pixels per class in the training set, as a tensor of any dtype or a
+sequence of numbers, finite, not negative and not all zero. It returns ``(C,)`` float32 on the device of ``counts``. A
+class without pixels is left out of all sums, means and medians and gets weight 1, which no pixel uses. Each formula
+keeps the scale of its source; the scale cancels in losses with ``reduction="mean"``.
+
+Symbols: :math:`n_i` pixels of class i, :math:`p_i = n_i / \sum_j n_j` their share.
 """
 
 from __future__ import annotations
@@ -25,7 +28,16 @@ Counts = Tensor | Sequence[int] | Sequence[float]
 
 
 def uniform(counts: Counts) -> Tensor:
-    """``w_i = 1``.
+    """The same weight for every class: :math:`w_i = 1`.
+
+    Args:
+        counts: ``(C,)`` pixels per class.
+
+    Returns:
+        ``(C,)`` float32, all ones.
+
+    Raises:
+        ValueError: ``counts`` is not ``(C,)``, finite, not negative and not all zero.
 
     Example:
         >>> uniform([90, 10])
@@ -35,7 +47,18 @@ def uniform(counts: Counts) -> Tensor:
 
 
 def inverse_frequency(counts: Counts) -> Tensor:
-    r""":math:`w_i = \sum_j n_j / (C n_i)`: every class has the same total weight (scikit-learn's "balanced").
+    r"""Inverse frequency: :math:`w_i = \sum_j n_j / (C n_i)`. All classes then have the same total weight.
+
+    Source: scikit-learn, ``class_weight="balanced"``. ``C`` counts the classes that have pixels.
+
+    Args:
+        counts: ``(C,)`` pixels per class.
+
+    Returns:
+        ``(C,)`` float32, positive.
+
+    Raises:
+        ValueError: ``counts`` is not ``(C,)``, finite, not negative and not all zero.
 
     Example:
         >>> inverse_frequency([75, 25])
@@ -45,7 +68,19 @@ def inverse_frequency(counts: Counts) -> Tensor:
 
 
 def median_frequency(counts: Counts) -> Tensor:
-    r""":math:`w_i = \mathrm{median}_j(f_j) / f_i` (Eigen and Fergus 2015), :math:`f_i` the share of all pixels.
+    r"""Median-frequency balancing: :math:`w_i = \mathrm{median}_j(p_j) / p_i`.
+
+    Source: Eigen and Fergus 2015. They divide the pixels of a class by the pixels of the images that contain it. That
+    needs more than counts per class; here the share of all pixels is used.
+
+    Args:
+        counts: ``(C,)`` pixels per class.
+
+    Returns:
+        ``(C,)`` float32, positive.
+
+    Raises:
+        ValueError: ``counts`` is not ``(C,)``, finite, not negative and not all zero.
 
     Example:
         >>> median_frequency([80, 15, 5])
@@ -55,15 +90,22 @@ def median_frequency(counts: Counts) -> Tensor:
 
 
 def effective_number(counts: Counts, beta: float = 0.999999) -> Tensor:
-    r""":math:`w_i \propto (1 - \beta) / (1 - \beta^{n_i})`, mean 1 (class-balanced loss, Cui et al. 2019).
+    r"""Class-balanced weights: :math:`w_i \propto (1 - \beta) / (1 - \beta^{n_i})`, normalised to mean 1.
+
+    Source: Cui et al. 2019. The paper's values of 0.99 to 0.9999 are for counts of images; counts of pixels need a
+    larger ``beta``.
 
     Args:
-        counts: pixels per class.
-        beta: in ``[0, 1)``. 0 is uniform, towards 1 it becomes inverse frequency; ``1 / (1 - beta)`` is the number of
-            pixels beyond which more say little. (The paper's 0.99 to 0.9999 are for counts of images.)
+        counts: ``(C,)`` pixels per class.
+        beta: in ``[0, 1)``. 0 gives uniform weights; towards 1 the weights approach inverse frequency. Beyond about
+            ``1 / (1 - beta)`` pixels, more pixels of a class hardly change its weight.
+
+    Returns:
+        ``(C,)`` float32, positive, mean 1 over the classes that have pixels.
 
     Raises:
-        ValueError: ``beta`` outside ``[0, 1)``.
+        ValueError: ``beta`` lies outside ``[0, 1)``, or ``counts`` is not ``(C,)``, finite, not negative and not all
+            zero.
 
     Example:
         >>> effective_number([3, 1], beta=0.5)
@@ -73,7 +115,7 @@ def effective_number(counts: Counts, beta: float = 0.999999) -> Tensor:
         raise ValueError(f"effective_number: beta must lie in [0, 1), got {beta}")
 
     def weights(n: Tensor) -> Tensor:
-        # 1 - beta^n as -expm1(n log beta): exact where n (1 - beta) is small.
+        # 1 - beta^n as -expm1(n log beta): no cancellation when n (1 - beta) is small.
         log_beta = torch.log(torch.tensor(beta, dtype=n.dtype, device=n.device))
         raw = (1 - beta) / -torch.expm1(n * log_beta)
         return raw / raw.mean()
@@ -82,14 +124,19 @@ def effective_number(counts: Counts, beta: float = 0.999999) -> Tensor:
 
 
 def enet(counts: Counts, c: float = 1.02) -> Tensor:
-    r""":math:`w_i = 1 / \ln(c + p_i)`, :math:`p_i` the class's share of pixels (ENet, Paszke et al. 2016).
+    r"""ENet's weights: :math:`w_i = 1 / \ln(c + p_i)`.
+
+    Source: ENet, Paszke et al. 2016.
 
     Args:
-        counts: pixels per class.
-        c: greater than 1; 1.02 bounds the weights to ``[1.42, 50.5]``.
+        counts: ``(C,)`` pixels per class.
+        c: greater than 1. It bounds the weights: with 1.02 they lie in ``[1.42, 50.5]``.
+
+    Returns:
+        ``(C,)`` float32, positive.
 
     Raises:
-        ValueError: ``c`` not greater than 1.
+        ValueError: ``c`` is not greater than 1, or ``counts`` is not ``(C,)``, finite, not negative and not all zero.
 
     Example:
         >>> enet([90, 10])
@@ -101,7 +148,18 @@ def enet(counts: Counts, c: float = 1.02) -> Tensor:
 
 
 def log_frequency(counts: Counts) -> Tensor:
-    r""":math:`w_i = \ln(1 + \sum_j n_j / n_i)`: the static factor of CAWASeg's base weight (Eq. 5).
+    r"""Log frequency: :math:`w_i = \ln(1 + \sum_j n_j / n_i)`.
+
+    Source: CAWASeg, the static factor of Eq. 5, without ``eps``.
+
+    Args:
+        counts: ``(C,)`` pixels per class.
+
+    Returns:
+        ``(C,)`` float32, at least ln 2.
+
+    Raises:
+        ValueError: ``counts`` is not ``(C,)``, finite, not negative and not all zero.
 
     Example:
         >>> log_frequency([90, 10])
@@ -111,9 +169,21 @@ def log_frequency(counts: Counts) -> Tensor:
 
 
 def log_prior(counts: Counts) -> Tensor:
-    r""":math:`\ln(n_i / \sum_j n_j)`, no weight but what :class:`cawa_fast.LogitAdjustedLoss` adds to the logits.
+    r"""Logarithm of the class prior: :math:`\ln p_i`. :class:`cawa_fast.LogitAdjustedLoss` adds it to the logits.
 
-    A class with no pixels, whose logarithm would be infinite, gets the rarest class's.
+    This is not a weight. The logarithm of a class without pixels would be infinite; the class gets the value of the
+    rarest class that has pixels.
+
+    Source: Menon et al. 2021, section 5.
+
+    Args:
+        counts: ``(C,)`` pixels per class.
+
+    Returns:
+        ``(C,)`` float32, at most 0.
+
+    Raises:
+        ValueError: ``counts`` is not ``(C,)``, finite, not negative and not all zero.
 
     Example:
         >>> log_prior([75, 25, 0])
@@ -134,7 +204,9 @@ def _per_class(counts: Counts, formula: Callable[[Tensor], Tensor]) -> Tensor:
 def _checked(counts: Counts) -> Tensor:
     n = torch.as_tensor(counts).detach().double()
     if n.dim() != 1 or n.numel() == 0:
-        raise ValueError(f"counts must be (C,) pixels per class, got shape {tuple(n.shape)}")
+        raise ValueError(f"counts must have the shape (C,), one number of pixels per class, got {tuple(n.shape)}")
     if not bool(((n >= 0) & n.isfinite()).all()) or not bool((n > 0).any()):
-        raise ValueError(f"counts must be finite, not negative and not all zero, got {n.tolist()}")
+        raise ValueError(
+            f"counts must be finite, not negative and not all zero, got {n.tolist()}; pass pixels per class"
+        )
     return n

@@ -1,4 +1,4 @@
-"""The closed loop in a training loop of your own: the lines marked (+) are all that changes.
+"""The closed loop in your own training loop: only the lines marked (+) are new.
 
 python examples/five_lines.py
 """
@@ -20,12 +20,12 @@ cawa = cf.CAWA(model, num_classes=3)  # (+)
 for epoch in range(5):
     for _ in range(4):
         model(images)
-        loss = cawa.loss(labels)  # (+) the logits at stride 4, resized inside the loss
+        loss = cawa.loss(labels)  # (+) resizes the logits from stride 4 inside the loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    with torch.no_grad():  # the validation pass that you make anyway
+    with torch.no_grad():  # the validation pass that you run anyway
         model(images)
         cawa.observe(labels)  # (+)
     weight = cawa.step()  # (+)

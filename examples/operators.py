@@ -12,7 +12,7 @@ labels = torch.randint(0, 19, (2, 128, 256), dtype=torch.uint8)
 labels[:, :8] = 255  # void
 logits = torch.randn(2, 19, 32, 64, requires_grad=True)
 
-loss = CF.cross_entropy(logits, labels, ignore_index=255)  # F.interpolate and F.cross_entropy in one
+loss = CF.cross_entropy(logits, labels, ignore_index=255)  # F.interpolate and F.cross_entropy in one operator
 loss.backward()
 
 matrix = CF.confusion_matrix(logits, labels, ignore_index=255)  # exact int64 counts
