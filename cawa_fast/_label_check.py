@@ -74,7 +74,7 @@ def check_labels() -> None:
             raise ValueError(_message(key[1], count, low, high, *key[2:]))
 
 
-def report(kind: str, bad: Tensor, num_classes: int, ignore_index: int) -> None:
+def report_bad_labels(kind: str, bad: Tensor, num_classes: int, ignore_index: int) -> None:
     """Hand over what an operator found: ``bad`` is ``(3,)`` int64 (count, least, largest) on the operator's device."""
     if label_check_is_off():
         return
@@ -163,18 +163,6 @@ def _is_deferred(device: torch.device) -> bool:
 def label_check_is_off() -> bool:
     """Whether operators may skip looking for bad labels."""
     return _mode == "off"
-
-
-def check_weight(weight: Tensor | None) -> None:
-    """Raise if a weight on the CPU is negative or not finite. On other devices it would force them to wait."""
-    if weight is None or weight.device.type != "cpu":
-        return
-    if not bool(((weight >= 0) & (weight < torch.inf)).all()):
-        index = int((~((weight >= 0) & (weight < torch.inf))).nonzero()[0])
-        raise ValueError(
-            f"weight must be finite and not negative; weight[{index}] is {weight[index].item()}. "
-            "A class is left out with weight 0, a label with ignore_index"
-        )
 
 
 def _clear(reports: Tensor) -> Tensor:

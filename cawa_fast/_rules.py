@@ -1,23 +1,167 @@
-"""From the counts of a validation pass to class weights: CAWASeg's rule, and two rivals that need only recall.
+"""Rules, from the counts of a validation pass to class weights: CAWASeg's, and two baselines that need only recall.
 
-:class:`cawa_fast.AdaptiveClassWeights` counts, and calls :func:`update_weights` once a step. The counts, the sums over
-processes and the state are the same for all rules, so that rules compare like with like.
+:class:`cawa_fast.AdaptiveClassWeights` counts, and calls :func:`next_weights` once per step. Counts, sums over
+processes and state are the same for all rules, so that a comparison of rules compares nothing else.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import reference
-from .reference import WeightUpdate
+RATIOS = ("paper", "smoothed", "none")
 
-RULES = ("cawa", "recall", "difficulty")
+RecallRule = Callable[[Tensor], Tensor]
+"""From the recall ``(K,)`` of the classes with ground truth to their raw weights ``(K,)``, at least 0."""
 
-# Sinha et al.: keeps the quotient of their dynamic exponent finite while the worst class is at 0.
+# Sinha et al. divide by the accuracy of the worst class. This term keeps the quotient finite while it is 0.
 _BIAS_EPS = 0.01
+
+# --------------------------------------------------------------------------------------------- CAWASeg, Eq. 2 to 9
+
+
+class WeightUpdate(NamedTuple):
+    """Results of one step, each ``(C,)`` float64.
+
+    Attributes:
+        iou: in ``[0, 1]``, Eq. 3; NaN for a class without ground truth.
+        pixel_accuracy: in ``[0, 1]``, Eq. 4; NaN for a class without ground truth.
+        csps: in ``[0, 1]``, Eq. 2; NaN for a class without ground truth.
+        base_weight: at least 0, Eq. 5; NaN for a class that has neither ground truth nor a held CSPS.
+        ratio_weight: at least 0, Eq. 6; NaN as ``base_weight``.
+        weight: at least 0, Eq. 9; 1 for a class without ground truth that is not held.
+    """
+
+    iou: Tensor
+    pixel_accuracy: Tensor
+    csps: Tensor
+    base_weight: Tensor
+    ratio_weight: Tensor
+    weight: Tensor
+
+
+def base_weight(csps: Tensor, counts: Tensor, eps: float) -> Tensor:
+    r"""Eq. 5: :math:`BW_i = \log(1 + \sum_j CSPS_j / (CSPS_i + eps)) \cdot \log(1 + \sum_j n_j / (n_i + eps))`.
+
+    ``csps`` and ``counts`` (pixels) are ``(C,)``, floating, at least 0; so is the result.
+
+    Example:
+        >>> base_weight(torch.tensor([0.9, 0.3]), torch.tensor([90.0, 10.0]), 1e-6)
+        tensor([0.6331, 3.8593])
+    """
+    return torch.log1p(csps.sum() / (csps + eps)) * torch.log1p(counts.sum() / (counts + eps))
+
+
+def ratio_weight(csps: Tensor, last_csps: Tensor, ratio: str, eps: float, ratio_eps: float) -> Tensor:
+    """Eq. 6, ``(C,)``: the ratio of CSPS to the CSPS of the last step. 1 where there is no last value (NaN).
+
+    ``ratio="paper"``: ``csps / (last_csps + eps)``. ``"smoothed"``: ``(csps + ratio_eps) / (last_csps + ratio_eps)``.
+    ``"none"``: 1.
+
+    Example:
+        >>> ratio_weight(torch.tensor([0.9, 0.3]), torch.tensor([0.6, torch.nan]), "paper", 1e-6, 0.01)
+        tensor([1.5000, 1.0000])
+    """
+    if ratio == "none":
+        return torch.ones_like(csps)
+    if ratio == "smoothed":
+        value = (csps + ratio_eps) / (last_csps + ratio_eps)
+    else:
+        value = csps / (last_csps + eps)
+    return value.where(~last_csps.isnan(), 1.0)
+
+
+def cawa_weights(
+    counts: Tensor,
+    *,
+    class_counts: Tensor | None,
+    last_csps: Tensor,
+    delta: float,
+    eps: float,
+    ratio: str,
+    ratio_eps: float,
+    w_min: float,
+    w_max: float,
+    last_weight: Tensor | None = None,
+    held: Tensor | None = None,
+) -> WeightUpdate:
+    """Eq. 2 to 9 in float64: the class weights of the next epoch.
+
+    Classes without ground truth are left out of the sums of Eq. 5 and of the mean of Eq. 9, and get weight 1. A class
+    with ``held`` keeps its ``last_weight`` and enters the sums with its last CSPS, if it has one. The other classes
+    share the remainder, so that the mean stays 1.
+
+    Args:
+        counts: ``(3, C)`` int64 or float64, at least 0: tp, fp, fn of the whole validation set, in pixels.
+        class_counts: ``(C,)`` pixels per class for Eq. 5; None: the ground-truth pixels in ``counts``.
+        last_csps: ``(C,)`` CSPS of the last step, NaN where there is none.
+        delta: weight of the IoU in CSPS, in ``[0, 1]``.
+        eps: added to the divisors of Eq. 5 and 6, positive.
+        ratio: one of :data:`RATIOS`; see :func:`ratio_weight`.
+        ratio_eps: see :func:`ratio_weight`, positive.
+        w_min: lower clip of Eq. 8, at least 0.
+        w_max: upper clip of Eq. 8, at least ``w_min``.
+        last_weight: ``(C,)`` weights of the last step; needed with ``held``.
+        held: ``(C,)`` bool, or None.
+
+    Example:
+        >>> counts = torch.tensor([[1, 1], [1, 0], [0, 1]])  # tp, fp, fn of two classes
+        >>> options = {"delta": 0.9, "eps": 1e-6, "ratio": "none", "ratio_eps": 0.01, "w_min": 0.1, "w_max": 20.0}
+        >>> cawa_weights(counts, class_counts=None, last_csps=torch.full((2,), torch.nan), **options).weight
+        tensor([1.1763, 0.8237], dtype=torch.float64)
+    """
+    tp, fp, fn = counts.double()
+    truth = tp + fn
+    seen = truth > 0
+    iou = tp / (tp + fp + fn)  # Eq. 3
+    accuracy = tp / truth  # Eq. 4
+    csps = delta * iou + (1 - delta) * accuracy  # Eq. 2
+    pixels = truth if class_counts is None else class_counts.double()
+
+    base = torch.full_like(csps, torch.nan)
+    ratios = base.clone()
+    last_csps = last_csps.double()
+    kept = torch.zeros_like(seen) if held is None else held
+    known = torch.where(kept, last_csps, csps.where(seen, torch.nan))
+    scored = ~known.isnan()
+    base[scored] = base_weight(known[scored], pixels[scored], eps)  # Eq. 5
+    ratios[scored] = ratio_weight(known[scored], last_csps[scored], ratio, eps, ratio_eps)  # Eq. 6
+    new = seen & ~kept
+    clipped = (base * ratios)[new].clamp(w_min, w_max)  # Eq. 7 and 8
+    weight = normalized(clipped, new, last_weight, held)  # Eq. 9
+    return WeightUpdate(iou.where(seen, torch.nan), accuracy, csps.where(seen, torch.nan), base, ratios, weight)
+
+
+def normalized(raw: Tensor, new: Tensor, last_weight: Tensor | None, held: Tensor | None) -> Tensor:
+    """Eq. 9: weights ``(C,)`` of mean 1.
+
+    Args:
+        raw: ``(K,)`` float64, at least 0: clipped weights of the K classes in ``new``.
+        new: ``(C,)`` bool: the classes that get a new weight.
+        last_weight: ``(C,)`` weights of the last step, or None.
+        held: ``(C,)`` bool: the classes that keep ``last_weight``, or None. The classes in ``new`` share the remainder.
+
+    Returns:
+        ``(C,)``; 1 for classes that are neither new nor held.
+
+    Example:
+        >>> normalized(torch.tensor([1.0, 3.0]), torch.tensor([True, True, False]), None, None)
+        tensor([0.5000, 1.5000, 1.0000])
+    """
+    weight = raw.new_ones(new.shape)
+    share = float(new.sum())
+    if last_weight is not None and held is not None:
+        weight[held] = last_weight.double()[held]
+        share += float((1 - weight[held]).sum())
+    weight[new] = raw / (raw.sum() / share) if raw.sum() > 0 else 1.0  # w_min = 0 allows all to be 0
+    return weight
+
+
+# -------------------------------------------------------------------------------------------------------- baselines
 
 
 def recall_weight(accuracy: Tensor) -> Tensor:
@@ -52,27 +196,39 @@ def difficulty_weight(accuracy: Tensor, gamma: float | None = None) -> Tensor:
         >>> difficulty_weight(torch.tensor([0.75, 0.25, 0.0]), gamma=2.0)
         tensor([0.0625, 0.5625, 1.0000])
     """
+    if gamma is not None and not 0 <= gamma < math.inf:
+        raise ValueError(f"difficulty_weight: gamma must be finite and at least 0, or None, got {gamma!r}")
     if gamma is None:
         bias = accuracy.max() / (accuracy.min() + _BIAS_EPS) - 1
         return (1 - accuracy) ** (2 * bias.sigmoid())
     return (1 - accuracy) ** gamma
 
 
-def update_weights(rule: str, gamma: float | None, counts: Tensor, **options: Any) -> WeightUpdate:
-    """The next weights by ``rule``; ``options`` are those of :func:`cawa_fast.reference.update_weights`.
+RECALL_RULES: dict[str, RecallRule] = {"recall": recall_weight, "difficulty": difficulty_weight}
+RULES = ("cawa", *RECALL_RULES)
 
-    With a rival's rule ``base_weight`` is its formula, ``ratio_weight`` is 1, and the weights are the formula's over
-    their mean, as Eq. 9 has it: not clipped. IoU, accuracy and CSPS are what they always are.
+
+def next_weights(rule: str | RecallRule, counts: Tensor, **options: Any) -> WeightUpdate:
+    """The next weights by ``rule``; ``options`` are those of :func:`cawa_weights`.
+
+    With a baseline's rule ``base_weight`` is its formula and ``ratio_weight`` is 1. The weights are the formula divided
+    by its mean, as in Eq. 9, and are not clipped. IoU, accuracy and CSPS do not depend on the rule.
     """
-    update = reference.update_weights(counts, **options)
+    update = cawa_weights(counts, **options)
     if rule == "cawa":
         return update
+    formula = RECALL_RULES[rule] if isinstance(rule, str) else rule
     held = options.get("held")
     new = ~update.pixel_accuracy.isnan() if held is None else ~update.pixel_accuracy.isnan() & ~held
-    accuracy = update.pixel_accuracy[new]
-    raw = recall_weight(accuracy) if rule == "recall" else difficulty_weight(accuracy, gamma)
+    recall = update.pixel_accuracy[new]
+    raw = formula(recall).to(recall.dtype)
+    if raw.shape != recall.shape or not bool(((raw >= 0) & raw.isfinite()).all()):
+        raise ValueError(
+            f"AdaptiveClassWeights: rule must return one finite value of at least 0 for each of the {len(recall)} "
+            f"classes with ground truth, got {raw.tolist()}"
+        )
     base = torch.full_like(update.weight, torch.nan)
     ratio = base.clone()
     base[new], ratio[new] = raw, 1.0
-    weight = reference.normalized(raw, new, options.get("last_weight"), held)
+    weight = normalized(raw, new, options.get("last_weight"), held)
     return update._replace(base_weight=base, ratio_weight=ratio, weight=weight)

@@ -24,7 +24,7 @@ def check_float(name: str, argument: str, value: Tensor) -> None:
         raise TypeError(f"{name}: {argument} must be one of {names(FLOATS)}, got {short(value.dtype)}")
 
 
-def check_labels(name: str, argument: str, value: Tensor, other: Tensor) -> None:
+def check_label_dtype(name: str, argument: str, value: Tensor, other: Tensor) -> None:
     if value.dtype not in LABELS:
         raise TypeError(
             f"{name}: {argument} must be one of {names(LABELS)}, got {short(value.dtype)}; convert it, best on load"
@@ -102,3 +102,32 @@ def masked(target: Tensor, mask: Tensor | Sequence[bool] | None, ignore_index: i
     if not limits.min <= ignore_index <= limits.max:
         target = target.to(torch.int32)
     return target.where(mask.view(-1, *[1] * (target.dim() - 1)), ignore_index)
+
+
+def check_weight_values(weight: Tensor | None) -> None:
+    """Raise if a weight on the CPU is negative or not finite. On other devices the check would synchronise."""
+    if weight is None or weight.device.type != "cpu":
+        return
+    if not bool(((weight >= 0) & (weight < torch.inf)).all()):
+        index = int((~((weight >= 0) & (weight < torch.inf))).nonzero()[0])
+        raise ValueError(
+            f"weight must be finite and not negative; weight[{index}] is {weight[index].item()}. "
+            "A class is left out with weight 0, a label with ignore_index"
+        )
+
+
+def check(condition: bool, name: str, argument: str, value: object, must: str) -> None:
+    """Raise a ``ValueError`` that says what ``argument`` of ``name`` must be, unless ``condition``."""
+    if not condition:
+        raise ValueError(f"{name}: {argument} must {must}, got {value!r}")
+
+
+def as_class_counts(name: str, counts: Tensor | Sequence[int] | None, num_classes: int) -> Tensor | None:
+    """``class_counts`` as a checked tensor that shares no memory with the argument."""
+    if counts is None:
+        return None
+    result = torch.as_tensor(counts).detach().clone()
+    check(result.shape == (num_classes,), name, "class_counts", tuple(result.shape), f"have the shape ({num_classes},)")
+    valid = bool((result >= 0).all()) and bool(result.double().isfinite().all()) and bool((result > 0).any())
+    check(valid, name, "class_counts", result.tolist(), "be finite, not negative and not all zero")
+    return result if result.is_floating_point() else result.to(torch.int64)

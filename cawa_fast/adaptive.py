@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,13 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import _label_check, _rules, reference
+from . import _label_check, _rules, _validate, reference
 from . import functional as CF
 from ._collective import all_reduce
-from ._state import as_bytes, as_counts, check, from_bytes
-from ._validate import masked
+from ._rules import RecallRule
+from ._state import as_bytes, from_bytes
 from .estimation import Average, Estimate, estimate
-from .metrics import SegmentationMetrics, segmentation_metrics
+from .metrics import MetricValues, segmentation_metrics
 
 SOURCES = ("cam", "argmax")
 _RESULTS = ("iou", "pixel_accuracy", "csps", "base_weight", "ratio_weight", "standard_error")
@@ -69,13 +70,12 @@ class AdaptiveClassWeights(nn.Module):
             (counts(t-1) + momentum * ...)``. For small validation sets and samples; 0 takes each step by itself.
         max_error: where the weights come from a sample (``CAWA(budget=...)``), a class whose CSPS has a larger standard
             error than this keeps its weight; positive.
-        metrics: keep a confusion matrix too, which a :class:`cawa_fast.CAWA` fills and of which each step makes
-            :attr:`metrics`: in place of a metric of one's own.
-        rule: ``"cawa"``: the equations above. Two rivals, through the same counts, best with ``source="argmax"``:
-            ``"recall"``: ``1 - PA`` (recall loss, Tian et al. 2022, here per step and not per batch);
-            ``"difficulty"``: ``(1 - PA)^gamma`` (Sinha et al. 2020). Both are divided by their mean and not clipped.
-        gamma: exponent of ``"difficulty"``, at least 0; by default the paper's, which grows from 1 to 2 with the
-            distance between the best and the worst class.
+        metrics: also keep a confusion matrix, from which each step computes :attr:`metrics`. :class:`cawa_fast.CAWA`
+            fills it; without a CAWA, call :meth:`observe_metrics`.
+        rule: ``"cawa"``: the equations above. ``"recall"``: ``1 - PA`` (recall loss, Tian et al. 2022, here per step
+            instead of per batch). ``"difficulty"``: ``(1 - PA)^gamma`` (Sinha et al. 2020) with the paper's dynamic
+            exponent. Or a function from the recall ``(K,)`` of the classes with ground truth to their raw weights.
+            All but ``"cawa"`` are divided by their mean and not clipped; ``source="argmax"`` suits them best.
 
     Attributes:
         weight: ``(C,)`` float32, mean 1, ones before the first step.
@@ -135,33 +135,30 @@ class AdaptiveClassWeights(nn.Module):
         momentum: float = 0.0,
         max_error: float = 0.1,
         metrics: bool = False,
-        rule: str = "cawa",
-        gamma: float | None = None,
+        rule: str | RecallRule = "cawa",
     ) -> None:
         super().__init__()
-        check(num_classes >= 1, "num_classes", num_classes, "be at least 1")
-        check(0 <= delta <= 1, "delta", delta, "lie in [0, 1]")
-        check(0 <= tau <= 1, "tau", tau, "lie in [0, 1]")
-        check(0 <= w_min < math.inf, "w_min", w_min, "be finite and at least 0")
-        check(w_min <= w_max, "w_max", w_max, f"be at least w_min={w_min}")
-        check(w_max > 0, "w_max", w_max, "be positive")
-        check(0 < eps < math.inf, "eps", eps, "be positive and finite")
-        check(0 < ratio_eps < math.inf, "ratio_eps", ratio_eps, "be positive and finite")
-        check(source in SOURCES, "source", source, f"be one of {', '.join(SOURCES)}")
-        check(ratio in reference.RATIOS, "ratio", ratio, f"be one of {', '.join(reference.RATIOS)}")
-        check(
-            normalize in reference.NORMALIZATIONS,
-            "normalize",
-            normalize,
-            f"be one of {', '.join(reference.NORMALIZATIONS)}",
-        )
-        check(classes in reference.CLASSES, "classes", classes, f"be one of {', '.join(reference.CLASSES)}")
-        check(0 <= momentum < 1, "momentum", momentum, "lie in [0, 1)")
-        check(max_error > 0, "max_error", max_error, "be positive")
-        check(rule in _rules.RULES, "rule", rule, f"be one of {', '.join(_rules.RULES)}")
-        check(gamma is None or 0 <= gamma < math.inf, "gamma", gamma, "be finite and at least 0, or None")
+        check = functools.partial(_validate.check, name="AdaptiveClassWeights")
+        check_choice = functools.partial(_validate.check_choice, "AdaptiveClassWeights")
+        check(num_classes >= 1, argument="num_classes", value=num_classes, must="be at least 1")
+        check(0 <= delta <= 1, argument="delta", value=delta, must="lie in [0, 1]")
+        check(0 <= tau <= 1, argument="tau", value=tau, must="lie in [0, 1]")
+        check(0 <= w_min < math.inf, argument="w_min", value=w_min, must="be finite and at least 0")
+        check(w_min <= w_max, argument="w_max", value=w_max, must=f"be at least w_min={w_min}")
+        check(w_max > 0, argument="w_max", value=w_max, must="be positive")
+        check(0 < eps < math.inf, argument="eps", value=eps, must="be positive and finite")
+        check(0 < ratio_eps < math.inf, argument="ratio_eps", value=ratio_eps, must="be positive and finite")
+        check_choice("source", source, SOURCES)
+        check_choice("ratio", ratio, _rules.RATIOS)
+        check_choice("normalize", normalize, reference.NORMALIZATIONS)
+        check_choice("classes", classes, reference.CLASSES)
+        check(0 <= momentum < 1, argument="momentum", value=momentum, must="lie in [0, 1)")
+        check(max_error > 0, argument="max_error", value=max_error, must="be positive")
+        if not callable(rule):
+            check_choice("rule", rule, _rules.RULES)
         if class_names is not None:
-            check(len(class_names) == num_classes, "class_names", list(class_names), f"have {num_classes} names")
+            must = f"have {num_classes} names"
+            check(len(class_names) == num_classes, argument="class_names", value=list(class_names), must=must)
 
         self.num_classes = num_classes
         self.delta, self.tau, self.w_min, self.w_max, self.eps = delta, tau, w_min, w_max, eps
@@ -170,7 +167,7 @@ class AdaptiveClassWeights(nn.Module):
         self.source, self.ratio, self.ratio_eps = source, ratio, ratio_eps
         self.normalize, self.classes, self.align_corners = normalize, classes, align_corners
         self.momentum, self.max_error = momentum, max_error
-        self.rule, self.gamma = rule, gamma
+        self.rule = rule
         self.history: list[dict[str, Any]] = []
         self._drawn: Tensor | None = None
         self._rows: Tensor | None = None
@@ -181,7 +178,9 @@ class AdaptiveClassWeights(nn.Module):
             for name in (*_RESULTS, "last_csps"):
                 self.register_buffer(name, torch.full((num_classes,), torch.nan))
             self.register_buffer("held", torch.zeros(num_classes, dtype=torch.bool))
-            self.register_buffer("class_counts", as_counts(class_counts, num_classes))
+            self.register_buffer(
+                "class_counts", _validate.as_class_counts("AdaptiveClassWeights", class_counts, num_classes)
+            )
             square, average = (num_classes, num_classes), (3, num_classes)
             for name in ("confusion", "last_confusion"):
                 self.register_buffer(name, torch.zeros(square, dtype=torch.int64) if metrics else None)
@@ -190,7 +189,7 @@ class AdaptiveClassWeights(nn.Module):
             self.register_buffer("average_variance", variance)
 
     @property
-    def metrics(self) -> SegmentationMetrics | None:
+    def metrics(self) -> MetricValues | None:
         """mIoU, accuracies, IoU per class of the network's predictions at the last step; None without ``metrics``."""
         matrix = self.last_confusion
         return segmentation_metrics(matrix.cpu()) if matrix is not None and self.history else None
@@ -209,7 +208,7 @@ class AdaptiveClassWeights(nn.Module):
             ValueError: a shape or device that does not fit; labels outside ``[0, C)``.
         """
         self._check_observed(cam)
-        self.counts.add_(self._count(cam, masked(target, mask, self.ignore_index)))
+        self.counts.add_(self._count(cam, _validate.masked(target, mask, self.ignore_index)))
 
     def observe_confusion(self, matrix: Tensor) -> None:
         """Add a confusion matrix ``(C, C)`` int64 (rows = target) in place of a batch: what ``source="argmax"`` scores.
@@ -222,6 +221,12 @@ class AdaptiveClassWeights(nn.Module):
             )
         self._check_device("observe_confusion: matrix", matrix)
         self.counts.add_(_of_confusion(matrix))
+
+    def observe_metrics(self, matrix: Tensor) -> None:
+        """Add a batch's confusion matrix ``(C, C)`` int64 (rows = target) to what :attr:`metrics` is computed from."""
+        if self.confusion is None:
+            raise RuntimeError("observe_metrics: pass metrics=True to AdaptiveClassWeights, to keep a confusion matrix")
+        self.confusion.add_(matrix)
 
     def begin_sample(self, probability: Tensor) -> None:
         """From now until :meth:`step`, images are observed one by one, as a sample of the validation set.
@@ -292,9 +297,8 @@ class AdaptiveClassWeights(nn.Module):
             score = average.estimate()
         # what a sample does not have may still be in the set
         held = ~(score.error <= self.max_error) if sampled else torch.zeros_like(score.error, dtype=torch.bool)
-        update = _rules.update_weights(
+        update = _rules.next_weights(
             self.rule,
-            self.gamma,
             score.counts,
             class_counts=None if self.class_counts is None else self.class_counts.cpu(),
             last_csps=self.last_csps.cpu(),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from . import _validate
 from . import functional as CF
+from ._rules import RecallRule
 from ._state import as_bytes, from_bytes
 from .adaptive import AdaptiveClassWeights
 from .cam import METHODS, closed_form, find_classifier
@@ -32,7 +33,7 @@ class _Listener:
         if owner is not None:
             owner._remember(module, inputs, output)
 
-    def is_deaf(self) -> bool:
+    def is_detached(self) -> bool:
         return self._owner() is None
 
     def __reduce__(self) -> tuple[type[_Listener], tuple[()]]:  # also what copy.deepcopy goes by
@@ -68,8 +69,8 @@ class CAWA(nn.Module):
             None: every image.
         every: with :meth:`due`: at every how many calls the weights are due, at least 1.
         method: of the activation maps, as in :class:`cawa_fast.GradCAM`; all have a closed form here.
-        **options: of :class:`cawa_fast.AdaptiveClassWeights`: ``delta``, ``tau``, ``w_min``, ``w_max``, ``ratio``,
-            ``momentum``, ``metrics``, ...
+        delta, tau, w_min, w_max, eps, class_counts, class_names, source, ratio, ratio_eps, normalize, classes,
+            momentum, max_error, metrics, rule: as in :class:`cawa_fast.AdaptiveClassWeights`, with the same defaults.
 
     Attributes:
         weights: the :class:`cawa_fast.AdaptiveClassWeights`.
@@ -105,7 +106,22 @@ class CAWA(nn.Module):
         budget: float | None = None,
         every: int = 1,
         method: str = "gradcam",
-        **options: Any,
+        delta: float = 0.9,
+        tau: float = 0.5,
+        w_min: float = 0.1,
+        w_max: float = 20.0,
+        eps: float = 1e-6,
+        class_counts: Tensor | Sequence[int] | None = None,
+        class_names: Sequence[str] | None = None,
+        source: str = "cam",
+        ratio: str = "none",
+        ratio_eps: float = 0.01,
+        normalize: str = "max",
+        classes: str = "present",
+        momentum: float = 0.0,
+        max_error: float = 0.1,
+        metrics: bool = False,
+        rule: str | RecallRule = "cawa",
     ) -> None:
         super().__init__()
         if budget is not None and not (budget >= 2 if isinstance(budget, int) else 0 < budget < 1):
@@ -115,13 +131,31 @@ class CAWA(nn.Module):
             )
         if every < 1:
             raise ValueError(f"CAWA: every must be at least 1, got {every!r}")
-        if budget is not None and options.get("metrics"):
+        if budget is not None and metrics:
             raise ValueError("CAWA: metrics=True needs all images, and budget= observes a part; leave out one of them")
         _validate.check_choice("CAWA", "method", method, METHODS)
         self.method = method
         module = find_classifier(model, num_classes, classifier)
         self.weights = AdaptiveClassWeights(
-            num_classes, ignore_index=ignore_index, align_corners=align_corners, **options
+            num_classes,
+            delta=delta,
+            tau=tau,
+            w_min=w_min,
+            w_max=w_max,
+            eps=eps,
+            ignore_index=ignore_index,
+            class_counts=class_counts,
+            class_names=class_names,
+            source=source,
+            ratio=ratio,
+            ratio_eps=ratio_eps,
+            normalize=normalize,
+            classes=classes,
+            align_corners=align_corners,
+            momentum=momentum,
+            max_error=max_error,
+            metrics=metrics,
+            rule=rule,
         ).to(module.weight.device)
         # In a tuple, so that neither becomes a submodule whose state would be saved twice.
         self._parts = (module, CrossEntropyLoss(self.weights, ignore_index, reduction, label_smoothing, align_corners))
@@ -176,7 +210,7 @@ class CAWA(nn.Module):
             matrix = CF.confusion_matrix(
                 logits, target, ignore_index=weights.ignore_index, align_corners=weights.align_corners
             )
-            weights.confusion.add_(matrix)
+            weights.observe_metrics(matrix)
             if weights.source == "argmax":
                 weights.observe_confusion(matrix)
             else:
@@ -259,7 +293,7 @@ class CAWA(nn.Module):
 
     def _listen(self) -> None:
         hooks = self._parts[0]._forward_hooks
-        for key in [key for key, hook in hooks.items() if isinstance(hook, _Listener) and hook.is_deaf()]:
+        for key in [key for key, hook in hooks.items() if isinstance(hook, _Listener) and hook.is_detached()]:
             del hooks[key]  # came with a copy of the network
         self._handle = self._parts[0].register_forward_hook(_Listener(self))
 

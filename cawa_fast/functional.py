@@ -131,7 +131,7 @@ def cross_entropy(
             f"{name}: target must hold class indices ({_validate.names(_validate.LABELS)}), got "
             f"{_validate.short(target.dtype)} of shape {tuple(target.shape)}; {hint}"
         )
-    _validate.check_labels(name, "target", target, input)
+    _validate.check_label_dtype(name, "target", target, input)
     if input.dim() == 0:
         raise ValueError(f"{name}: input must be (N, C, ...) or (C,), got a scalar; add the class axis")
     if input.dim() == 1 and target.dim() == 0:
@@ -202,7 +202,7 @@ def confusion_matrix(
                 [0, 1]])
     """
     name = "confusion_matrix"
-    _validate.check_labels(name, "target", target, input)
+    _validate.check_label_dtype(name, "target", target, input)
     if input.is_floating_point():
         _validate.check_float(name, "input", input)
         _validate.check_map_shapes(name, "input", input, target)
@@ -212,7 +212,7 @@ def confusion_matrix(
                 f"{name}: num_classes={num_classes}, but input has {classes} channels; pass that or nothing"
             )
     else:
-        _validate.check_labels(name, "input", input, target)
+        _validate.check_label_dtype(name, "input", input, target)
         if num_classes is None:
             raise ValueError(
                 f"{name}: num_classes is needed with integer predictions; pass the model's number of classes"
@@ -282,7 +282,7 @@ def cam_counts(
     """
     name = "cam_counts"
     _validate.check_float(name, "cam", cam)
-    _validate.check_labels(name, "target", target, cam)
+    _validate.check_label_dtype(name, "target", target, cam)
     _validate.check_map_shapes(name, "cam", cam, target)
     _validate.check_range(name, "tau", tau)
     _validate.check_choice(name, "normalize", normalize, NORMALIZATIONS)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class SegmentationMetrics(NamedTuple):
+class MetricValues(NamedTuple):
     r"""Metrics of a confusion matrix, as :func:`segmentation_metrics` returns them.
 
     All values are fractions in ``[0, 1]``, or NaN where they are undefined. With TP, FP and FN of class i,
@@ -37,7 +37,7 @@ class SegmentationMetrics(NamedTuple):
     accuracy: Tensor
 
 
-def segmentation_metrics(matrix: Tensor) -> SegmentationMetrics:
+def segmentation_metrics(matrix: Tensor) -> MetricValues:
     r"""mIoU, accuracies and per-class IoU from a confusion matrix.
 
     .. math:: IoU_i = \frac{M_{ii}}{\sum_j M_{ij} + \sum_j M_{ji} - M_{ii}}, \quad
@@ -54,7 +54,7 @@ def segmentation_metrics(matrix: Tensor) -> SegmentationMetrics:
             :func:`cawa_fast.functional.confusion_matrix` returns them.
 
     Returns:
-        :class:`SegmentationMetrics`, computed in float64. Undefined values are NaN; nothing is raised for them.
+        :class:`MetricValues`, computed in float64. Undefined values are NaN; nothing is raised for them.
 
     Example:
         >>> import torch
@@ -66,6 +66,6 @@ def segmentation_metrics(matrix: Tensor) -> SegmentationMetrics:
     hit, truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
     iou = hit / (truth + predicted - hit)
     accuracy = hit / truth
-    return SegmentationMetrics(
+    return MetricValues(
         iou.nanmean().item(), accuracy.nanmean().item(), (hit.sum() / truth.sum()).item(), iou, accuracy
     )

@@ -337,6 +337,6 @@ def _register_weight(module: CrossEntropyLoss | FocalLoss, weight: Tensor | Adap
         name = type(module).__name__
         if not isinstance(weight, Tensor) or weight.dim() != 1:
             raise ValueError(f"{name}: weight must be a tensor (C,) or an AdaptiveClassWeights, got {weight!r}")
-        _label_check.check_weight(weight.detach().cpu())  # The operator does not check values on a GPU.
+        _validate.check_weight_values(weight.detach().cpu())  # The operator does not check values on a GPU.
     module.adaptive = None
     module.register_buffer("weight", weight)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import cawa_fast as cf
 import cawa_fast.functional as CF
-from cawa_fast import reference
+from cawa_fast import _rules
 from cawa_fast.recipes.training.stopwatch import Stopwatch
 
 from ..cases import IGNORE, TAU
@@ -142,7 +142,7 @@ def updated_weight(counts: Tensor) -> Tensor:
     """The weights from tp, fp, fn ``(3, C)``, with the library's settings, by which no step needs the last."""
     library = cf.AdaptiveClassWeights(counts.shape[1])
     settings = {name: getattr(library, name) for name in ("delta", "eps", "ratio", "ratio_eps", "w_min", "w_max")}
-    return reference.update_weights(counts, class_counts=None, last_csps=library.last_csps, **settings).weight
+    return _rules.cawa_weights(counts, class_counts=None, last_csps=library.last_csps, **settings).weight
 
 
 def naive_counts(network: nn.Module, classifier: nn.Conv2d, batch: Batch, classes: int) -> Tensor:

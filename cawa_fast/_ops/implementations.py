@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _label_check, reference
+from .. import _label_check, _validate, reference
 from . import backends, native
 from .library import LIBRARY
 
@@ -17,7 +17,7 @@ def _count_labels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor
     """``(N, C)`` valid pixels of each class in each image, by a kernel; reports bad labels."""
     if not backends.runs_triton(target.device):
         counts, bad = torch.ops.cawa_fast_cpu.label_histogram(target, num_classes, ignore_index)
-        _label_check.report("target", bad, num_classes, ignore_index)
+        _label_check.report_bad_labels("target", bad, num_classes, ignore_index)
         return counts
     report = _label_check.open_report("target", target.device, num_classes, ignore_index)
     if native.cuda_available() and num_classes <= backends.COUNTED_CLASSES:
@@ -60,7 +60,7 @@ def _report_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
         return
     is_native = target.device.type == "cpu" and native.available()
     find = torch.ops.cawa_fast_cpu.bad_labels if is_native else reference.bad_labels
-    _label_check.report("target", find(target, num_classes, ignore_index), num_classes, ignore_index)
+    _label_check.report_bad_labels("target", find(target, num_classes, ignore_index), num_classes, ignore_index)
 
 
 def compute_cross_entropy(
@@ -74,7 +74,7 @@ def compute_cross_entropy(
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     weight = None if weight is None else weight.to(reference.compute_dtype(input.dtype)).contiguous()
-    _label_check.check_weight(weight)
+    _validate.check_weight_values(weight)
     saved_kind = backends.saves(input, target, reduction, with_grad)
     if backends.is_triton(input):
         with backends.on_device_of(input):
@@ -192,13 +192,13 @@ def compute_confusion_matrix(
             return counts
     if input.device.type == "cpu" and native.available():
         counts, bad = torch.ops.cawa_fast_cpu.confusion_matrix_labels(input, target, num_classes, ignore_index)
-        _label_check.report("target", bad[:3], num_classes, ignore_index)
-        _label_check.report("input", bad[3:], num_classes, ignore_index)
+        _label_check.report_bad_labels("target", bad[:3], num_classes, ignore_index)
+        _label_check.report_bad_labels("input", bad[3:], num_classes, ignore_index)
         return counts
     _report_labels(target, num_classes, ignore_index)
     _, valid = reference.valid_labels(target, num_classes, ignore_index)
     bad = reference.bad_labels(input.to(torch.int64).where(valid, 0), num_classes, 0)
-    _label_check.report("input", bad, num_classes, ignore_index)
+    _label_check.report_bad_labels("input", bad, num_classes, ignore_index)
     return reference.confusion_matrix(input, target, num_classes, ignore_index, align_corners)
 
 

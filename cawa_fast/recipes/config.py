@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from .. import adaptive, cam, reference
-from .._rules import RULES
+from .._rules import RATIOS, RULES, RecallRule, difficulty_weight
 from .datasets import DATASETS
 from .models import MODELS, WITH_AUXILIARY, build_model
 from .parallel import cpu_count as cpu_count
@@ -82,7 +83,7 @@ class TrainConfig:
     counts: str = _setting(
         "train", "cawa: pixel counts in Eq. 5: of the training set, or of the validation images observed.", COUNTS
     )
-    ratio: str = _setting("none", "cawa: how the change of the score enters (Eq. 6).", reference.RATIOS)
+    ratio: str = _setting("none", "cawa: how the change of the score enters (Eq. 6).", RATIOS)
     normalize: str = _setting("max", "cawa: normalisation of the maps.", reference.NORMALIZATIONS)
     classes: str = _setting("present", "cawa: classes scored in an image.", reference.CLASSES)
     budget: float | None = _setting(
@@ -110,8 +111,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("lr", "momentum", "weight_decay", "seed", "gamma", "logit_tau", "auxiliary"):
-            if not 0 <= getattr(self, name) < float("inf"):
+        for name in ("lr", "momentum", "weight_decay", "seed", "gamma", "difficulty_gamma", "logit_tau", "auxiliary"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
         for name in ("crop", "resize"):
             value = getattr(self, name)
@@ -137,10 +138,12 @@ class TrainConfig:
             name: getattr(self, name)
             for name in ("delta", "tau", "w_min", "w_max", "source", "ratio", "normalize", "classes")
         }
-        rule = self.weighting if self.weighting in ADAPTIVE else "cawa"
-        if rule != "cawa":  # the rivals are defined on predictions
+        rule: str | RecallRule = self.weighting if self.weighting in ADAPTIVE else "cawa"
+        if rule != "cawa":  # the baselines are defined on predictions
             options["source"] = "argmax"
-        return options | {"momentum": self.weight_momentum, "rule": rule, "gamma": self.difficulty_gamma}
+        if rule == "difficulty":
+            rule = functools.partial(difficulty_weight, gamma=self.difficulty_gamma)
+        return options | {"momentum": self.weight_momentum, "rule": rule}
 
     def sample(self) -> float | int | None:
         """``budget`` as :class:`cawa_fast.CAWA` takes it: a number of images is an int."""

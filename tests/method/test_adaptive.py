@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import cawa_fast as cf
 import cawa_fast.functional as CF
-from cawa_fast import reference
+from cawa_fast import _rules
 from tests.support.observed import (
     FIRST,
     SECOND,
@@ -113,7 +113,7 @@ CITYSCAPES = [(71586, 0, 2214), (41040, 0, 4560), (1476, 0, 984), (825, 0, 275)]
 def test_cityscapes_example_of_the_paper():
     csps = torch.tensor([0.97, 0.90, 0.60, 0.75] + 15 * [(14 - 3.22) / 15])
     share = torch.tensor([0.369, 0.228, 0.0123, 0.0055] + 15 * [0.3852 / 15])
-    base = reference.base_weight(csps.double(), 200_000 * share.double(), 1e-6)[:4]
+    base = _rules.base_weight(csps.double(), 200_000 * share.double(), 1e-6)[:4]
     assert [round(b, 1) for b in base.tolist()] == [3.6, 4.7, 14.1, 15.5]
     assert (base / base.mean()).tolist() == pytest.approx([0.379, 0.499, 1.485, 1.637], abs=6e-4)
 

@@ -1,5 +1,7 @@
-"""The rivals of adaptive weights: their rules on tables worked by hand, their losses against the papers' formulas."""
+"""The baselines of adaptive weights: their rules on tables worked by hand, their losses against the papers' formulas."""
 
+import functools
+import inspect
 import math
 from dataclasses import replace
 
@@ -29,6 +31,10 @@ def confusion(truth, hits):
     return torch.diag(hits) + torch.diag(miss).roll(1, 1)
 
 
+def difficulty(gamma):
+    return functools.partial(_rules.difficulty_weight, gamma=gamma)
+
+
 # Four classes, the last without ground truth.
 #
 #   pixels             100        40         10         0
@@ -44,13 +50,15 @@ def confusion(truth, hits):
 TRUTH, HITS = [100, 40, 10, 0], [90, 20, 0, 0]
 BY_HAND = [
     ({"rule": "recall"}, [0.1, 0.5, 1.0, NAN], [0.1875, 0.9375, 1.875, 1.0]),
-    ({"rule": "difficulty", "gamma": 1.0}, [0.1, 0.5, 1.0, NAN], [0.1875, 0.9375, 1.875, 1.0]),
-    ({"rule": "difficulty", "gamma": 3.0}, [0.001, 0.125, 1.0, NAN], [0.0026642984, 0.3330373, 2.6642984, 1.0]),
+    ({"rule": difficulty(1.0)}, [0.1, 0.5, 1.0, NAN], [0.1875, 0.9375, 1.875, 1.0]),
+    ({"rule": difficulty(3.0)}, [0.001, 0.125, 1.0, NAN], [0.0026642984, 0.3330373, 2.6642984, 1.0]),
     ({"rule": "difficulty"}, [0.01, 0.25, 1.0, NAN], [0.0238095238, 0.595238095, 2.38095238, 1.0]),
 ]
 
 
-@pytest.mark.parametrize(("options", "raw", "expected"), BY_HAND, ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("options", "raw", "expected"), BY_HAND, ids=["recall", "difficulty-1", "difficulty-3", "difficulty"]
+)
 def test_rules_by_hand(options, raw, expected):
     weights = cf.AdaptiveClassWeights(4, source="argmax", **options)
     for _ in range(2):  # the second step: nothing of the first is left in it
@@ -82,7 +90,7 @@ def test_a_class_that_a_sample_tells_too_little_of_keeps_its_weight():
     held = torch.tensor([False, True, False, False])
     options = {"delta": 0.9, "eps": 1e-6, "ratio": "none", "ratio_eps": 0.01, "w_min": 0.1, "w_max": 20.0}
     state = {"class_counts": None, "last_csps": torch.full((4,), NAN), "last_weight": last, "held": held}
-    update = _rules.update_weights("recall", None, counts, **options, **state)
+    update = _rules.next_weights("recall", counts, **options, **state)
     close(update.weight.float(), [0.5 * 0.1 / 1.1, 2.5, 0.5 / 1.1, 1.0])
     close(update.base_weight.float(), [0.1, NAN, 1.0, NAN])
 
@@ -103,16 +111,42 @@ def test_rules_score_activation_maps_too():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("call", "message"),
     [
-        ({"rule": "best"}, "rule must be one of cawa, recall, difficulty, got 'best'"),
-        ({"gamma": -1.0}, "gamma must be finite and at least 0, or None, got -1.0"),
-        ({"gamma": math.inf}, "gamma must be finite and at least 0, or None, got inf"),
+        (lambda: cf.AdaptiveClassWeights(2, rule="best"), "rule must be one of cawa, recall, difficulty; got 'best'"),
+        (lambda: difficulty(-1.0)(torch.ones(2)), "gamma must be finite and at least 0, or None, got -1.0"),
+        (lambda: difficulty(math.inf)(torch.ones(2)), "gamma must be finite and at least 0, or None, got inf"),
+        (lambda: replace(TINY, difficulty_gamma=-1.0), "difficulty_gamma must be finite and at least 0, got -1.0"),
     ],
 )
-def test_rule_errors_are_named(options, message):
+def test_rule_errors_are_named(call, message):
     with pytest.raises(ValueError, match=message):
-        cf.AdaptiveClassWeights(2, **options)
+        call()
+
+
+def test_a_rule_may_be_a_function_of_the_recall():
+    weights = cf.AdaptiveClassWeights(3, source="argmax", rule=lambda recall: torch.where(recall < 0.6, 3.0, 1.0))
+    weights.observe_confusion(confusion([100, 40, 0], [90, 20, 0]))
+    close(weights.step(), [0.5, 1.5, 1.0])
+
+
+@pytest.mark.parametrize("raw", [[1.0], [1.0, -1.0], [1.0, math.nan], [[1.0, 1.0]]])
+def test_what_a_rule_returns_is_checked(raw):
+    weights = cf.AdaptiveClassWeights(3, source="argmax", rule=lambda recall: torch.tensor(raw))
+    weights.observe_confusion(confusion([100, 40, 0], [90, 20, 0]))
+    with pytest.raises(ValueError, match="rule must return one finite value of at least 0 for each of the 2 classes"):
+        weights.step()
+    assert weights.weight.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_the_closed_loop_names_every_argument_of_its_weights():
+    """With the same default and annotation: nobody has to read two signatures."""
+    of_weights = inspect.signature(cf.AdaptiveClassWeights).parameters
+    of_loop = inspect.signature(cf.CAWA).parameters
+    assert {name: of_loop[name] for name in of_weights if name != "num_classes"} == {
+        name: parameter for name, parameter in of_weights.items() if name != "num_classes"
+    }
+    assert not [name for name, parameter in of_loop.items() if parameter.kind is parameter.VAR_KEYWORD]
 
 
 # ------------------------------------------------------------------------------------------------ logit adjustment
@@ -237,8 +271,11 @@ def trainer(path, **changes):
 @pytest.mark.parametrize("weighting_name", ADAPTIVE)
 def test_an_adaptive_weighting_is_a_rule(tmp_path, weighting_name):
     made = trainer(tmp_path, weighting=weighting_name, difficulty_gamma=1.5)
-    assert made.cawa.weights.rule == weighting_name
-    assert made.cawa.weights.gamma == 1.5
+    rule = made.cawa.weights.rule
+    if weighting_name == "difficulty":
+        assert (rule.func, rule.keywords) == (_rules.difficulty_weight, {"gamma": 1.5})
+    else:
+        assert rule == weighting_name
     assert made.cawa.weights.source == ("cam" if weighting_name == "cawa" else "argmax")
     assert made.criterion is made.cawa.criterion
 

@@ -6,7 +6,7 @@ import torch
 
 import cawa_fast as cf
 from bench.population import Population, scores
-from cawa_fast import reference
+from cawa_fast import _rules
 from cawa_fast.estimation import Average, Estimate, estimate
 from cawa_fast.sampling import Rarest, ValidationSampler, draw, inclusion_probabilities
 from tests.support.observed import presence
@@ -196,12 +196,12 @@ def test_a_held_class_keeps_its_weight_and_the_mean_stays_1():
     last = torch.tensor([0.5, 0.9, 1.6, 1.0], dtype=torch.float64)
     known = torch.tensor([0.5, 0.3, 0.2, NAN]).double()
     held = torch.tensor([False, False, True, True])
-    update = reference.update_weights(first, last_csps=known, last_weight=last, held=held, **options)
+    update = _rules.cawa_weights(first, last_csps=known, last_weight=last, held=held, **options)
     assert update.weight[2:].tolist() == [1.6, 1.0]
     assert update.weight.mean().item() == pytest.approx(1)
     # the others as if the third had its last score and could not be changed
     csps = torch.tensor([0.6 * 0.9 + 0.1 * 0.75, 0.2 * 0.9 + 0.1 * 0.5, 0.2]).double()
-    base = reference.base_weight(csps, torch.tensor([80.0, 20, 15]).double(), 1e-6)
+    base = _rules.base_weight(csps, torch.tensor([80.0, 20, 15]).double(), 1e-6)
     raw = (base * (csps + 0.01) / (known[:3] + 0.01))[:2].clamp(0.1, 20)
     torch.testing.assert_close(update.weight[:2], raw / raw.sum() * (4 - 2.6))
     assert update.csps[2].item() == pytest.approx(0.9 * 5 / 20 + 0.1 * 5 / 15)  # what was seen is told all the same
