@@ -1,10 +1,13 @@
-"""Bridge from setuptools to CMakeLists.txt, which alone describes the native build; the rest is in pyproject.toml.
+"""Runs the CMake build of the native code for setuptools. Metadata and dependencies are in pyproject.toml.
 
-CAWA_FAST_NATIVE=0 in the environment installs the package without compiled code. Any other build either gives the
-compiled extension or fails with the compiler's message: an optional extension would fail silently under `pip -q`.
-CAWA_FAST_CUDA=0 leaves out the CUDA operators, 1 fails where there is no nvcc, auto (the default) builds them where
-there is one; CAWA_FAST_CUDA_ARCHITECTURES names the compute capabilities, as in "80;90". CMAKE_ARGS adds options for
-CMake.
+Environment variables:
+
+* CAWA_FAST_NATIVE=0 installs the package without compiled code. Any other build gives the compiled extension or fails
+  with the compiler's message, because an optional extension would fail silently under `pip -q`.
+* CAWA_FAST_CUDA=0 leaves out the CUDA operators, 1 fails without nvcc, and auto (the default) builds them if there is
+  an nvcc.
+* CAWA_FAST_CUDA_ARCHITECTURES: the compute capabilities to build for, as in "80;90".
+* CMAKE_ARGS: more options for CMake.
 """
 
 import os
@@ -23,7 +26,7 @@ CUDA_LIBRARY = "_cuda.so"  # beside the extension; cawa_fast/native.py loads it
 
 
 def cuda_options() -> list[str]:
-    """What the environment says about the CUDA operators, for CMake."""
+    """CMake options for the CUDA operators, from the environment."""
     wish = os.environ.get("CAWA_FAST_CUDA", "auto").lower()
     if wish not in CUDA:
         raise SystemExit(f"cawa_fast: CAWA_FAST_CUDA must be 0, 1 or auto, not {wish!r}.")
@@ -39,7 +42,7 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         source, build = Path(__file__).parent.resolve(), Path(self.build_temp).resolve()
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
-        # cmake and ninja from PyPI lie beside this Python, which is not on PATH when the venv is not activated.
+        # cmake and ninja from PyPI are beside this Python, in a folder that is on PATH only in an activated venv.
         path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
         cmake = shutil.which("cmake", path=path)
         if cmake is None:
@@ -47,7 +50,7 @@ class CMakeBuild(build_ext):
         options = cuda_options() + shlex.split(os.environ.get("CMAKE_ARGS", ""))
         jobs = ["--parallel", str(self.parallel)] if self.parallel else []
         steps = [
-            # --fresh: a kept cache would name the tools of an earlier, meanwhile deleted, build environment.
+            # --fresh: an old cache would name the tools of an earlier build environment, which pip has deleted.
             ["--fresh", "-S", source, "-B", build, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}", *options],
             ["--build", build, *jobs],
             ["--install", build, "--prefix", library.parent, "--strip"],
@@ -64,10 +67,10 @@ class CMakeBuild(build_ext):
             raise SystemExit(f"cawa_fast: the native build did not make {library.name}.")
 
     def copy_extensions_to_source(self) -> None:
-        """For an editable install. setuptools knows of the extension module only."""
+        """Copy the CUDA library too, for an editable install: setuptools copies only the extension module."""
         super().copy_extensions_to_source()
         built, installed = Path(self.build_lib) / "cawa_fast" / CUDA_LIBRARY, Path(__file__).parent / "cawa_fast"
-        (installed / CUDA_LIBRARY).unlink(missing_ok=True)  # an earlier build's, if this one has none
+        (installed / CUDA_LIBRARY).unlink(missing_ok=True)  # from an earlier build; this one may have none
         if built.is_file():
             shutil.copy2(built, installed)
 

@@ -7,7 +7,8 @@ namespace cawa_fast {
 
 Taps bilinear_taps(int64_t in_size, int64_t out_size, bool align_corners) {
   Taps taps{in_size, out_size, std::vector<int32_t>(out_size), std::vector<float>(out_size)};
-  // The step is rounded to float and the position once: the product of a float and i + 1/2 is exact in double.
+  // As in PyTorch, the step is rounded to float, and the position is rounded once: the product of a float and i + 1/2
+  // is exact in double.
   const double exact_step =
       align_corners ? static_cast<double>(in_size - 1) / static_cast<double>(std::max<int64_t>(out_size - 1, 1))
                     : static_cast<double>(in_size) / static_cast<double>(out_size);

@@ -1,4 +1,4 @@
-// Sample positions of the bilinear resize, as F.interpolate(mode="bilinear") has them, laid out for vectors.
+// Tables of the bilinear resize, laid out for vectors: the positions and weights of F.interpolate(mode="bilinear").
 #pragma once
 
 #include <cstdint>
@@ -7,35 +7,37 @@ namespace cawa_fast {
 
 constexpr int kBlock = 16;  // slots per block: the widest vector
 
-// Output columns by the cell that they fall into: between input columns s and s + 1. A vector then holds one output
-// column of each of several neighbouring cells, all inputs are contiguous, and gradients need no scatter. The k-th
-// output column of a cell is its phase k. When the width shrinks, cells without output columns would waste lanes: each
-// output column is then a slot of its own that gathers its two inputs.
+// Output columns grouped by cell. Cell s has the output columns that lie between input columns s and s + 1; its k-th
+// output column is its phase k. A vector holds one phase of several neighbouring cells, so that all inputs are
+// contiguous and gradients need no scatter.
+//
+// Slots are what a vector's lanes hold: cells, or output columns if `gathered`. The latter is for a width that shrinks,
+// where cells without output columns would waste lanes; each slot then gathers its two inputs.
 struct Cells {
-  bool gathered;               // slots are output columns
-  int64_t slots, blocks;       // blocks of 16 slots
-  const int32_t *low, *high;   // per slot (16 * blocks): the input columns
-  const int32_t* first_phase;  // per block and one more: where its phases start in the following
-  const int32_t* column;       // per phase, 16 lanes: the output column, out_size for none
-  const float* high_weight;    // per phase, 16 lanes
+  bool gathered;               // slots are output columns, not cells
+  int64_t slots, blocks;       // blocks of kBlock slots; the last slot repeats to fill its block
+  const int32_t *low, *high;   // (blocks * kBlock): the input columns of each slot, in [0, in_size)
+  const int32_t* first_phase;  // (blocks + 1): where each block's phases start in the next two arrays
+  const int32_t* column;       // (phases, kBlock): the output column in [0, out_size), or out_size for none
+  const float* high_weight;    // (phases, kBlock): the weight in [0, 1] of the input column `high`
 };
 
-// Output rows that share their two input rows.
+// The output rows that interpolate between the same two input rows.
 struct RowGroup {
-  int32_t low, high;   // input rows
-  int32_t begin, end;  // output rows
+  int32_t low, high;   // input rows in [0, in_size)
+  int32_t begin, end;  // output rows [begin, end)
 };
 struct RowGroups {
-  const RowGroup* groups;  // by output row, hence by low
+  const RowGroup* groups;  // (count), in the order of output rows, hence of `low`
   int64_t count;
-  const float* high_weight;  // per output row
+  const float* high_weight;  // (out_size): the weight in [0, 1] of input row `high` in each output row
 };
 
-// Output columns in their order: 16 neighbours read inputs that lie close to each other.
+// Output columns in their order. 16 neighbours read inputs that are close to each other.
 struct Columns {
-  int64_t width, padded;  // output columns; rounded up to 16 (the last column repeated)
-  const int32_t* low;
-  const float *low_weight, *high_weight;
+  int64_t width, padded;                  // output columns; rounded up to 16, repeating the last column
+  const int32_t* low;                     // (padded): the left input column
+  const float *low_weight, *high_weight;  // (padded): weights in [0, 1] of input columns low and low + 1
 };
 
 }  // namespace cawa_fast

@@ -1,4 +1,4 @@
-// The memory behind the tables of bilinear.h, and what fills it.
+// Classes that own and fill the tables of bilinear.h.
 #pragma once
 
 #include <vector>
@@ -7,8 +7,8 @@
 
 namespace cawa_fast {
 
-// Along one axis output position i reads inputs low[i] and min(low[i] + 1, in_size - 1), with weights 1 -
-// high_weight[i] and high_weight[i].
+// Positions along one axis. Output i interpolates between inputs low[i] and min(low[i] + 1, in_size - 1), with weights
+// 1 - high_weight[i] and high_weight[i]; high_weight is in [0, 1]. Both vectors have out_size elements.
 struct Taps {
   int64_t in_size, out_size;
   std::vector<int32_t> low;

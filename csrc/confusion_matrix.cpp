@@ -16,17 +16,17 @@
 namespace cawa_fast {
 namespace {
 
-// Pixels per block: their keys (4 KiB) stay in L1 between the two stages.
+// Pixels per block. Their keys (4 KiB) stay in the L1 cache between stages 1 and 2.
 constexpr int64_t kBlock = 1024;
 
-// Pixels per task at least: about 0.1 ms of work, well above the cost of waking a thread.
+// Minimum number of pixels per task: about 0.1 ms of work, well above the cost of waking a thread.
 constexpr int64_t kGrain = 1 << 16;
 
-// Neighbouring pixels mostly share a bin, and an increment that reads the counter that the last one has just written
-// waits for that store. Four tables in turn keep such increments apart. Measured on 8x512x1024 uint8, 19 classes, one
-// thread of a Zen 4: with 90 % of the pixels in one bin 5.2 ms against 9.6 ms with one table, on uniform noise 4.4 ms
-// with either. Tables that overflow the L2 cache lose more than that (700 classes, noise: 22 ms with four against
-// 11 ms with one), so many classes share one.
+// Number of counter tables. Neighbouring pixels mostly share a bin, and an increment must wait for the store of the
+// previous increment of the same counter. Using four tables in turn avoids that. Measured on 8x512x1024 uint8, 19
+// classes, one thread of a Zen 4: with 90 % of the pixels in one bin 5.2 ms, against 9.6 ms with one table; on uniform
+// noise 4.4 ms with either. Tables that exceed the L2 cache lose more than that: with 700 classes and noise, four
+// tables take 22 ms and one takes 11 ms. Above kMaxBytesOfTables there is therefore only one table.
 constexpr int kTables = 4;
 constexpr int64_t kMaxBytesOfTables = 1 << 20;
 
@@ -37,13 +37,14 @@ struct Classes {
   uint32_t bins() const { return count * count; }
 };
 
-// Unsigned and at least 32 bits wide, so that negative labels become large ones and one comparison checks the range.
+// Unsigned and at least 32 bits wide: a negative label becomes a large one, so that one comparison checks the range.
 template <class Label>
 using Wide = std::conditional_t<sizeof(Label) == 8, uint64_t, uint32_t>;
 
 // Stage 1: keys[i] = target * C + prediction, or bins() for a pixel that is ignored or bad. Returns whether any is bad.
-// Without branches, and with a flag as wide as a key, so that the compiler vectorises it (GCC 12 gives up on a bool:
-// 6.5 ms instead of 4.4 above). SSE2 has no 64-bit comparisons, so int64 labels stay scalar in a baseline build.
+// There are no branches, and the flag is as wide as a key, so that the compiler vectorises the loop. GCC 12 does not
+// with a bool: 6.5 ms instead of the 4.4 ms above. SSE2 has no 64-bit comparisons, so that int64 labels stay scalar in
+// a baseline build.
 template <class Prediction, class Target>
 bool make_keys(const Prediction* prediction, const Target* target, int64_t n, Classes classes, uint32_t* keys) {
   const uint32_t count = classes.count;
@@ -62,7 +63,7 @@ bool make_keys(const Prediction* prediction, const Target* target, int64_t n, Cl
   return any_bad != 0;
 }
 
-// The slow way through a block that has bad labels.
+// Adds the bad labels and predictions of a block to the tallies. Slow; only for blocks that have any.
 template <class Prediction, class Target>
 void note_bad(const Prediction* prediction, const Target* target, int64_t n, Classes classes, BadLabels& bad_target,
               BadLabels& bad_prediction) {
@@ -76,8 +77,8 @@ void note_bad(const Prediction* prediction, const Target* target, int64_t n, Cla
   }
 }
 
-// What one task has counted: kTables tables of bins() counters and one more for the rejected pixels, or one table
-// that all lanes share. int64 throughout, so that no number of pixels overflows.
+// The counters of one task: kTables tables, or one table that all lanes share. Each has bins() counters and one more
+// for rejected pixels. They are int64, so that no number of pixels overflows them.
 class PartialCounts {
  public:
   explicit PartialCounts(Classes classes)
@@ -85,7 +86,7 @@ class PartialCounts {
     for (int lane = 0; lane < kTables; ++lane) lane_[lane] = counters_.data() + lane % tables_ * size_;
   }
 
-  // Stage 2.
+  // Stage 2: counts the keys.
   void add(const uint32_t* keys, int64_t n) {
     int64_t i = 0;
     for (; i + kTables <= n; i += kTables) {
@@ -94,7 +95,7 @@ class PartialCounts {
     for (; i < n; ++i) ++lane_[0][keys[i]];
   }
 
-  // Stage 3.
+  // Stage 3: adds the tables to `totals`.
   void add_to(int64_t* totals) const {
     for (int64_t table = 0; table < tables_; ++table) {
       for (int64_t bin = 0; bin < bins_; ++bin) totals[bin] += counters_[table * size_ + bin];
@@ -131,7 +132,7 @@ void count_labels(const Prediction* prediction, const Target* target, int64_t n,
       }
       counts.add(keys.data(), size);
     }
-    // Tasks end in any order; sums, minima and maxima of integers do not mind.
+    // Tasks end in any order: sums, minima and maxima of integers do not depend on it.
     const std::lock_guard<std::mutex> lock(merging);
     counts.add_to(totals);
     bad_target.merge(task_bad_target);

@@ -1,4 +1,4 @@
-// Which instruction set to run: the best that both the processor and the build have, or the one that the user names.
+// Selects the instruction set: the best that both the processor and the build support, or the one that the user names.
 #include "dispatch.h"
 
 #include <atomic>
@@ -17,7 +17,8 @@ std::vector<const Kernels*> supported_kernels() {
 #endif
   sets.push_back(&baseline::kernels);
 #if defined(CAWA_FAST_X86)
-  // What -march=x86-64-v3 and x86-64-v4 let the compiler use; the operating system's part is included in the checks.
+  // The features that -march=x86-64-v3 and x86-64-v4 allow the compiler to use. The checks include support by the
+  // operating system.
   __builtin_cpu_init();
   const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
                   __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("lzcnt") &&
@@ -51,7 +52,7 @@ const Kernels& kernels() {
   if (!set) {
     const char* wanted = std::getenv("CAWA_FAST_CPU");
     set = wanted && *wanted ? find(wanted, "CAWA_FAST_CPU=") : supported_kernels().back();
-    chosen.store(set, std::memory_order_release);  // several threads may do this: with the same result
+    chosen.store(set, std::memory_order_release);  // threads that race here store the same value
   }
   return *set;
 }

@@ -1,4 +1,4 @@
-// Which instruction set runs.
+// Selection of the instruction set at run time.
 #pragma once
 
 #include <string>
@@ -8,14 +8,15 @@
 
 namespace cawa_fast {
 
-// Those that both this build and this processor have, the best one last.
+// The instruction sets that both this build and this processor support, the best one last.
 std::vector<const Kernels*> supported_kernels();
 
-// The one that runs: the best, or CAWA_FAST_CPU from the environment. std::invalid_argument if that names no supported
-// one. Any thread may call it.
+// The kernels in use: those of the best instruction set, or of CAWA_FAST_CPU in the environment. Throws
+// std::invalid_argument if that names no supported one. Thread-safe.
 const Kernels& kernels();
 
-// From now on another one, for tests and benchmarks.
+// Switches to the instruction set `name`, for tests and benchmarks. Throws std::invalid_argument if it is not
+// supported.
 void use_instruction_set(const std::string& name);
 
 }  // namespace cawa_fast

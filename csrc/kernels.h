@@ -1,5 +1,6 @@
-// What csrc/cpu/ computes, behind one table of functions per instruction set: raw pointers, no torch, no allocation,
-// no threads. The operators (cross_entropy.cpp, ...) check, allocate, and share the work among torch's threads.
+// The interface of csrc/cpu/: one table of kernels per instruction set. Kernels take raw pointers, use no torch, and
+// neither allocate nor start threads. The operators (cross_entropy.cpp, ...) check arguments, allocate, and distribute
+// the work over torch's threads.
 #pragma once
 
 #include <cstdint>
@@ -11,18 +12,18 @@ namespace cawa_fast {
 enum class Float : uint8_t { kFloat32, kBFloat16, kFloat16 };
 enum class Label : uint8_t { kUInt8, kInt16, kInt32, kInt64 };
 
-// A contiguous label map. Labels outside [0, num_classes) and ignore_index are invalid.
+// A contiguous label map (N, H, W). Labels equal to ignore_index or outside [0, num_classes) are invalid.
 struct Labels {
   const void* data;
   Label type;
-  int32_t num_classes;  // at most kMaxClasses
+  int32_t num_classes;  // in [1, kMaxClasses]
   int64_t ignore_index;
 };
 
 constexpr int64_t kMaxClasses = 65534;
-constexpr uint16_t kInvalid = 0xffff;  // what an invalid label is decoded to
+constexpr uint16_t kInvalid = 0xffff;  // decoded value of an invalid label
 
-// Logits or maps (N, C, h, w): element (n, c, y, x) at data + n * stride_n + ..., strides in elements.
+// Logits or maps (N, C, h, w), any values: element (n, c, y, x) at data + n * stride_n + ..., strides in elements.
 struct Maps {
   const void* data;
   Float type;
@@ -32,31 +33,34 @@ struct Maps {
 
 // ------------------------------------------------------------------------------------------------- cross-entropy
 
-// The loss of a pixel with label y, factor f = scale[y] * grad:
-//   f * (at_label[y] * nll + smooth * (weight_sum * log sum exp - sum_c weight[c] z_c)),  at_label = (1 - s) weight
+// The loss of a pixel with logits z and label y is, with s the label smoothing,
+//   f * (at_label[y] * (lse - z_y) + smooth * (weight_sum * lse - sum_c weight[c] z_c)),
+//   lse = log sum_c exp(z_c),  f = scale[y] * grad
+// All arrays are float32 unless declared otherwise.
 struct Loss {
-  const float* at_label;  // (C), (1 - s) * weight
-  bool few_classes;       // C <= 32, and at_label and scale have room for 32
+  const float* at_label;  // (C): (1 - s) * weight, >= 0
+  bool few_classes;       // C <= 32; at_label and scale then have room for 32 values
   bool uniform_scale;     // scale is the same for all classes
-  const float* weight;    // (C), read only if smooth > 0
-  const float* scale;     // (C), the reduction as a factor per class
+  const float* weight;    // (C), >= 0; read only if smooth > 0
+  const float* scale;     // (C): the reduction as a factor per class
   float smooth;           // s / C
   float weight_sum;       // sum of weight
-  const float* grad;      // upstream gradient: null for 1, else one value or, per pixel, as many as labels
+  const float* grad;      // upstream gradient: null for 1, else (1), or (N, H, W) if grad_per_pixel
   bool grad_per_pixel;
-  float* pixel_loss;     // per pixel, without scale and grad; may be null
-  double* partial_loss;  // per tile or group of rows, with scale, without grad; may be null
+  float* pixel_loss;     // output (N, H, W), without scale and grad; may be null
+  double* partial_loss;  // output per tile or group of rows, with scale, without grad; may be null
 };
 
-// Logits of the labels' size, seen as rows of pixels: pixel (row, x) of class c lies at row_offset(row) + x * stride_x
-// + c * stride_c, and the label at row * length + x. The rows are the outer dimensions that could not be merged.
+// Logits of the labels' size as rows of pixels: pixel (row, x) of class c lies at row_offset(row) + x * stride_x
+// + c * stride_c, and its label at row * length + x. Rows are counted over the outer dimensions, those that could not
+// be merged. All strides are in elements.
 constexpr int kMaxOuter = 6;
 struct PixelRows {
   int64_t rows, length;
   int outer;                       // number of outer dimensions
   int64_t size[kMaxOuter];         // of the outer dimensions, slowest first
   int64_t stride[kMaxOuter];       // of the input along them
-  int64_t grad_stride[kMaxOuter];  // of the gradient
+  int64_t grad_stride[kMaxOuter];  // of the gradient along them
   int64_t stride_x, stride_c, grad_stride_x, grad_stride_c;
 };
 
@@ -64,17 +68,17 @@ struct CrossEntropy {
   PixelRows pixels;
   int64_t classes;
   Float type;
-  const void* input;
-  void* grad_input;  // in the input's type; null for none
-  bool stream;       // grad_input is larger than the caches: write past them
+  const void* input;  // logits, any values
+  void* grad_input;   // output, in the input's type; null for none
+  bool stream;        // write grad_input with non-temporal stores, since it is larger than the caches
   Labels labels;
   Loss loss;
 };
 
 struct ResizedCrossEntropy {
   Maps input;
-  void* grad_input;                        // in the input's type, strides below; null for none
-  int64_t grad_n, grad_c, grad_y, grad_x;  // strides of grad_input
+  void* grad_input;                        // output, in the input's shape and type; null for none
+  int64_t grad_n, grad_c, grad_y, grad_x;  // strides of grad_input, in elements
   const Cells* columns;
   const RowGroups* rows;
   int64_t label_height, label_width;
@@ -84,8 +88,8 @@ struct ResizedCrossEntropy {
 
 // ------------------------------------------------------------------------------------------------------ counting
 
-// Maps against labels of another size: output row y reads the input rows of its group, column x those of columns. With
-// equal sizes (same_size) positions are not interpolated, and every row is a group.
+// How maps are resized to the labels' size. Output row y reads the two input rows of its group, and output column x the
+// two input columns that `columns` gives. If same_size, nothing is interpolated, and every row is a group.
 struct Resize {
   Maps maps;
   bool same_size;
@@ -96,21 +100,21 @@ struct Resize {
 struct ConfusionMatrix {
   Resize resize;
   Labels labels;
-  int64_t* counts;  // `tables` tables of classes * classes + 1: [target][prediction], the last for invalid labels
-  int64_t tables;   // 1, or 4 that neighbouring pixels take in turn
+  int64_t* counts;  // output (tables, C * C + 1): [target][prediction], the last element for invalid labels
+  int64_t tables;   // 1, or 4, which neighbouring pixels use in turn
 };
 
 enum class Normalize : uint8_t { kMax, kMinMax, kGradCam, kNone };
 
-// What of a patch of labels (`lanes` columns of one group of rows) is alike.
+// Summary of a patch of labels: `lanes` output columns of one group of rows.
 struct LabelPatch {
-  uint16_t label;  // of all its pixels; kMixed if they differ
-  uint32_t valid;  // how many pixels are valid
+  uint16_t label;  // the label of all its pixels, or kMixed if they differ
+  uint32_t valid;  // number of valid pixels
 };
 constexpr uint16_t kMixed = 0xfffe;
 
-// A value v of a map is first replaced by (max(v, 0) if relu, then) (v - low) / span; a resized value is in the mask if
-// it exceeds threshold.
+// Normalisation of one map. Before the resize, each value v becomes (v - low) / span if `scaled`, with max(v, 0) in
+// place of v if `relu`. A resized value is in the mask if it exceeds threshold.
 struct MapScale {
   float low, span, threshold;
   bool scaled, relu;
@@ -121,34 +125,36 @@ struct CamCounts {
   Labels labels;
   Normalize normalize;
   float tau;
-  const int64_t* wanted;  // the maps to score, as image * classes + class
-  uint16_t* decoded;      // labels (N, H, columns.padded), kInvalid in the padding
-  LabelPatch* patches;    // (N, groups, columns.padded / lanes)
-  MapScale* scales;       // per wanted map
+  const int64_t* wanted;  // the maps to score, as image * C + class
+  uint16_t* decoded;      // scratch (N, H, columns.padded): labels, kInvalid in the padding
+  LabelPatch* patches;    // scratch (N, groups of rows, columns.padded / lanes)
+  MapScale* scales;       // scratch, one per wanted map
 };
 
 // --------------------------------------------------------------------------------------------------- the table
 
+// Each kernel computes items [begin, end). `scratch` has as many floats as the matching *_scratch function returns,
+// aligned for any vector, and belongs to one thread.
 struct Kernels {
   const char* name;
   int64_t lanes;  // floats in a vector
 
-  // Tiles [begin, end) of tile_pixels pixels, counted row by row (tiles_per_row each); scratch of scratch_floats
-  // floats.
+  // Items: tiles of cross_entropy_tile() pixels, counted row by row; a row's last tile may be shorter.
   int64_t (*cross_entropy_tile)();
   int64_t (*cross_entropy_scratch)(int64_t classes);
   void (*cross_entropy)(const CrossEntropy&, int64_t begin, int64_t end, float* scratch);
 
-  // Rows [begin, end) of the low-resolution logits, counted over all images.
+  // Items: rows of the low-resolution logits, counted over all images.
   int64_t (*resized_cross_entropy_scratch)(const ResizedCrossEntropy&);
   void (*resized_cross_entropy)(const ResizedCrossEntropy&, int64_t begin, int64_t end, float* scratch);
 
-  // Groups of rows [begin, end), counted over all images.
+  // Items: groups of rows, counted over all images.
   int64_t (*confusion_matrix_scratch)(const ConfusionMatrix&);
   void (*confusion_matrix)(const ConfusionMatrix&, int64_t begin, int64_t end, float* scratch);
 
-  // In this order: labels, by groups of rows over all images; scales, by wanted map; counts, by group of rows over all
-  // wanted maps, added to tp and predicted, one per class.
+  // To be called in this order. Items of cam_labels: groups of rows, counted over all images; it fills `decoded` and
+  // `patches`. Items of cam_scales: wanted maps; it fills `scales`. Items of cam_counts: groups of rows, counted over
+  // all wanted maps; it adds to tp and predicted, (C) each: valid pixels in the mask with the right label, and all.
   int64_t (*cam_scratch)(const CamCounts&);
   void (*cam_labels)(const CamCounts&, int64_t begin, int64_t end);
   void (*cam_scales)(const CamCounts&, int64_t begin, int64_t end, float* scratch);

@@ -14,19 +14,19 @@
 namespace cawa_fast {
 namespace {
 
-// Labels per task at least: about 0.02 ms of work (uint8, Zen 4), above the cost of waking a thread.
+// Minimum number of labels per task: about 0.02 ms of work (uint8, Zen 4), above the cost of waking a thread.
 constexpr int64_t kGrain = 1 << 16;
 
-// Neighbouring labels are mostly equal, and an increment that reads the counter that the last one has just written
-// waits for that store: tables in turn keep such increments apart (confusion_matrix.cpp has the measurement).
+// Number of counter tables. Neighbouring labels are mostly equal, and an increment must wait for the store of the
+// previous increment of the same counter. Using the tables in turn avoids that; confusion_matrix.cpp has measurements.
 constexpr int kTables = 4;
 
-// So many labels at a time, that 32-bit counters do.
+// Labels counted at a time: few enough for 32-bit counters.
 constexpr int64_t kMostLabels = int64_t{1} << 30;
 
-// How often each label occurs; counts[num_classes] collects whatever is not a class.
+// Adds to counts (num_classes + 1) how often each label occurs; the last element collects labels that are no classes.
 void count(const uint8_t* labels, int64_t n, int64_t num_classes, std::vector<uint32_t>& counts) {
-  std::array<std::array<uint32_t, 256>, kTables> tables{};  // every value has its counter: nothing to check
+  std::array<std::array<uint32_t, 256>, kTables> tables{};  // a counter for every value, so no range check
   int64_t i = 0;
   for (; i + kTables <= n; i += kTables) {
     for (int lane = 0; lane < kTables; ++lane) ++tables[lane][labels[i + lane]];
@@ -53,7 +53,8 @@ void count(const T* labels, int64_t n, int64_t num_classes, std::vector<uint32_t
   }
 }
 
-// Looks for labels that are neither classes nor ignore_index; without branches unless there are any.
+// Adds labels that are neither classes nor ignore_index to `bad`. Chunks are searched without branches; only those that
+// have such labels are read again.
 template <class T>
 void note_bad(const T* labels, int64_t n, int64_t num_classes, int64_t ignore_index, BadLabels& bad) {
   using Wide = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
@@ -63,7 +64,7 @@ void note_bad(const T* labels, int64_t n, int64_t num_classes, int64_t ignore_in
   constexpr int64_t kChunk = 4096;
   for (int64_t start = 0; start < n; start += kChunk) {
     const int64_t end = std::min(n, start + kChunk);
-    std::conditional_t<sizeof(T) == 1, uint8_t, Wide> any = 0;  // as wide as what is compared, so that it vectorises
+    std::conditional_t<sizeof(T) == 1, uint8_t, Wide> any = 0;  // as wide as the comparison, to vectorise
     if constexpr (sizeof(T) == 1) {
       const auto last = static_cast<uint8_t>(std::min<int64_t>(num_classes, 256) - 1);
       for (int64_t i = start; i < end; ++i) any |= (labels[i] > last) & !(can_ignore & (labels[i] == ignore));

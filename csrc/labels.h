@@ -1,4 +1,4 @@
-// What every operator that reads label maps needs: their dtypes, and a tally of labels that should not be there.
+// Access to label maps of any integer dtype, and a tally of bad labels.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -29,7 +29,7 @@ void with_label_data(const torch::stable::Tensor& labels, const char* name, cons
   }
 }
 
-// Number, minimum and maximum of the bad labels; the initial values stand for "none".
+// Number, minimum and maximum of the bad labels. The initial values stand for none.
 struct BadLabels {
   int64_t count = 0;
   int64_t min = std::numeric_limits<int64_t>::max();

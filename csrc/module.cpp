@@ -1,5 +1,5 @@
-// cawa_fast._C: importing it registers the operators (library.cpp, by static initialisation); its functions say how it
-// was built and which instruction set runs.
+// The Python module cawa_fast._C. Importing it registers the operators, by static initialisation in library.cpp. Its
+// functions report how it was built and select the instruction set.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/headeronly/version.h>
@@ -15,7 +15,7 @@ namespace py = pybind11;
 
 namespace {
 
-// "a,b" to ["a", "b"], "" to [].
+// "a,b" becomes ["a", "b"]; "" becomes [].
 py::list split(const char* comma_separated) {
   py::list words;
   std::istringstream text(comma_separated);

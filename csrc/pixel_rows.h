@@ -1,4 +1,4 @@
-// Logits of any layout and their gradient as rows of pixels, for the kernels of every device.
+// Describes logits and their gradient, of any strides, as rows of pixels; for CPU and CUDA kernels.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -10,8 +10,8 @@
 
 namespace cawa_fast {
 
-// The pixels of `input` (N, C, d1, ...) as few long rows: neighbouring dimensions that lie behind each other in memory,
-// in the input and in the gradient, count as one.
+// Merges the dimensions of `input` and `grad`, both (N, C, d1, ...), into few long rows of pixels: neighbouring
+// dimensions count as one if they are contiguous with each other in both tensors.
 inline PixelRows pixel_rows(const torch::stable::Tensor& input, const torch::stable::Tensor& grad) {
   struct Dimension {
     int64_t size, stride, grad_stride;

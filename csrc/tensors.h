@@ -1,4 +1,4 @@
-// From torch's tensors to the plain structures of kernels.h, and memory for the kernels.
+// Conversion of torch tensors to the structures of kernels.h, and memory for the kernels.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -33,7 +33,7 @@ inline Float float_type(const Tensor& tensor, const char* name) {
   }
 }
 
-// `target` is contiguous and outlives the result.
+// `target`: contiguous uint8, int16, int32 or int64. It must outlive the result.
 inline Labels labels_of(const Tensor& target, int64_t num_classes, int64_t ignore_index) {
   STD_TORCH_CHECK(1 <= num_classes && num_classes <= kMaxClasses, "the number of classes must be in [1, ", kMaxClasses,
                   "], not ", num_classes);
@@ -58,14 +58,14 @@ inline Labels labels_of(const Tensor& target, int64_t num_classes, int64_t ignor
   return labels;
 }
 
-// (N, C, h, w) with any strides.
+// `tensor`: (N, C, h, w) float32, bfloat16 or float16, with any strides. It must outlive the result.
 inline Maps maps_of(const Tensor& tensor, const char* name) {
   STD_TORCH_CHECK(tensor.dim() == 4, name, " must be (N, C, h, w)");
   return {tensor.const_data_ptr(), float_type(tensor, name), tensor.size(0),   tensor.size(1),   tensor.size(2),
           tensor.size(3),          tensor.stride(0),         tensor.stride(1), tensor.stride(2), tensor.stride(3)};
 }
 
-// How maps (N, C, h, w) become as large as labels (N, H, W).
+// The tables that resize `maps` (N, C, h, w) to the size of `target` (N, H, W).
 struct ResizeTables {
   ResizeTables(const Tensor& maps, const char* name, const Tensor& target, bool align_corners);
   const ColumnTables columns;
@@ -73,15 +73,15 @@ struct ResizeTables {
   const Resize resize;
 };
 
-// Contiguous float32 of n elements.
+// The data of `tensor`, which must be contiguous float32 of n elements.
 inline const float* floats_of(const Tensor& tensor, int64_t n, const char* name) {
   STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float && tensor.is_contiguous() && tensor.numel() == n, name,
                   " must be contiguous float32 of ", n, " elements");
   return tensor.const_data_ptr<float>();
 }
 
-// Uninitialised, with the size, dtype and, if dense, strides of `like`. Large ones use memory that an earlier one has
-// freed (gradient_memory.cpp).
+// An uninitialised tensor with the shape, dtype and, if dense, strides of `like`. Large ones reuse memory of an earlier
+// one (gradient_memory.cpp).
 Tensor new_gradient(const Tensor& like);
 
 // Uninitialised floats, aligned for any vector.

@@ -1,15 +1,21 @@
-"""Weighted cross-entropy of bilinearly resized logits: the gradient, gathered, so that there are no atomics.
+"""Weighted cross-entropy of bilinearly resized logits: the gradient with respect to the low-resolution logits.
 
-Resized: a program owns CLASSES classes of 31 cells in a strip of ROWS rows of samples, and one cell more at the left,
-whose right-hand part belongs to the first of them; likewise the row of cells above the strip is computed for its lower
-part. Per row of samples and class a lane has four sums (left and right, upper and lower); the lower ones wait for the
-next row of cells, the right ones move to the next lane. The order of all sums is fixed.
+Each gradient value is gathered by one lane. There are no atomics, and every sum has a fixed order.
 
-Cost: 32 / 31 * (ROWS + 1) / ROWS exponentials per class and pixel. Per class and pixel of an upsampling by 4, with
-PHASES 4 and CLASSES 4, as compiled for sm_90: 20 instructions, a third of them for what the classes share (label,
-statistics, weights), and 8 more where one of the program's classes is a label. With CLASSES 8 it would be 14, for half
-the warps. One warp per program, phases unrolled: a block with phases as an axis was given another layout by the
-compiler, with exchanges through shared memory.
+``_backward`` serves different sizes of logits and labels. A program is one warp with one cell (_cells.py) per lane. It
+computes CLASSES classes for 31 neighbouring cells in a strip of ROWS rows of samples. Its first lane computes the cell
+to their left, because the right half of that cell contributes to the first of the 31. For the same reason the program
+also computes the row of cells above the strip, for its lower half. Per row of samples and class a lane holds four sums:
+left and right, upper and lower. The right sums move to the next lane, and the lower sums wait for the next row of
+cells.
+
+Cost: 32 / 31 * (ROWS + 1) / ROWS exponentials per class and pixel. Compiled for sm_90 with PHASES 4 and CLASSES 4,
+upsampling by 4 takes 20 instructions per class and pixel; a third of them compute what all classes share (label,
+statistics, weights). Where a label is one of the program's classes, it takes 8 more. With CLASSES 8 it would be 14
+instructions, but half the warps.
+
+Two choices keep values in registers: a program has one warp, and the phases (the output columns of a cell) are
+unrolled. With the phases as a block axis the compiler chose a layout that exchanges values through shared memory.
 """
 
 from __future__ import annotations
@@ -26,8 +32,11 @@ MODERATE = tl.constexpr(1e30)
 
 @triton.jit
 def _moderate(at, mask):
-    """Samples without NaN and infinities: pixels that see them get theirs from the inverse sum, which is NaN there, and
-    an ignored pixel must not multiply them with its 0."""
+    """Samples as finite float32: NaN becomes 0, and values are clamped to [-MODERATE, MODERATE]. 0 where masked.
+
+    Where NaN or infinities make a pixel's probabilities NaN, its stored inverse sum is NaN and carries that into the
+    gradient. An ignored pixel multiplies by 0 instead, which must not meet NaN or an infinity.
+    """
     v = tl.load(at, mask=mask, other=0.0).to(tl.float32)
     v = tl.where(v == v, v, 0.0)
     return tl.minimum(tl.maximum(v, -MODERATE), MODERATE)
@@ -35,7 +44,10 @@ def _moderate(at, mask):
 
 @triton.jit
 def _factors(label, weight, scale, upstream, keep, smooth, WEIGHTED: tl.constexpr):
-    """Of a pixel's gradient: of probability minus one at its label, and of what smoothing adds for every class."""
+    """``(at_label, smoothing)``: the factors in the gradient of pixels (see :func:`_of_logit`), 0 where ignored.
+
+    ``label``: classes, int32, -1 where ignored. ``weight``, ``scale``: ``(C,)`` float32. ``upstream``: float32.
+    """
     valid = label >= 0
     class_at = tl.where(valid, label, 0)
     factor = tl.where(valid, upstream * tl.load(scale + class_at), 0.0)
@@ -47,7 +59,12 @@ def _factors(label, weight, scale, upstream, keep, smooth, WEIGHTED: tl.constexp
 
 @triton.jit
 def _of_logit(e, inverse_sum, is_label, at_label, smoothing, class_weight, weight_sum, SMOOTHED: tl.constexpr):
-    """Gradient of a logit from its exponential. Where a network is right, its probability minus one has to be exact."""
+    """The gradient of logits from their exponentials ``e``, with p = e * inverse_sum and class weights w:
+
+    at_label * (p - is_label) + smoothing * (p * sum(w) - w)
+
+    The first term is one fused multiply-add, because p - 1 is tiny where the network is right.
+    """
     probability = e * inverse_sum
     g = fused(probability, at_label, -tl.where(is_label, at_label, 0.0))
     if SMOOTHED:
@@ -57,6 +74,7 @@ def _of_logit(e, inverse_sum, is_label, at_label, smoothing, class_weight, weigh
 
 @triton.jit
 def _weight_sum(weight, num_classes, WEIGHTED: tl.constexpr, SMOOTHED: tl.constexpr):
+    """The sum of the class weights ``(C,)`` float32, each 1 without WEIGHTED. Only smoothing needs it."""
     sum_ = num_classes.to(tl.float32)
     if WEIGHTED and SMOOTHED:
         total = tl.zeros([128], tl.float32)
@@ -82,8 +100,19 @@ def _backward(
     ALIGN_CORNERS: tl.constexpr, WEIGHTED: tl.constexpr, SMOOTHED: tl.constexpr, PER_PIXEL: tl.constexpr,
     LONG: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    # (blocks of 31 items * chunks of classes,); an item is a cell of a strip. Chunks of one block run beside each
-    # other and find its labels and statistics in the cache.
+    """Store the gradient ``grad_input``.
+
+    logits: ``(N, C, h, w)`` float32, bfloat16 or float16; strides in elements, ``below`` and ``right`` as in
+        _cross_entropy_forward.py.
+    target: ``(N, H, W)`` contiguous uint8, int16, int32 or int64.
+    weight, scale: ``(C,)`` float32; weight None without WEIGHTED.
+    grad: the upstream gradient, float32, ``(N, H, W)`` contiguous with PER_PIXEL, else ``()``.
+    stats: ``(2, N * H, MAX_PHASES, w + 1)`` float32 from the forward pass: maximum and inverse sum of exponentials.
+    grad_input: ``(N, C, h, w)``, dtype of logits, strides ``grad_*``.
+    """
+    # 1. The lane's cell and the program's classes. Grid: (ceil((items - 1) / 31) * chunks of classes,). An item is a
+    # cell in a strip. The chunks of one block of items are neighbours in the grid, so that they find its labels and
+    # statistics in the cache.
     chunks = tl.cdiv(num_classes, CLASSES)
     start = tl.program_id(0) % chunks * CLASSES
     lane = tl.arange(0, 32)
@@ -118,7 +147,7 @@ def _backward(
     if not PER_PIXEL:
         common_upstream = tl.load(grad)
 
-    before_left = tl.zeros([CLASSES, 32], tl.float32)  # what the row of cells above adds to this row of samples
+    before_left = tl.zeros([CLASSES, 32], tl.float32)  # the lower sums of the row of cells above
     before_right = tl.zeros([CLASSES, 32], tl.float32)
     for r in range(ROWS + 1):
         cell_y = strip * ROWS + r - 1
@@ -127,7 +156,7 @@ def _backward(
         y_end = tl.where(inside_y, first_output(cell_y + 1, out_height, rows), 0)
         top = tl.minimum(tl.maximum(cell_y, 0), tl.maximum(height - 2, 0))
         corner = (image_start + offset_of(top, left, stride_y, stride_x, WIDE))[None, :]
-        # (the hint that _cross_entropy_forward.py explains)
+        # 2. The corners of the lane's cell. _cross_entropy_forward.py explains max_contiguous.
         corner = tl.max_contiguous(corner + c * class_stride, [1, 32])
         a = _moderate(corner, is_class)
         b = _moderate(corner + right, is_class)
@@ -137,6 +166,7 @@ def _backward(
         upper_right = tl.zeros([CLASSES, 32], tl.float32)
         lower_left = tl.zeros([CLASSES, 32], tl.float32)
         lower_right = tl.zeros([CLASSES, 32], tl.float32)
+        # 3. The gradients of the cell's pixels, summed with their four bilinear weights.
         for dy in range(max_rows):
             y = y_begin + dy
             row_weight = weight_of(y, top, height, rows)[None, :]
@@ -161,12 +191,12 @@ def _backward(
                     else:
                         upstream = common_upstream
                     at_label, smoothing = _factors(label, weight, scale, upstream, keep, smooth, WEIGHTED)
-                    u = weight_of(x, cell, width, columns)  # of the sample at the right, for the sums
+                    u = weight_of(x, cell, width, columns)  # weight of the right sample in the sums
                     z = blend(z_left, z_right, weight_of(x, left, width, columns)[None, :])
                     e = exp2((z - largest[None, :]) * LOG2E)
                     any_label = tl.max(((label >= start) & (label < start + CLASSES)).to(tl.int32)) > 0
                     if any_label or SMOOTHED:
-                        # before any sum: where the network is right, almost nothing is left
+                        # Subtract 1 before summing: where the network is right, the differences are tiny.
                         g = _of_logit(
                             e, inverse_sum[None, :], label[None, :] == c, at_label[None, :], smoothing[None, :],
                             class_weight, weight_sum, SMOOTHED,
@@ -187,7 +217,7 @@ def _backward(
         upper_right += before_right
         before_left = lower_left
         before_right = lower_right
-        # the right-hand sums of the lane before
+        # 4. Add the right sums of the previous lane, and store.
         from_left = tl.gather(upper_right, tl.broadcast_to(tl.maximum(lane - 1, 0)[None, :], [CLASSES, 32]), 1)
         value = upper_left + from_left
         mask = (owner & inside_y & (r > 0))[None, :] & is_class
@@ -202,7 +232,10 @@ def _backward_same(
     ITEMS: tl.constexpr, CLASSES: tl.constexpr, WEIGHTED: tl.constexpr, SMOOTHED: tl.constexpr,
     PER_PIXEL: tl.constexpr, LONG: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    # (blocks of ITEMS pixels,)
+    """Store the gradient ``grad_input`` for logits of the labels' size.
+
+    Arguments as in :func:`_backward`, with stats ``(2, N * H * W)``. Grid: (ceil(items / ITEMS),); an item is a pixel.
+    """
     item = tl.arange(0, ITEMS)
     if LONG:
         item += tl.program_id(0).to(tl.int64) * ITEMS

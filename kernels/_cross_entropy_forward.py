@@ -1,18 +1,21 @@
-"""Weighted cross-entropy of bilinearly resized logits: the loss. Full-resolution logits never exist.
+"""Weighted cross-entropy of bilinearly resized logits: the loss. Full-resolution logits are never stored.
 
-A lane owns a cell (_cells.py) in one row of pixels. Its samples are read once for PHASES of its pixels, which are
-computed at a time, with CLASSES classes.
+A lane handles one cell (_cells.py) in one row of pixels. The cell's pixels in that row are its phases. The lane loads
+the cell's samples once for PHASES pixels, which it computes together, CLASSES classes at a time.
 
-Counted per class and pixel of an upsampling by 4: one exponential here and one in the backward pass, and 1 / CLASSES
-for the running maximum; 13 instructions forward and 20 to 28 backward as compiled for sm_90, one load each. An H100
-starts 16 exponentials and 128 other instructions per clock and multiprocessor: exponentials are the floor (at
-8x150x512x512 twice 315 million take 0.15 ms). Measured there: 1.54 ms in a graph, with labels counted slower than today
-(bench/results/gpu-h100-triton.json); the CUDA C++ kernels, with four exponentials for a cell, took 0.37. To keep the
-exponentials for the backward pass would cost 4 bytes each, twice through memory: 0.8 ms. What is kept is 8 bytes
-per pixel: maximum and inverse sum, two numbers, since one log-sum-exp loses float32's precision at logits of 1e4.
+Cost per class and pixel when upsampling by 4, as compiled for sm_90: one exponential here and one in the backward pass,
+1 / CLASSES exponentials for the running maximum, 13 instructions forward and 20 to 28 backward, and one load in each
+pass. An H100 issues 16 exponentials and 128 other instructions per clock and multiprocessor, so the exponentials are
+the lower bound: at 8x150x512x512 twice 315 million take 0.15 ms. Measured there: 1.54 ms in a CUDA graph, with a label
+count that was slower than today's (bench/results/gpu-h100-triton.json). The CUDA C++ kernels, which compute four
+exponentials per cell and class, took 0.37 ms.
 
-Equal sizes are the same kernel with one pixel per cell and no interpolation: its fallback where the CUDA C++ kernel is
-not built. Floor there: logits read twice and the gradient written once.
+Storing the exponentials for the backward pass would cost 4 bytes each, written and read: 0.8 ms. This kernel stores 8
+bytes per pixel: the maximum and the inverse sum. It stores two numbers because a single log-sum-exp loses float32
+precision at logits of 1e4.
+
+For equal sizes the same kernel runs with one pixel per cell and without interpolation. It is the fallback where the
+CUDA C++ kernel is not built. Its lower bound is to read the logits twice and write the gradient once.
 """
 
 from __future__ import annotations
@@ -25,14 +28,17 @@ from ._math import class_of, exp2, offset_of
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-LOWEST = tl.constexpr(-1e38)  # where the running maximum begins: its differences are numbers
-NO_CLASS = tl.constexpr(-3e38)  # the logit of classes beyond the last: below LOWEST
-NEVER = tl.constexpr(3e38)  # as the maximum of an ignored pixel it makes every exponential 0
+LOWEST = tl.constexpr(-1e38)  # initial running maximum; finite, so that no difference to it is NaN
+NO_CLASS = tl.constexpr(-3e38)  # logit of padding classes; below LOWEST, so that their exponentials are 0
+NEVER = tl.constexpr(3e38)  # stored as the maximum of an ignored pixel: all its exponentials become 0
 
 
 @triton.jit
 def _logits(at, right, below, mask, row_weight, column_weight, SAME: tl.constexpr):
-    """Logits at pixels, NO_CLASS where the mask is false."""
+    """Resized logits at pixels, float32; NO_CLASS where ``mask`` is false.
+
+    ``at``: pointers to the upper left samples. ``right``, ``below``: offsets to the neighbouring samples.
+    """
     if SAME:
         return tl.where(mask, tl.load(at, mask=mask, other=0.0).to(tl.float32), NO_CLASS)
     else:
@@ -40,7 +46,8 @@ def _logits(at, right, below, mask, row_weight, column_weight, SAME: tl.constexp
         b = tl.load(at + right, mask=mask, other=0.0).to(tl.float32)
         a_below = tl.load(at + below, mask=mask, other=0.0).to(tl.float32)
         b_below = tl.load(at + below + right, mask=mask, other=0.0).to(tl.float32)
-        # not when loading (float16 does not hold it), nor at the end (there are fewer columns than pixels)
+        # Mask here: earlier, as ``other`` of the load, float16 could not hold NO_CLASS; later there would be PHASES
+        # pixels to mask instead of two columns.
         a = tl.where(mask, blend(a, a_below, row_weight), NO_CLASS)
         b = tl.where(mask, blend(b, b_below, row_weight), NO_CLASS)
         return blend(a, b, column_weight)
@@ -60,7 +67,19 @@ def _forward(
     WEIGHTED: tl.constexpr, SMOOTHED: tl.constexpr, PER_PIXEL: tl.constexpr, SAVE: tl.constexpr,
     LONG: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    # (blocks of ITEMS,); an item is a cell of a row of pixels, or with SAME a pixel
+    """Store losses in ``loss`` and, with SAVE, statistics for the backward pass in ``stats``.
+
+    logits: ``(N, C, h, w)`` float32, bfloat16 or float16; strides in elements. ``below``, ``right``: offsets to the
+        neighbouring samples, 0 if an axis has a single sample.
+    target: ``(N, H, W)`` contiguous uint8, int16, int32 or int64. Labels outside [0, C) count as ignored.
+    weight, scale: ``(C,)`` float32; weight None without WEIGHTED.
+    loss: float32; ``(N, H, W)`` unscaled losses with PER_PIXEL, else one scaled sum per program.
+    stats: ``(2, N * H, MAX_PHASES, w + 1)`` float32, with SAME ``(2, N * H * W)``: maximum and inverse sum of
+        exponentials; NEVER and 0 where ignored.
+    keep, smooth: 1 - s and s / C, with s the label smoothing in [0, 1].
+
+    Grid: (ceil(items / ITEMS),). An item is a cell in one row of pixels; with SAME it is a pixel.
+    """
     item = tl.arange(0, ITEMS)
     if LONG:
         item += tl.program_id(0).to(tl.int64) * ITEMS
@@ -86,7 +105,7 @@ def _forward(
         cell -= 1
         begin = first_output(cell, out_width, columns)
         end = first_output(cell + 1, out_width, columns)
-        # Pixels mix columns left and left + 1, also in the half cells at the borders, there with weights 0 or 1.
+        # Pixels interpolate between columns left and left + 1. In the half cells at the borders the weights are 0 or 1.
         left = tl.minimum(tl.maximum(cell, 0), tl.maximum(width - 2, 0))
         top = tl.minimum(cell_of(y, height, rows), tl.maximum(height - 2, 0))
         row_weight = weight_of(y, top, height, rows)[None, None, :]
@@ -111,10 +130,11 @@ def _forward(
         sum_ = tl.zeros([PHASES, 1, ITEMS], tl.float32)
         weighted = tl.zeros([PHASES, 1, ITEMS], tl.float32)  # sum of weight * (logit - maximum)
         weight_sum = 0.0
-        # The hint: neighbours along the last axis are neighbours in memory, as all but those at borders are. By it the
-        # compiler gives that axis to the lanes of a warp; without it Triton 3.6 chooses the first, and sums over
-        # classes go through shuffles (391 instructions in this loop, not 216). It has to be said of each result anew,
-        # and is lost in a function. Nothing is read in vectors, since nothing is said of alignment.
+        # max_contiguous: neighbours along the last axis are neighbours in memory, except at borders. This makes the
+        # compiler assign that axis to the lanes of a warp. Without the hint Triton 3.6 assigns the first axis, and sums
+        # over classes go through shuffles: 391 instructions in this loop instead of 216. The hint must be repeated for
+        # every result and is lost across a function call. It does not cause vector loads, since it promises nothing
+        # about alignment.
         at = tl.max_contiguous(base + k * class_stride, [1, 1, 32])
         for start in range(0, num_classes, CLASSES):
             c = start + k
@@ -122,7 +142,7 @@ def _forward(
             z = _logits(at, right, below, is_class, row_weight, column_weight, SAME)
             before = largest
             largest = tl.maximum(largest, tl.max(z, 1, keep_dims=True))
-            z -= largest  # not fused with the next factor: the largest class's exponential is exactly 1
+            z -= largest  # rounded on its own, so that the exponential of the largest class is exactly 1
             sum_ = sum_ * exp2((before - largest) * LOG2E) + tl.sum(exp2(z * LOG2E), 1, keep_dims=True)
             if SMOOTHED:
                 w = tl.where(is_class, 1.0, 0.0)
@@ -133,7 +153,7 @@ def _forward(
                 weight_sum += tl.sum(tl.sum(tl.sum(w, 0), 0), 0)
             at = tl.max_contiguous(at + CLASSES * class_stride, [1, 1, 32])
 
-        # 2. the label's logit, in the same order of rounding, and the loss
+        # 2. the label's logit, rounded as in stage 1, and the loss
         class_at = tl.where(valid, label, 0)
         z = _logits(base + class_at * class_stride, right, below, valid, row_weight, column_weight, SAME)
         log_sum = tl.log2(sum_) * LN2
@@ -146,9 +166,9 @@ def _forward(
         if PER_PIXEL:
             tl.store(loss + pixel + x, value, mask=inside)
         else:
-            total += value * tl.load(scale + class_at)  # NaN where there is no valid pixel to take the mean of
+            total += value * tl.load(scale + class_at)  # scale is NaN for the mean over no valid pixel
 
-        # 3. what the backward pass needs, by phase, so that lanes lie beside each other in memory
+        # 3. statistics for the backward pass; phase is the outer axis, so that lanes store to neighbouring addresses
         if SAVE:
             to = (row * MAX_PHASES * cells + item % cells)[None, None, :] + phase_at * cells
             kept = exists & (phase_at < MAX_PHASES)
@@ -164,12 +184,15 @@ def _forward(
 
 @triton.jit(do_not_specialize=["parts"])
 def _total(partial, scale, loss, parts, BLOCK: tl.constexpr):
-    """The sum of the blocks' losses, in a fixed order."""
+    """Sum the programs' losses in float64 and in a fixed order.
+
+    partial: ``(parts,)`` float32. scale: ``(C,)`` float32. loss: ``()`` float32, the result.
+    """
     sum_ = tl.zeros([BLOCK], tl.float64)
     for start in range(0, parts, BLOCK):
         at = start + tl.arange(0, BLOCK)
         sum_ += tl.load(partial + at, mask=at < parts, other=0.0).to(tl.float64)
-    # the mean of no pixel at all is NaN too
+    # 0 * NaN: the mean over no pixel at all is NaN too
     tl.store(loss, (tl.sum(sum_)).to(tl.float32) + 0.0 * tl.load(scale))
 
 
@@ -179,7 +202,11 @@ MEAN, VALID_MEAN = tl.constexpr(0), tl.constexpr(1)
 
 @triton.jit(do_not_specialize=["images", "num_classes"])
 def _scale(counts, weight, scale, images, num_classes, BLOCK: tl.constexpr, HOW: tl.constexpr, WEIGHTED: tl.constexpr):
-    """``reference.reduction_scale`` of the reductions that need counts."""
+    """``reference.reduction_scale`` for the reductions in COUNTED.
+
+    counts: ``(N, C)`` int64, valid pixels per image and class. weight: ``(C,)`` float32 or None.
+    scale: ``(C,)`` float32, the result. Grid: (1,).
+    """
     c = tl.arange(0, BLOCK)
     inside = c < num_classes
     pixels = tl.zeros([BLOCK], tl.int64)

@@ -1,4 +1,4 @@
-"""How kernels are launched: in one place, where tests can see each launch."""
+"""How kernels are launched. Every launch goes through one function, so that tests can record it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import Tensor
 def launch(
     kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], tile: Mapping[str, int], *, fuse: bool = False
 ) -> None:
-    """Run ``kernel`` with ``arguments`` by name, and of ``tile`` what is the compiler's: num_warps, maxnreg.
+    """Run ``kernel`` on ``grid`` with ``arguments`` by name; an empty grid launches nothing.
 
-    Without ``fuse`` products and sums are rounded one by one, as the specification does where pixels are counted; with
-    it they are fused, which is faster and rounds less.
+    ``tile`` may hold compiler options: num_warps, maxnreg. Without ``fuse``, every product and every sum is rounded, as
+    the specification requires where pixels are counted. With ``fuse``, the compiler may form fused multiply-adds, which
+    are faster and round once.
     """
     if all(grid):
         kernel[grid](**arguments, **compiler_options(tile, fuse))
@@ -28,7 +29,7 @@ FOUR_WARPS = {"num_warps": 4}
 
 
 def warps_of(block: int) -> dict[str, int]:
-    """For a program that holds ``block`` values at once in several registers each, which thousands would overflow."""
+    """``num_warps`` for a program that holds ``block`` values, each in several registers: thousands would spill."""
     return {"num_warps": min(max(block // 256, 4), 32)}
 
 

@@ -1,7 +1,7 @@
-"""What several kernels share: labels, sample positions, bilinear patches, counting by keys.
+"""Functions that several kernels share: labels, sample positions, bilinear patches, counting by key.
 
-Pixels and low-resolution samples are one-dimensional blocks everywhere (``index // columns``, ``index % columns``), so
-that no reduction needs a change of layout.
+Pixels and low-resolution samples are one-dimensional blocks in every kernel (row ``index // columns``, column
+``index % columns``), so that no reduction needs a layout conversion.
 """
 
 import os
@@ -11,9 +11,10 @@ import triton.language as tl
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
-# A resized value lies within MARGIN * |v| + TINY of [least, largest] of the four samples that it mixes, v being either
-# of these: two products and a sum, twice, make less than 6 half ulps, the weights another 2; TINY is for products that
-# underflow. Beyond it the samples of a patch decide about all its pixels.
+# Rounding error of the bilinear resize. A resized value lies in [smallest, largest] of its four samples, widened by
+# MARGIN * |v| + TINY at each end v. Two products and a sum, twice, round by less than 6 half ulps, and the weights add
+# another 2; TINY covers products that underflow. A comparison that holds beyond this margin for all samples of a patch
+# holds for all its pixels.
 MARGIN = tl.constexpr(2.0**-20)
 TINY = tl.constexpr(1e-37)
 INFINITY = tl.constexpr(float("inf"))
@@ -23,7 +24,7 @@ LARGEST_INT64 = tl.constexpr(2**63 - 1)
 
 @triton.jit
 def exp2(x):
-    """2 ** x, zero instead of a subnormal number: to get those right takes three instructions more."""
+    """2 ** x in float32. Subnormal results become 0: computing them would take three more instructions."""
     if INTERPRETED:
         return tl.exp2(x)
     else:
@@ -44,9 +45,9 @@ def somewhat_more(v):
 
 @triton.jit
 def class_of(label, num_classes, ignore_index):
-    """Labels as int32 classes, -1 where ignored or outside the classes."""
+    """Labels of any integer dtype as int32 classes: -1 where ``ignore_index`` or outside [0, num_classes)."""
     if label.dtype.primitive_bitwidth < 64:
-        label = label.to(tl.int32)  # before any comparison: a narrow type would wrap ignore_index
+        label = label.to(tl.int32)  # widen before comparing: a narrow dtype would wrap ignore_index
         ignore_index = tl.where((ignore_index >= 0) & (ignore_index < num_classes), ignore_index, -1).to(tl.int32)
     valid = (label >= 0) & (label < num_classes) & (label != ignore_index)
     return tl.where(valid, label, -1).to(tl.int32)
@@ -54,7 +55,7 @@ def class_of(label, num_classes, ignore_index):
 
 @triton.jit
 def report_bad(label, bad, report):
-    """Adds labels (int64) that are ``bad`` to ``report``, ``(3,)`` int64: how many, the least, the largest."""
+    """Add the labels (int64) where ``bad`` to ``report``, ``(3,)`` int64: their number, minimum and maximum."""
     number = tl.sum(bad.to(tl.int32))
     if number > 0:
         tl.atomic_add(report, number.to(tl.int64), sem="relaxed")
@@ -64,9 +65,10 @@ def report_bad(label, bad, report):
 
 @triton.jit
 def taps(out, step, in_size, ALIGN_CORNERS: tl.constexpr):
-    """``(low, high, high_weight)`` of output positions: the bits of ``reference.bilinear_taps``.
+    """``(low, high, high_weight)`` of output positions: two int32 sample indices, and a float32 weight in [0, 1].
 
-    ``step``: input samples from one output position to the next, rounded to float32; the position is rounded once.
+    The same bits as ``reference.bilinear_taps``: ``step``, the distance of neighbouring output positions in samples, is
+    rounded to float32, and the position is rounded once.
     """
     out = out.to(tl.float32)
     if ALIGN_CORNERS:
@@ -82,7 +84,7 @@ def taps(out, step, in_size, ALIGN_CORNERS: tl.constexpr):
 
 @triton.jit
 def offset_of(y, x, stride_y, stride_x, WIDE: tl.constexpr):
-    """Of a sample within its plane; WIDE where 32 bits do not hold it."""
+    """Offset in elements of sample ``(y, x)`` within its plane; WIDE where it may exceed 32 bits."""
     if WIDE:
         return y.to(tl.int64) * stride_y + x.to(tl.int64) * stride_x
     else:
@@ -94,9 +96,10 @@ def patch_offsets(
     y, x, rows, columns, stride_y, stride_x, height, width, out_height, out_width, step_y, step_x,
     PATCH_ROWS: tl.constexpr, PATCH_COLUMNS: tl.constexpr, ALIGN_CORNERS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Offsets of all samples that a tile of output pixels mixes; the last ones repeat where the patch is smaller.
+    """Offsets of all samples that a tile of output pixels reads: ``(PATCH_ROWS * PATCH_COLUMNS,)``.
 
-    The tile begins at ``(y, x)``, inside, and has ``rows`` and ``columns``; what lies outside does not count.
+    The tile has ``rows`` by ``columns`` pixels from ``(y, x)`` on, which is inside the output; its pixels outside the
+    output are disregarded. If the tile reads a smaller patch, the last row and column of samples repeat.
     """
     top, _, _ = taps(y, step_y, height, ALIGN_CORNERS)
     _, bottom, _ = taps(tl.minimum(y + rows, out_height) - 1, step_y, height, ALIGN_CORNERS)
@@ -110,7 +113,7 @@ def patch_offsets(
 
 @triton.jit
 def mix(a, b, c, d, column_weight, row_weight):
-    """The bilinear mixture of (a b / c d) in the specification's order of rounding: columns first, nothing fused."""
+    """Bilinear interpolation of the samples (a b / c d), rounded as specified: columns first, nothing fused."""
     top = a * (1 - column_weight) + b * column_weight
     bottom = c * (1 - column_weight) + d * column_weight
     return top * (1 - row_weight) + bottom * row_weight
@@ -118,11 +121,11 @@ def mix(a, b, c, d, column_weight, row_weight):
 
 @triton.jit
 def add_counts(keys, counts, DISTINCT: tl.constexpr):
-    """``counts[key] += `` how often the key occurs; negative keys do not count.
+    """Add to ``counts`` (int64) how often each of ``keys`` (int32) occurs. Negative keys are not counted.
 
-    Neighbouring pixels mostly agree: one addition per distinct key, where millions of additions to the one counter of
-    a frequent class would wait for each other. What is left after DISTINCT keys is so mixed that each pixel may add its
-    own.
+    Neighbouring pixels mostly share a key, and millions of atomic additions to the counter of a frequent class would
+    serialise. So each distinct key is added once. What remains after DISTINCT keys is so mixed that each pixel adds
+    itself.
     """
     key = tl.max(keys)
     for _ in tl.static_range(DISTINCT):

@@ -1,7 +1,7 @@
-"""How much each program does: plain tables, one entry per configuration that may be chosen.
+"""How much work each program does: tables with one entry per configuration that may be chosen.
 
-``python -m bench gpu`` times every entry and says which should come first. maxnreg: without it ptxas spills a register
-or two on sm_90, to have one more warp on a multiprocessor.
+``python -m bench gpu`` times every entry and reports which should come first. ``maxnreg`` is the register limit:
+without it ptxas on sm_90 spills a register or two to fit one more warp on a multiprocessor.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TABLES: dict[str, list[dict[str, int]]] = {
         {"ITEMS": 128, "CLASSES": 4, "PHASES": 2, "num_warps": 4},
         {"ITEMS": 128, "CLASSES": 8, "PHASES": 2, "num_warps": 4},
     ],
-    # One warp: then all of a lane's pixels and classes are in its own registers.
+    # One warp, so that all pixels and classes of a lane are in its own registers.
     "cross_entropy_backward": [
         {"CLASSES": 4, "PHASES": 4, "ROWS": 8, "num_warps": 1, "maxnreg": 255},
         {"CLASSES": 4, "PHASES": 2, "ROWS": 8, "num_warps": 1, "maxnreg": 255},
@@ -50,21 +50,21 @@ TABLES: dict[str, list[dict[str, int]]] = {
         {"ITEMS": 128, "CLASSES": 8, "num_warps": 4},
     ],
 }
-"""By kernel, the preferred configuration first."""
+"""Configurations by kernel, the preferred one first."""
 
-_MAX_PATCH = 256  # samples; beyond it a patch costs more than the pixels that it could settle
+_MAX_PATCH = 256  # samples; checking a larger patch costs more than interpolating the pixels that it could decide
 
 _forced: dict[str, Mapping[str, int]] = {}
 
 
 def choose(kernel: str) -> Mapping[str, int]:
-    """The configuration of a kernel of :data:`TABLES`."""
+    """The configuration in which ``kernel``, a key of :data:`TABLES`, runs."""
     return _forced.get(kernel) or TABLES[kernel][0]
 
 
 @contextlib.contextmanager
 def forced(kernel: str, configuration: Mapping[str, int]) -> Iterator[None]:
-    """Within it, ``kernel`` runs in this configuration, for tests and for tuning."""
+    """Context in which ``kernel`` runs in ``configuration``, for tests and for tuning."""
     previous = _forced.get(kernel)
     _forced[kernel] = configuration
     try:
@@ -77,19 +77,22 @@ def forced(kernel: str, configuration: Mapping[str, int]) -> Iterator[None]:
 
 
 def step(in_size: int, out_size: int, align_corners: bool) -> float:
-    """Input samples from one output position to the next."""
+    """Distance of neighbouring output positions, in input samples."""
     return (in_size - 1) / max(out_size - 1, 1) if align_corners else in_size / max(out_size, 1)
 
 
 def most_outputs(in_size: int, out_size: int, align_corners: bool) -> int:
-    """No cell (_cells.py) has more output positions."""
+    """Upper bound of the number of output positions in a cell (_cells.py)."""
     if align_corners:
         return cdiv(out_size - 1, in_size - 1) if in_size > 1 and out_size > 1 else out_size
     return cdiv(out_size, in_size)
 
 
 def stats_size(input: Tensor, target: Tensor, align_corners: bool) -> int:
-    """Numbers that ``cross_entropy`` keeps for the backward pass: two per pixel, and a little for ragged cells."""
+    """Float32 values that ``cross_entropy`` stores for the backward pass: two per pixel, plus padding of cells.
+
+    ``input``: ``(N, C, h, w)``. ``target``: ``(N, H, W)``.
+    """
     if input.shape[2:] == target.shape[1:]:
         return 2 * target.numel()
     (_, width), (out_height, out_width) = input.shape[2:], target.shape[1:]
@@ -97,7 +100,10 @@ def stats_size(input: Tensor, target: Tensor, align_corners: bool) -> int:
 
 
 def patch(tile: Mapping[str, int], low: tuple[int, int], high: tuple[int, int], align_corners: bool) -> tuple[int, int]:
-    """Powers of two that hold all samples which a tile of pixels mixes; (0, 0) where that is too many to pay."""
+    """``(rows, columns)``, powers of two, of the patch of samples that a tile of pixels reads.
+
+    ``low``: ``(h, w)`` of the samples. ``high``: ``(H, W)`` of the pixels. (0, 0) if the patch is too large to pay off.
+    """
 
     def samples(in_size: int, out_size: int, pixels: int) -> int:
         distance = (min(pixels, out_size) - 1) * step(in_size, out_size, align_corners)

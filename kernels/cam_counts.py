@@ -1,14 +1,17 @@
-"""True and false positives of thresholded activation maps: full-resolution maps never exist.
+"""True and false positives of thresholded activation maps. Full-resolution maps are never stored.
 
-Launches, in this order (the label histogram in labels.py goes before):
-  extremes    the largest value of each wanted map at label resolution ("gradcam": the least as well)
+Launches, in this order, after the label histogram of labels.py:
+  ranges      only "minmax" and "gradcam": smallest value and span of each wanted map at its own resolution
+  extremes    only "max" and "gradcam": the largest value of each wanted map at label resolution ("gradcam": the
+              smallest as well)
   thresholds  per image the list of wanted classes, and for each the largest value that is still outside its mask
-  counts      labels of a tile are read once for all classes; the samples of a class's patch decide whether the tile is
-              all out, all in, or has to be interpolated
+  counts      per tile of pixels: the labels are read once for all classes; the samples of a class's patch decide
+              whether the tile is entirely outside the mask, entirely inside, or must be interpolated
 
-"Wanted" are the classes of an image's ground truth, or all. Floor: labels twice (from the cache the second time) and
-the wanted maps twice; at 8x19x128x256 to 512x1024 the maps are 11 MB, the labels 4 MB. Measured there on an H100
-(bench/results/gpu-h100-triton.json): 0.42 ms in a graph, with labels counted slower than today.
+"Wanted" are the classes of an image's ground truth, or all classes. Lower bound of the memory traffic: the labels
+twice, the second time from the cache, and the wanted maps twice. At 8x19x128x256 to 512x1024 the maps are 11 MB and the
+labels 4 MB. Measured there on an H100 (bench/results/gpu-h100-triton.json): 0.42 ms in a CUDA graph, with a label count
+that was slower than today's.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from ._math import INFINITY, class_of, mix, offset_of, patch_offsets, somewhat_l
 
 NORMALIZATIONS = ("max", "minmax", "gradcam", "none")
 _MAX, _MINMAX, _GRADCAM, _NONE = range(4)
-# of the constexpr NORMALIZE
+# values of the constexpr NORMALIZE
 MAX, MINMAX, GRADCAM = tl.constexpr(_MAX), tl.constexpr(_MINMAX), tl.constexpr(_GRADCAM)
 # bits of float32
 INFINITY_BITS = tl.constexpr(0x7F800000)
@@ -34,7 +37,7 @@ LARGEST_BITS = tl.constexpr(0x7FFFFFFF)
 
 @triton.jit
 def _scaled(v, shift, span, NORMALIZE: tl.constexpr):
-    """A sample as it is resized: min-max normalised before that, or as it is. A map without a span is nothing but 0."""
+    """Samples as float32 before the resize: "minmax" and "gradcam" normalise them, and a map with span 0 becomes 0."""
     v = v.to(tl.float32)
     if NORMALIZE == GRADCAM:
         v = tl.where(v > 0, v, 0.0)
@@ -48,7 +51,7 @@ def _resized(
     plane, y, x, shift, span, stride_y, stride_x, height, width, step_y, step_x,
     NORMALIZE: tl.constexpr, SAME: tl.constexpr, ALIGN_CORNERS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The map at pixels ``(y, x)``."""
+    """Values, float32, of the resized map at pixels ``(y, x)``. ``plane`` points to the map."""
     if SAME:
         at = offset_of(y, x, stride_y, stride_x, WIDE)
         return _scaled(tl.load(plane + at), shift, span, NORMALIZE)
@@ -70,8 +73,14 @@ def _ranges(
     maps, truth, ranges, stride_n, stride_c, stride_y, stride_x, height, width, num_classes,
     BLOCK: tl.constexpr, NORMALIZE: tl.constexpr, ALL: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Shift and span of each wanted map at its own resolution; span 0 where it is no positive finite number."""
-    # (images * classes,)
+    """Store the smallest value and the span of each wanted map at its own resolution in ``ranges``.
+
+    maps: ``(N, C, h, w)`` float32, bfloat16 or float16; strides in elements.
+    truth: ``(N, C)`` int64, valid pixels of each class in each image.
+    ranges: ``(N, C, 2)`` float32. The span is 0 if it is not a positive finite number or the map holds a NaN.
+
+    Grid: (images * classes,).
+    """
     which = tl.program_id(0)
     if ALL or tl.load(truth + which) > 0:
         plane = (
@@ -98,10 +107,14 @@ def _ranges(
 
 @triton.jit
 def _extreme_bits(z, LEAST: tl.constexpr):
-    """Order of positive values as integers, NaN the largest; of negative ones, which cannot be maxima, 0."""
+    """The largest of values ``z`` (float32) as int32 whose order is that of positive floats, NaN above infinity.
+
+    Negative values become 0: a map's maximum counts only if it is positive. With LEAST, for values in [0, 1], the order
+    is reversed, and the result stands for the smallest value.
+    """
     bits = tl.where(z > 0, z.to(tl.int32, bitcast=True), 0)
     bits = tl.where(z != z, NAN_BITS, bits)
-    if LEAST:  # of values in [0, 1]
+    if LEAST:
         bits = -bits + LARGEST_BITS
     return tl.max(bits)
 
@@ -114,8 +127,13 @@ def _extremes(
     TILES: tl.constexpr, NORMALIZE: tl.constexpr, LEAST: tl.constexpr, ALL: tl.constexpr, SAME: tl.constexpr,
     ALIGN_CORNERS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    # (images * classes * groups of TILES tiles,). The tile with the largest sample is resized first; then only those
-    # whose largest sample exceeds what was found.
+    """Store the largest value of each wanted map at label resolution, with LEAST the smallest, in ``extremes``.
+
+    maps, truth, ranges: as in :func:`_ranges`. extremes: ``(N, C)`` int32 by :func:`_extreme_bits`, initially 0.
+
+    Grid: (images * classes * groups,); a group has TILES tiles. The program resizes the tile with the largest sample
+    first, and then only tiles whose largest sample exceeds the largest value found so far.
+    """
     which = tl.program_id(0) // groups
     if ALL or tl.load(truth + which) > 0:
         plane = (
@@ -184,9 +202,17 @@ def _thresholds(
     truth, ranges, largest, least, wanted, number, threshold, tp, fp, fn, tau, images, num_classes,
     BLOCK: tl.constexpr, NORMALIZE: tl.constexpr, ALL: tl.constexpr,
 ):  # fmt: skip
-    """Per image: which classes are wanted, in their order, how many, and the largest value outside each mask. All
-    counts begin here: nothing found, everything missed."""
-    # (images,)
+    """Store per image the wanted classes, their number, and for each the largest value outside its mask.
+
+    Also initialises the counts: tp and fp are 0, and every pixel of a class is a false negative.
+
+    truth, ranges: as in :func:`_ranges`. largest, least: ``(N, C)`` int32 by :func:`_extreme_bits`.
+    wanted: ``(N, C)`` int32, per image the wanted classes in ascending order. number: ``(N,)`` int32, how many.
+    threshold: ``(N, C)`` float32, in the order of ``wanted``; infinity where nothing is in the mask.
+    tp, fp, fn: ``(C,)`` int64.
+
+    Grid: (images,).
+    """
     row = tl.program_id(0).to(tl.int64) * num_classes
     c = tl.arange(0, BLOCK)
     inside = c < num_classes
@@ -196,7 +222,7 @@ def _thresholds(
         is_wanted = inside & (pixels > 0)
     limit = tl.zeros([BLOCK], tl.float32) + tau
     if NORMALIZE == MAX or NORMALIZE == GRADCAM:
-        # the mask is (v - shift) / span > tau: the largest float32 for which it is not, by bisection over the bits
+        # A pixel is in the mask if (v - shift) / span > tau. Bisection over the bits finds the largest float32 outside.
         shift = tl.zeros([BLOCK], tl.float32)
         span = tl.load(largest + row + c, mask=inside, other=0).to(tl.float32, bitcast=True)
         if NORMALIZE == GRADCAM:
@@ -204,8 +230,8 @@ def _thresholds(
             span = span - shift
         good = (span > 0) & (span < INFINITY)
         divisor = tl.where(good, span, 1.0)
-        below = tl.where(good, shift, 0.0).to(tl.int32, bitcast=True)  # outside the mask
-        above = tl.zeros([BLOCK], tl.int32) + INFINITY_BITS  # inside
+        below = tl.where(good, shift, 0.0).to(tl.int32, bitcast=True)  # always outside the mask
+        above = tl.zeros([BLOCK], tl.int32) + INFINITY_BITS  # always inside
         for _ in range(31):
             middle = below + (above - below) // 2
             v = middle.to(tl.float32, bitcast=True)
@@ -220,7 +246,7 @@ def _thresholds(
     tl.store(wanted + row + rank, c, mask=is_wanted)
     tl.store(threshold + row + rank, limit, mask=is_wanted)
     tl.store(number + tl.program_id(0), tl.sum(is_wanted.to(tl.int32)))
-    if tl.program_id(0) == 0:  # the counts before any hit
+    if tl.program_id(0) == 0:
         tl.store(tp + c, tl.zeros_like(pixels), mask=inside)
         tl.store(fp + c, tl.zeros_like(pixels), mask=inside)
         total = pixels
@@ -236,7 +262,13 @@ def _counts(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PATCH_ROWS: tl.constexpr, PATCH_COLUMNS: tl.constexpr,
     NORMALIZE: tl.constexpr, SAME: tl.constexpr, ALIGN_CORNERS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    # (images * tiles,)
+    """Add true and false positives to ``tp`` and ``fp``, and subtract true positives from ``fn``.
+
+    maps, ranges: as in :func:`_ranges`. target: ``(N, H, W)`` contiguous uint8, int16, int32 or int64.
+    wanted, number, threshold, tp, fp, fn: from :func:`_thresholds`.
+
+    Grid: (images * tiles,).
+    """
     class_stride = tl.cast(stride_c, tl.int64)
     tiles_x = tl.cdiv(out_width, COLUMNS)
     tiles = tiles_x * tl.cdiv(out_height, ROWS)
@@ -271,7 +303,8 @@ def _counts(
         every = False
         if PATCH_ROWS > 0:
             v = _scaled(tl.load(plane + patch), shift, span, NORMALIZE)
-            # comparisons with NaN are false: then neither holds for all
+            # Comparisons with NaN are false, so that neither holds for all samples. Both counts share one reduction;
+            # a patch has at most 256 samples.
             out = (somewhat_more(v) <= limit).to(tl.int32)
             in_ = (somewhat_less(v) > limit).to(tl.int32)
             agree = tl.sum(out + in_ * 65536)
@@ -304,11 +337,11 @@ def cam_counts(
     ignore_index: int,
     align_corners: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``(tp, fp, fn)``, each ``(C,)`` int64, of the pseudo masks.
+    """``(tp, fp, fn)``, each ``(C,)`` int64: true positives, false positives and false negatives of the pseudo masks.
 
     Args:
-        cam: ``(N, C, h, w)`` maps, float32, bfloat16 or float16, any strides.
-        target: ``(N, H, W)`` labels.
+        cam: ``(N, C, h, w)`` maps, float32, bfloat16 or float16, any values, any strides.
+        target: ``(N, H, W)`` uint8, int16, int32 or int64 labels; those outside [0, C) count as ignored.
         truth: ``(N, C)`` int64, the valid pixels of each class in each image.
         tau, normalize, classes, ignore_index, align_corners: as in ``cawa_fast.functional.cam_counts``.
     """

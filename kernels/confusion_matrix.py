@@ -1,16 +1,19 @@
-"""Confusion matrix of resized logits: labels and low-resolution logits are read, full-resolution ones never exist.
+"""Confusion matrix of resized logits. Labels and low-resolution logits are read; full-resolution ones are never stored.
 
-A program owns a tile of pixels. Between its samples a bilinear surface lies between the least and the largest of them,
-and wherever one class's least sample exceeds another's largest that other class cannot win. So
+A program handles a tile of pixels, which reads a patch of samples of each class. The resized values of a class lie
+between the smallest and the largest sample of its patch. Where one class's smallest sample exceeds another's largest,
+the other cannot win. Stages:
 
-  1. one sweep over the classes' patches: the largest least sample, and the two largest samples
-  2. where only one class is left its pixels need no interpolation; otherwise a second sweep, and the argmax over the
-     pixels for the few classes that may win
-  3. the pairs (label, prediction), counted by distinct pairs
+  1. One sweep over the patches of all classes finds the largest of their smallest samples and the two largest of their
+     largest samples.
+  2. If only one class can win, its pixels need no interpolation. Otherwise a second sweep interpolates the few classes
+     that can win, for the argmax at each pixel.
+  3. The pairs (label, prediction) are counted, with one addition per distinct pair.
 
-Floor: logits and labels once. Per class and tile of 512 pixels at ratio 4 (patch of 128) sweep 1 costs 4 loads and
-about 30 instructions in a warp. Measured on an H100 (bench/results/gpu-h100-triton.json): 0.13 ms for 8x19x512x1024
-realistic pixels and 0.47 ms for 8x150x512x512, 6 % of the floor; the CUDA C++ kernel took 0.047 and 0.095 ms.
+Lower bound of the memory traffic: logits and labels once. Per class and tile of 512 pixels at ratio 4 (a patch of 128
+samples), sweep 1 costs 4 loads and about 30 instructions in a warp. Measured on an H100
+(bench/results/gpu-h100-triton.json): 0.13 ms at 8x19x512x1024 with realistic data, and 0.47 ms at 8x150x512x512,
+where the lower bound is 6 % of that; the CUDA C++ kernel took 0.047 and 0.095 ms.
 """
 
 from __future__ import annotations
@@ -37,7 +40,10 @@ from ._math import (
 
 @triton.jit
 def _largest(plane, patch):
-    """Of the samples; infinite where one is not finite, since mixtures with it can be anything."""
+    """A class's samples in the patch, float32, and the largest of them.
+
+    A sample that is not finite makes that infinite, since interpolation with it can give any value.
+    """
     v = tl.load(plane + patch).to(tl.float32)
     return v, tl.max(tl.where(tl.abs(v) < INFINITY, v, INFINITY))
 
@@ -49,7 +55,14 @@ def _confusion_matrix(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, PATCH_ROWS: tl.constexpr, PATCH_COLUMNS: tl.constexpr,
     DISTINCT: tl.constexpr, CHECK: tl.constexpr, SAME: tl.constexpr, ALIGN_CORNERS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    # (images * tiles,); PATCH_ROWS 0: every class is interpolated at every pixel
+    """Add pairs of label and argmax to ``counts``.
+
+    logits: ``(N, C, h, w)`` float32, bfloat16 or float16; strides in elements.
+    target: ``(N, H, W)`` contiguous uint8, int16, int32 or int64. counts: ``(C, C)`` int64.
+    report: ``(3,)`` int64 with CHECK, else None.
+
+    Grid: (images * tiles,). With PATCH_ROWS 0 every class is interpolated at every pixel.
+    """
     class_stride = tl.cast(stride_c, tl.int64)
     tiles_x = tl.cdiv(out_width, COLUMNS)
     tiles = tiles_x * tl.cdiv(out_height, ROWS)
@@ -69,7 +82,7 @@ def _confusion_matrix(
         y, x = tl.minimum(y, out_height - 1), tl.minimum(x, out_width - 1)
         plane = logits + image * stride_n
 
-        # 1.
+        # 1. the classes that can win
         winner = 0
         decided = False
         bound = -INFINITY
@@ -89,7 +102,7 @@ def _confusion_matrix(
             bound = somewhat_less(bound)
             decided = somewhat_more(second) < bound
 
-        # 2.
+        # 2. the predictions
         prediction = tl.zeros_like(label) + winner
         if not decided:
             if SAME:
@@ -120,11 +133,11 @@ def _confusion_matrix(
                             column_weight,
                             row_weight,
                         )
-                    better = (z > best) | ((z != z) & (best == best))  # NaN counts as the largest, the first wins
+                    better = (z > best) | ((z != z) & (best == best))  # NaN is the largest logit; the first wins
                     best = tl.where(better, z, best)
                     prediction = tl.where(better, c, prediction)
 
-        # 3.
+        # 3. the counts
         add_counts(tl.where(label >= 0, label * num_classes + prediction, -1), counts, DISTINCT)
 
 
@@ -134,11 +147,11 @@ def confusion_matrix(
     """Add pairs of label and argmax of the resized logits to ``counts``.
 
     Args:
-        input: ``(N, C, h, w)`` logits, float32, bfloat16 or float16, any strides; C at most 46340.
-        target: ``(N, H, W)`` labels.
-        counts: ``(C, C)`` int64, rows are labels.
-        report: ``(3,)`` int64 that bad labels are added to (labels.py), or None.
-        ignore_index: label that does not count, any 64-bit integer; other labels outside the classes do not either.
+        input: ``(N, C, h, w)`` logits, float32, bfloat16 or float16, any values, any strides; C in [1, 46340].
+        target: ``(N, H, W)`` uint8, int16, int32 or int64 labels; those outside [0, C) count as ignored.
+        counts: ``(C, C)`` int64; rows are labels, columns are predictions.
+        report: ``(3,)`` int64 to which bad labels are added (labels.py), or None.
+        ignore_index: label of pixels that are not counted, any 64-bit integer.
         align_corners: as in ``F.interpolate``.
     """
     target = target.contiguous()
@@ -146,7 +159,7 @@ def confusion_matrix(
     out_height, out_width = target.shape[1:]
     tile, wide = _tiling.choose("confusion_matrix"), needs_64_bits(input)
     if wide and "maxnreg" in tile:
-        tile = {**tile, "maxnreg": 168}  # offsets of 64 bits need twice the registers
+        tile = {**tile, "maxnreg": 168}  # 64-bit offsets need twice the registers
     same = (height, width) == (out_height, out_width)
     patch = (0, 0) if same else _tiling.patch(tile, (height, width), (out_height, out_width), align_corners)
     arguments = {

@@ -1,4 +1,4 @@
-"""Weighted cross-entropy on a GPU: what is launched, with which scratch. The kernels are in _cross_entropy_*.py."""
+"""Weighted cross-entropy on a GPU: launches the kernels of _cross_entropy_*.py and allocates their scratch memory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ._launch import FOUR_WARPS, cdiv, launch, needs_64_bits, power_of_2, warps_
 
 
 def reduction_scale(counts: Tensor | None, pixels: int, weight: Tensor | None, like: Tensor, reduction: str) -> Tensor:
-    """``(C,)`` float32, as ``reference.reduction_scale``, without waiting for the counts.
+    """``(C,)`` float32 as ``reference.reduction_scale``: a factor per class. Does not synchronise with the GPU.
 
     Args:
-        counts: ``(N, C)`` int64, the valid pixels of each class; None for reductions that do not need them.
-        pixels: number of all pixels.
-        weight: ``(C,)`` float32, contiguous, or None.
-        like: ``(N, C, ...)``, for device and number of classes.
+        counts: ``(N, C)`` int64, the valid pixels of each class in each image; None for reductions that do not need it.
+        pixels: number of all pixels, ignored ones included.
+        weight: ``(C,)`` float32, contiguous, >= 0, or None for 1.
+        like: a tensor ``(N, C, ...)`` that gives the device and the number of classes.
         reduction: as in ``cawa_fast.functional.cross_entropy``.
     """
     num_classes = like.shape[1]
@@ -53,19 +53,23 @@ def cross_entropy(
     align_corners: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
-    """``(loss, stats)``: the sum of ``scale[label]`` times a pixel's loss; with ``per_pixel`` the losses.
+    """``(loss, stats)``: the sum over pixels of ``scale[label]`` times the pixel's loss, and the backward's statistics.
 
     Args:
-        input: ``(N, C, h, w)`` logits, or with labels of the same size ``(N, C, ...)``; float32, bfloat16 or float16,
-            any strides.
-        target: ``(N, H, W)`` or ``(N, ...)`` labels.
-        weight: ``(C,)`` float32, contiguous, or None.
-        scale: ``(C,)`` float32.
-        ignore_index: label that does not count, any 64-bit integer; other labels outside the classes do not either.
-        per_pixel: float32 losses of the shape of ``target`` instead of ``()``.
+        input: ``(N, C, h, w)`` logits, or ``(N, C, ...)`` of the labels' size; float32, bfloat16 or float16, any
+            strides.
+        target: ``(N, H, W)`` or ``(N, ...)`` uint8, int16, int32 or int64 labels; those outside [0, C) count as
+            ignored.
+        weight: ``(C,)`` float32, contiguous, >= 0, or None for 1.
+        scale: ``(C,)`` float32, contiguous.
+        ignore_index: label of ignored pixels, any 64-bit integer.
+        per_pixel: return the loss of every pixel, unscaled, in the shape of ``target``, instead of their sum ``()``.
         label_smoothing: in [0, 1].
         align_corners: as in ``F.interpolate``.
-        save: whether ``stats`` is filled, for :func:`cross_entropy_backward`: 8 bytes per pixel, float32.
+        save: whether to fill ``stats`` for :func:`cross_entropy_backward`; it is empty otherwise.
+
+    Returns:
+        ``loss`` is float32. ``stats`` is ``(S,)`` float32, 8 bytes per pixel and a little padding.
     """
     shape = target.shape
     if target.numel() == 0:
@@ -111,12 +115,12 @@ def cross_entropy_backward(
     label_smoothing: float,
     align_corners: bool,
 ) -> Tensor:
-    """The gradient with respect to ``input``, in its dtype and dense strides.
+    """The gradient with respect to ``input``, in its shape, dtype and, if dense, strides.
 
     Args:
-        grad: upstream gradient: ``()`` or, of losses by pixel, of the shape of ``target``.
-        stats: what :func:`cross_entropy` returned; computed once more if that is empty.
-        input, target, weight, scale, ignore_index, label_smoothing, align_corners: as there.
+        grad: upstream gradient, ``()`` or, for losses per pixel, of the shape of ``target``.
+        stats: from :func:`cross_entropy`; if empty, the forward pass runs again.
+        input, target, weight, scale, ignore_index, label_smoothing, align_corners: as in :func:`cross_entropy`.
     """
     if target.numel() == 0:
         return torch.zeros_like(input)
@@ -167,7 +171,10 @@ def cross_entropy_backward(
 
 
 def _as_images(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """``(N, C, h, w)`` and ``(N, H, W)``, contiguous; logits are copied where no two strides reach all pixels."""
+    """``input`` as ``(N, C, h, w)`` and ``target`` as contiguous ``(N, H, W)``.
+
+    Logits are copied where two strides cannot address all pixels.
+    """
     if input.dim() != 4:
         images, classes = input.shape[:2]
         columns = input.shape[-1] if input.dim() > 2 else 1
@@ -184,7 +191,7 @@ def _problem(
     align_corners: bool,
     weight: Tensor | None,
 ) -> dict[str, Any]:
-    """The arguments that forward and backward share."""
+    """The kernel arguments that forward and backward share."""
     num_classes, height, width = input.shape[1:]
     out_height, out_width = target.shape[1:]
     same = (height, width) == (out_height, out_width)
@@ -197,7 +204,7 @@ def _problem(
         "stride_c": stride_c,
         "stride_y": stride_y,
         "stride_x": stride_x,
-        # from a sample to the next ones; a single one is its own neighbour
+        # offsets to the neighbouring samples; a single sample is its own neighbour
         "below": stride_y if height > 1 else 0,
         "right": stride_x if width > 1 else 0,
         "items": items,

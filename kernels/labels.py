@@ -1,4 +1,4 @@
-"""Pixels of each class in each image, and labels that are neither classes nor ignored: one read of the labels."""
+"""Pixels of each class in each image, and labels that are neither classes nor ignored, from one read of the labels."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from . import _tiling
 from ._launch import cdiv, launch, power_of_2
 from ._math import add_counts, class_of, report_bad
 
-PROGRAMS = 1056  # 8 for each multiprocessor of an H100
-MOST_BINS = 1024
+PROGRAMS = 1056  # 8 per multiprocessor of an H100
+MOST_BINS = 1024  # up to here a program counts in registers
 
 
 @triton.jit(do_not_specialize=["pixels", "parts", "num_classes", "ignore_index"])
@@ -19,8 +19,11 @@ def _label_histogram(
     target, counts, report, pixels, parts, num_classes, ignore_index,
     BLOCK: tl.constexpr, BINS: tl.constexpr, DISTINCT: tl.constexpr, COUNT: tl.constexpr, CHECK: tl.constexpr,
 ):  # fmt: skip
-    # (images * parts,); a part takes every so manieth block of its image. It counts in registers: millions of additions
-    # to the one counter of a frequent class would wait for each other.
+    """Add to ``counts`` with COUNT and to ``report`` with CHECK; tensors as in :func:`label_histogram`.
+
+    Grid: (images * parts,). A program reads every parts-th block of its image and counts in registers, because millions
+    of atomic additions to the counter of a frequent class would serialise.
+    """
     image = (tl.program_id(0) // parts).to(tl.int64)
     total = tl.zeros([BINS], tl.int32)
     for block in range(tl.program_id(0) % parts, tl.cdiv(pixels, BLOCK), parts):
@@ -31,7 +34,7 @@ def _label_histogram(
         is_class = (label >= 0) & (label < num_classes)
         if COUNT:
             if BINS > 1:
-                # the last bin is for what does not count
+                # the last bin takes labels that are not counted
                 total += tl.histogram(tl.where(kept & is_class, label, BINS - 1).to(tl.int32), BINS)
             else:
                 keys = tl.where(kept & is_class, label, -1).to(tl.int32)
@@ -47,15 +50,15 @@ def _label_histogram(
 def label_histogram(
     target: Tensor, counts: Tensor | None, report: Tensor | None, num_classes: int, ignore_index: int
 ) -> None:
-    """Add to ``counts`` and ``report`` what is in the labels.
+    """Add the pixels of each class to ``counts`` and the bad labels to ``report``.
 
     Args:
-        target: ``(N, ...)`` labels.
+        target: ``(N, ...)`` uint8, int16, int32 or int64 labels.
         counts: ``(N, num_classes)`` int64, or None.
-        report: ``(3,)`` int64: how many labels are neither in ``[0, num_classes)`` nor ``ignore_index``, the least and
-            the largest of them; or None.
+        report: ``(3,)`` int64: number, minimum and maximum of the labels that are neither in ``[0, num_classes)`` nor
+            ``ignore_index``; or None.
         num_classes: number of classes.
-        ignore_index: label that does not count, any 64-bit integer.
+        ignore_index: label of pixels that are not counted, any 64-bit integer.
     """
     target = target.contiguous()
     images = target.shape[0]
@@ -85,6 +88,7 @@ def _confusion_matrix_labels(
     prediction, target, counts, report, pixels, num_classes, ignore_index,
     BLOCK: tl.constexpr, DISTINCT: tl.constexpr,
 ):  # fmt: skip
+    """Tensors as in :func:`confusion_matrix_labels`. Grid: (ceil(pixels / BLOCK),)."""
     offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offset < pixels
     label = tl.load(target + offset, mask=inside, other=0)
@@ -99,15 +103,16 @@ def _confusion_matrix_labels(
 def confusion_matrix_labels(
     prediction: Tensor, target: Tensor, counts: Tensor, report: Tensor, num_classes: int, ignore_index: int
 ) -> None:
-    """Add pairs of label and integer prediction to ``counts`` ``(C, C)`` int64.
+    """Add pairs of label and integer prediction to ``counts``.
 
     Args:
-        prediction: classes, of the shape of ``target``; those of ignored pixels are not looked at.
-        target: labels.
-        counts: ``(num_classes, num_classes)`` int64, rows are labels.
+        prediction: classes in ``[0, num_classes)``, uint8, int16, int32 or int64, in the shape of ``target``. Those of
+            ignored pixels are disregarded.
+        target: labels of any shape, uint8, int16, int32 or int64; those outside ``[0, num_classes)`` count as ignored.
+        counts: ``(num_classes, num_classes)`` int64; rows are labels, columns are predictions.
         report: ``(3,)`` int64, as in :func:`label_histogram`, of predictions outside the classes.
-        num_classes: at most 46340, so that 32 bits number the pairs.
-        ignore_index: label that does not count.
+        num_classes: at most 46340, so that a pair fits into 32 bits.
+        ignore_index: label of pixels that are not counted, any 64-bit integer.
     """
     prediction, target = prediction.contiguous(), target.contiguous()
     pixels = target.numel()

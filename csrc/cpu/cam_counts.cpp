@@ -1,14 +1,13 @@
-// Pseudo masks counted against labels, without the masks.
+// Counts of pseudo masks against labels. The masks are never stored.
 //
-//   labels:  decoded once for all classes; per patch (a vector of columns of the output rows between two input rows)
-//   whether they
-//            are all alike
-//   scales:  per map its threshold: the largest value that is not in the mask. The maximum at label resolution is
-//   sought
-//            where the corners of a patch allow more than what has been found
-//   counts:  per map and patch the corners decide "all in" or "all out"; only patches that the threshold crosses are
-//            interpolated
-// Floor: reading the low-resolution maps three times, from the cache, and the labels once.
+// Kernels, in the order of their calls:
+//   cam_labels  decodes labels once for all classes, and finds for each patch (a vector of columns of the output rows
+//               between two input rows) whether its labels are all the same
+//   cam_scales  per map the threshold: the largest value that is not in the mask. The maximum at label resolution is
+//               searched only where the corners of a patch allow more than the largest value found so far
+//   cam_counts  per map and patch: the corners decide whether all pixels are in the mask, or none; only patches that
+//               cross the threshold are interpolated
+// Lower bound of the memory traffic: the low-resolution maps three times, from the cache, and the labels once.
 #include "../kernels.h"
 #include "decode.h"
 #include "resample.h"
@@ -17,6 +16,7 @@ namespace cawa_fast {
 namespace CAWA_FAST_ISA {
 namespace {
 
+// The memory of a task, carved from `memory`; with null only `size`, in floats, is of use.
 struct Scratch {
   Scratch(const CamCounts& p, float* memory)
       : stride(row_stride(p.resize.maps.width)), words(BitSet::words_for(stride)) {
@@ -37,7 +37,7 @@ struct Scratch {
   uint64_t* sets[2];
 };
 
-// A row of a map, scaled; returns whether all its values are of moderate size.
+// Reads row y of a map to `out` (row_stride) and normalises it. Returns whether all values read are moderate (rows.h).
 bool read_scaled(const CamCounts& p, int64_t map, int64_t y, const MapScale& scale, float* out) {
   const Maps& maps = p.resize.maps;
   const bool moderate = read_row(maps, map / maps.classes, map % maps.classes, y, out);
@@ -52,7 +52,8 @@ bool read_scaled(const CamCounts& p, int64_t map, int64_t y, const MapScale& sca
   return moderate;
 }
 
-// Calls visit(group, above, below, moderate) for groups [begin, end) of a map; rows that follow are read once.
+// Calls visit(group, above, below, moderate) for groups [begin, end) of a map, with the two input rows of each. A row
+// that consecutive groups share is read once.
 template <class Visit>
 void each_group(const CamCounts& p, const Scratch& s, int64_t map, const MapScale& scale, int64_t begin, int64_t end,
                 const Visit& visit) {
@@ -81,7 +82,7 @@ void each_group(const CamCounts& p, const Scratch& s, int64_t map, const MapScal
 
 // ------------------------------------------------------------------------------------------------------- scales
 
-// Least and largest of many values, by lane; NaN only leaves a trace.
+// Smallest and largest of many values, per lane. NaN values are only recorded in `nan`.
 struct Range {
   Floats least = broadcast(kInfinity), largest = broadcast(-kInfinity);
   Ints nan = {};
@@ -104,13 +105,14 @@ struct Range {
   }
 };
 
+// A mask of the first n lanes.
 Ints lanes_before(int64_t n) {
   Ints lane;
   for (int i = 0; i < kLanes; ++i) lane[i] = i;
   return lane < static_cast<int32_t>(smaller(n, kLanes));
 }
 
-// Of a map at its own resolution; also the row of the largest value.
+// The range of a map at its own resolution, and the row of its largest value.
 Range range_of_map(const CamCounts& p, const Scratch& s, int64_t map, bool relu, int64_t* row_of_largest) {
   const Maps& maps = p.resize.maps;
   Range range;
@@ -133,8 +135,8 @@ Range range_of_map(const CamCounts& p, const Scratch& s, int64_t map, bool relu,
   return range;
 }
 
-// Of the scaled and resized map; the least value only if it is wanted. The group below the row where the map is largest
-// comes first: its maximum rules out almost all others by their corners.
+// The range of the normalised and resized map; its smallest value only if want_least. The group at the row of the map's
+// largest value comes first: its maximum rules out almost all other groups by their corners.
 Range range_of_resized(const CamCounts& p, const Scratch& s, int64_t map, const MapScale& scale, bool want_least,
                        int64_t row_of_largest) {
   const Resize& resize = p.resize;
@@ -175,15 +177,15 @@ Range range_of_resized(const CamCounts& p, const Scratch& s, int64_t map, const 
   return range;
 }
 
-// The largest value v for which (v - low) / span <= tau, with float's rounding: then (v - low) / span > tau is the same
-// as v > threshold. Found by bisection over the floats in their order; span > 0.
+// The largest float v for which (v - low) / span <= tau with float rounding, so that (v - low) / span > tau is the same
+// as v > threshold. Found by bisection over the floats in their order. span > 0.
 float threshold_of(float low, float span, float tau) {
-  const auto value_of = [](int64_t rank) {  // ranks: the bits of positive floats, mirrored for negative ones
+  const auto value_of = [](int64_t rank) {  // rank: the bits of a positive float, negated for a negative one
     const auto magnitude = static_cast<uint32_t>(rank < 0 ? -rank : rank);
     const float value = bit_cast<float>(magnitude);
     return rank < 0 ? -value : value;
   };
-  int64_t in = 0x7f800000, out = -0x7f800000;  // infinity is in the mask, minus infinity is not
+  int64_t in = 0x7f800000, out = -0x7f800000;  // infinity is in the mask, -infinity is not
   while (in - out > 1) {
     const int64_t middle = (in + out) >> 1;
     const float value = value_of(middle);
@@ -201,7 +203,7 @@ MapScale scale_of(const CamCounts& p, const Scratch& s, int64_t map) {
   const Range at_map = range_of_map(p, s, map, relu, &row_of_largest);
 
   if (p.normalize == Normalize::kMax) {
-    if (!(at_map.largest_of_all() > 0)) return none;  // what is nowhere positive does not become so between
+    if (!(at_map.largest_of_all() > 0)) return none;  // without a positive sample no resized value is positive
     const Range range = range_of_resized(p, s, map, scale, false, row_of_largest);
     const float largest = range.largest_of_all();
     if (range.any_nan() || !(largest > 0) || !(largest < kInfinity)) return none;
@@ -224,8 +226,9 @@ MapScale scale_of(const CamCounts& p, const Scratch& s, int64_t map) {
 
 // ------------------------------------------------------------------------------------------------------- counts
 
+// Bit i of the result: whether labels[i] == label, for one vector of labels.
 CAWA_FAST_INLINE uint32_t lanes_with(const uint16_t* labels, uint16_t label) {
-#if defined(__AVX512BW__) && defined(__AVX512VL__)  // widening would take two more instructions, of about ten in all
+#if defined(__AVX512BW__) && defined(__AVX512VL__)  // widening to 32 bits would add two instructions to about ten
   return _mm256_cmpeq_epi16_mask(bit_cast<__m256i>(load_as<Shorts>(labels)),
                                  _mm256_set1_epi16(static_cast<int16_t>(label)));
 #else
@@ -235,6 +238,8 @@ CAWA_FAST_INLINE uint32_t lanes_with(const uint16_t* labels, uint16_t label) {
 
 CAWA_FAST_INLINE int64_t population(uint32_t lanes) { return __builtin_popcount(lanes); }
 
+// Counts group i of a map. `above`, `below`: its input rows. Adds valid pixels in the mask to `predicted`, and those of
+// them with the map's label to `tp`.
 void count_group(const CamCounts& p, const Scratch& s, int64_t map, const MapScale& scale, int64_t i,
                  const float* above, const float* below, bool moderate, int64_t* tp, int64_t* predicted) {
   const Resize& resize = p.resize;
@@ -242,7 +247,8 @@ void count_group(const CamCounts& p, const Scratch& s, int64_t map, const MapSca
   const int64_t n = map / resize.maps.classes;
   const auto c = static_cast<uint16_t>(map % resize.maps.classes);
   const BitSet inside{s.sets[0]}, not_outside{s.sets[1]};
-  // stage 1: which inputs, above and below, are clearly in the mask, and which are not clearly out of it
+  // Stage 1: the input columns of which both samples are in the mask beyond the rounding margin (`inside`), and those
+  // of which one may be in it (`not_outside`).
   if (moderate) {
     const float over = somewhat_more(scale.threshold), under = somewhat_less(scale.threshold);
     for (int64_t x = 0; x < resize.maps.width; x += kLanes) {
@@ -260,13 +266,13 @@ void count_group(const CamCounts& p, const Scratch& s, int64_t map, const MapSca
     const Inputs inputs = inputs_of(resize, x);
     if (moderate && !not_outside.any(inputs.first, inputs.last)) continue;
     const bool all = moderate && inside.all(inputs.first, inputs.last);
-    // stage 2: all in
+    // Stage 2: patches entirely in the mask and with one label.
     if (all && label_patch.label != kMixed) {
       members += label_patch.valid;
       hits += label_patch.label == c ? label_patch.valid : 0;
       continue;
     }
-    // stage 3: pixel by pixel
+    // Stage 3: the other patches, pixel by pixel.
     const Patch patch = patch_at(resize, x);
     const uint16_t* labels = p.decoded + (n * height + group.begin) * padded + x;
     const Floats upper = columns_of(patch, above), lower = columns_of(patch, below);

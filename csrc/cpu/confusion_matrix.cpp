@@ -1,8 +1,9 @@
-// Confusion matrix from low-resolution logits: argmax of the resized logits, counted against the labels.
+// Confusion matrix of low-resolution logits: the argmax of the resized logits, counted against the labels.
 //
-// In the cell between four inputs a class can only win if its largest corner reaches the largest of all classes' least
-// corners. In most cells of a trained network's output one class is left, and for a patch of neighbouring cells two or
-// three: only these are interpolated. Floor: reading the labels, and one counter per run of equal pixels.
+// A cell lies between four inputs, its corners. A class can win in it only if its largest corner reaches the bound: the
+// largest, over all classes, of their smallest corners. In the output of a trained network, one class is left in most
+// cells, and two or three for a patch (one vector of output columns, which spans neighbouring cells). Only these are
+// interpolated. Lower bound: reading the labels, and one counter increment per run of equal pixels.
 #include "../kernels.h"
 #include "decode.h"
 #include "resample.h"
@@ -11,12 +12,13 @@ namespace cawa_fast {
 namespace CAWA_FAST_ISA {
 namespace {
 
-// A class and, bit by bit, the cells of a vector in which it may win.
+// A class, and a bit mask of the cells of a vector in which it can win.
 struct Possible {
   int32_t label;
   uint32_t cells;
 };
 
+// The memory of a task, carved from `memory`; with null only `size`, in floats, is of use.
 struct Scratch {
   Scratch(const ConfusionMatrix& p, float* memory)
       : classes(p.resize.maps.classes), stride(row_stride(p.resize.maps.width)) {
@@ -44,15 +46,16 @@ struct Scratch {
   }
 
   int64_t classes, stride, size;
-  float* row[2];          // two input rows of all classes
-  float* largest;         // per class: the largest corner of each cell of a vector
-  float* candidate_rows;  // per candidate: both rows at the columns of a patch
-  Possible* possible;     // per vector of cells: the classes that may win in it, in their order
-  int32_t* possible_count;
-  int32_t *candidates, *merged;
-  uint16_t* labels;  // of a group's rows
+  float* row[2];                 // (classes, stride): two input rows of all classes
+  float* largest;                // (classes, kLanes): the largest corner of each cell of a vector
+  float* candidate_rows;         // (candidates, 2, kLanes): both rows at the columns of a patch
+  Possible* possible;            // (vectors, classes): the classes that can win in a vector of cells, ascending
+  int32_t* possible_count;       // (vectors): how many
+  int32_t *candidates, *merged;  // (classes): the classes that can win in a patch, ascending; and a spare list
+  uint16_t* labels;              // (rows, padded): decoded labels of a group's rows
 };
 
+// Reads input row y of all classes to `rows` (classes, stride). Returns whether all values are moderate (rows.h).
 bool read_rows(const Maps& maps, int64_t n, int64_t y, const Scratch& s, float* rows) {
   bool moderate = true;
   for (int64_t c = 0; c < s.classes; ++c) {
@@ -62,10 +65,10 @@ bool read_rows(const Maps& maps, int64_t n, int64_t y, const Scratch& s, float* 
   return moderate;
 }
 
-// Stage 1: which classes may win in which cells between two rows. All values are of moderate size.
+// Stage 1: finds the classes that can win in each cell between two rows. All values are moderate.
 void find_possible(const Scratch& s, int64_t width, const float* above, const float* below) {
   for (int64_t x = 0; x < width; x += kLanes) {
-    Floats bound = broadcast(-kInfinity);  // the largest of the least corners
+    Floats bound = broadcast(-kInfinity);  // the largest of the classes' smallest corners
     for (int64_t c = 0; c < s.classes; ++c) {
       const float* a = above + c * s.stride + x;
       const float* b = below + c * s.stride + x;
@@ -85,14 +88,14 @@ void find_possible(const Scratch& s, int64_t width, const float* above, const fl
   }
 }
 
-// The classes that may win in one of the cells first .. last, in their order, to s.candidates; returns how many.
+// Writes the classes that can win in any of the cells first .. last to s.candidates, ascending; returns how many.
 int64_t find_candidates(Scratch& s, int64_t first, int64_t last) {
   int64_t count = 0;
   for (int64_t v = first / kLanes; v <= last / kLanes; ++v) {
     uint32_t cells = kAllLanes;
     if (v == first / kLanes) cells &= kAllLanes << (first % kLanes);
     if (v == last / kLanes) cells &= kAllLanes >> (kLanes - 1 - last % kLanes);
-    // merges two lists in order
+    // Merge the candidates so far with those of this vector; both lists are ascending.
     const Possible* next = s.possible + v * s.classes;
     const Possible* const end = next + s.possible_count[v];
     int64_t old = 0, merged = 0;
@@ -111,7 +114,7 @@ int64_t find_candidates(Scratch& s, int64_t first, int64_t last) {
   return count;
 }
 
-// Stage 3: counts one vector of pixels. All alike is the usual case, and one increment.
+// Stage 3: counts one vector of pixels. Usually all have the same label and prediction, which takes one increment.
 CAWA_FAST_INLINE void count(const ConfusionMatrix& p, int64_t classes, const uint16_t* labels, Ints prediction) {
   const Ints label = __builtin_convertvector(load_as<Shorts>(labels), Ints);
   const auto width = static_cast<int32_t>(classes);
@@ -126,7 +129,8 @@ CAWA_FAST_INLINE void count(const ConfusionMatrix& p, int64_t classes, const uin
   for (int lane = 0; lane < kLanes; ++lane) ++p.counts[lane % 4 * table + keys[lane]];
 }
 
-// Stage 2: the argmax of `count` candidates in one row of a patch. The first of equals wins; kNan: NaN is the largest.
+// Stage 2: the argmax of `count` candidates in one output row of a patch. Of equal values the first wins. With kNan,
+// NaN is the largest value; without it, there must be none.
 template <bool kNan>
 CAWA_FAST_INLINE Ints winner(const Scratch& s, const Patch& patch, int64_t count, float high_weight) {
   const auto value_of = [&](int64_t i) __attribute__((always_inline)) {
@@ -145,6 +149,7 @@ CAWA_FAST_INLINE Ints winner(const Scratch& s, const Patch& patch, int64_t count
   return index;
 }
 
+// Counts one group of rows of image n. `above`, `below`: its input rows, (classes, stride).
 void run_group(const ConfusionMatrix& p, Scratch& s, int64_t n, const RowGroup& group, const float* above,
                const float* below, bool moderate) {
   const Resize& resize = p.resize;
@@ -194,7 +199,7 @@ void confusion_matrix(const ConfusionMatrix& p, int64_t begin, int64_t end, floa
   const RowGroups& rows = p.resize.rows;
   float *above = s.row[0], *below = s.row[1];
   bool above_moderate = true, below_moderate = true;
-  int64_t held = -1;  // image and input row in `below`
+  int64_t held = -1;  // the input row in `below`, counted over all images
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / rows.count;
     const RowGroup& group = rows.groups[item % rows.count];

@@ -1,11 +1,11 @@
-// Cross-entropy of logits that have the labels' size: loss and gradient in one read of the logits.
+// Cross-entropy of logits of the labels' size: loss and gradient in one read of the logits.
 //
-// Floor: the logits' bytes read and the gradient's written, once each, and one exponential per logit. A tile of pixels
-// with all its classes fits into the L1 or L2 cache, so that the three sweeps that softmax needs (maximum, exponentials
-// and their sum, gradient) touch memory only in the first and the last.
-//   1. copy the tile, as float, into scratch; maximum over the classes
-//   2. exponentials in place and their sum; from the sum the loss, and the coefficients of the gradient
-//   3. gradient = exponential * coefficient, written out
+// Lower bound: read the logits' bytes and write the gradient's once each, and one exponential per logit. A tile of
+// pixels with all its classes fits into the L1 or L2 cache. So of the three sweeps that softmax needs, only the first
+// and the last touch memory:
+//   1. copy the tile, as float, to scratch memory; maximum over the classes
+//   2. exponentials in place and their sum, then the loss and the coefficients of the gradient
+//   3. gradient = exponential * coefficient, written to memory
 #include "../kernels.h"
 #include "decode.h"
 #include "pixel_loss.h"
@@ -15,7 +15,7 @@ namespace cawa_fast {
 namespace CAWA_FAST_ISA {
 namespace {
 
-// Vectors of pixels per tile: sums and maxima stay in registers, of which AVX-512 has 32 and its predecessors 16.
+// Vectors of pixels per tile. Sums and maxima stay in registers: AVX-512 has 32, its predecessors 16.
 #if defined(__AVX512F__)
 constexpr int kGroup = 8;
 #else
@@ -23,8 +23,9 @@ constexpr int kGroup = 4;
 #endif
 constexpr int64_t kTile = kGroup * kLanes;
 
+// Neighbouring pixels of one row.
 struct Tile {
-  int64_t input, grad;  // offsets of the first pixel's class 0
+  int64_t input, grad;  // offsets of class 0 of the first pixel
   int64_t label;        // index of the first pixel
   int64_t pixels;       // at most kTile
 };
@@ -43,8 +44,9 @@ Tile locate(const PixelRows& rows, int64_t index) {
   return tile;
 }
 
-// Calls visit(pixel, class) for squares of kLanes pixels and classes that cover whole vectors of pixels and all
-// classes; the last classes twice rather than one by one. Returns the number of pixels covered.
+// Calls visit(pixel, class) for squares of kLanes pixels and kLanes classes, which cover all classes and all whole
+// vectors of pixels. The last square may overlap the one before, so that no class is left over. Returns the number of
+// pixels covered.
 template <class Visit>
 int64_t each_square(int64_t classes, int64_t pixels, const Visit& visit) {
   if (classes < kLanes) return 0;
@@ -55,7 +57,7 @@ int64_t each_square(int64_t classes, int64_t pixels, const Visit& visit) {
   return x;
 }
 
-// Stage 1 in general: any strides, any number of pixels. Missing pixels are 0.
+// Stage 1 for any strides and any number of pixels: copies logits to scratch (classes, kTile). Missing pixels become 0.
 template <class T>
 void read_strided(const T* input, int64_t classes, int64_t stride_c, int64_t stride_x, int64_t pixels, float* scratch) {
   int64_t first = 0;
@@ -76,6 +78,7 @@ void read_strided(const T* input, int64_t classes, int64_t stride_c, int64_t str
   }
 }
 
+// Stage 3 for any strides and any number of pixels: copies the gradient from scratch (classes, kTile).
 template <class T>
 void write_strided(T* grad, int64_t classes, int64_t stride_c, int64_t stride_x, int64_t pixels, const float* scratch) {
   int64_t first = 0;
@@ -96,6 +99,7 @@ void write_strided(T* grad, int64_t classes, int64_t stride_c, int64_t stride_x,
   }
 }
 
+// Stores a vector, with a non-temporal store if `streaming`; `to` is then aligned to the vector.
 template <class T>
 CAWA_FAST_INLINE void put(T* to, Floats v, bool streaming) {
   if (streaming) {
@@ -131,7 +135,7 @@ void run_tile(const CrossEntropy& p, const Tile& tile, int64_t index, const Tile
   bool any = false;
   for (int g = 0; g < kGroup; ++g) any |= look_up(loss, label + g * kLanes, pixels[g]);
 
-  // A tile without valid labels is not read.
+  // The logits of a tile without valid labels are not read.
   if (!any) {
     if (loss.partial_loss) loss.partial_loss[index] = 0;
     if (loss.pixel_loss) std::memset(loss.pixel_loss + tile.label, 0, tile.pixels * sizeof(float));
@@ -143,7 +147,7 @@ void run_tile(const CrossEntropy& p, const Tile& tile, int64_t index, const Tile
     return;
   }
 
-  // Stage 1.
+  // Stage 1: logits to scratch memory, and their maximum.
   Floats top[kGroup];
   for (int g = 0; g < kGroup; ++g) top[g] = broadcast(-kInfinity);
   if (whole && rows.stride_x == 1) {
@@ -161,15 +165,15 @@ void run_tile(const CrossEntropy& p, const Tile& tile, int64_t index, const Tile
     }
   }
 
-  // Stage 2.
+  // Stage 2: exponentials, their sums, and the loss.
   float at_label[kTile];
   for (int64_t i = 0; i < kTile; ++i) at_label[i] = scratch[pixels[i / kLanes].label[i % kLanes] * kTile + i];
   Floats sum[kGroup] = {}, weighted[kGroup] = {};
   const T* ahead = static_cast<const T*>(p.input) + next.input;
   for (int64_t c = 0; c < classes; ++c) {
-    // The next tile's pixels come into the L2 cache while the exponentials keep the processor busy: with a stream per
-    // class the hardware does not foresee them. Not into the L1, which this tile needs: at 150 classes, two threads of
-    // a Zen 4, 29 ms for L1, 22.5 for L2 (20.6 to copy the logits).
+    // Prefetch the next tile's pixels into the L2 cache while this tile computes exponentials. The hardware prefetcher
+    // does not follow as many streams as there are classes. The L1 cache is left to this tile. At 150 classes, on two
+    // threads of a Zen 4: 29 ms with prefetches to L1, 22.5 ms to L2; copying the logits takes 20.6 ms.
     if (rows.stride_x == 1) {
       for (int64_t i = 0; i < kTile; i += 64 / static_cast<int64_t>(sizeof(T)))
         __builtin_prefetch(ahead + c * rows.stride_c + i, 0, 2);
@@ -215,7 +219,7 @@ void run_tile(const CrossEntropy& p, const Tile& tile, int64_t index, const Tile
   if (loss.partial_loss) loss.partial_loss[index] = sum_of_lanes(total);
   if (!kGrad) return;
 
-  // Stage 3. Invalid pixels by selection, since 0 * NaN would not be 0.
+  // Stage 3: the gradient. Invalid pixels are masked, not multiplied by 0: 0 * NaN is NaN.
   const bool direct = whole && rows.grad_stride_x == 1;
   constexpr size_t kBytes = kLanes * sizeof(T);
   const bool aligned = reinterpret_cast<uintptr_t>(grad) % kBytes == 0 && rows.grad_stride_c * sizeof(T) % kBytes == 0;

@@ -1,4 +1,4 @@
-// Labels of any dtype to 16 bits.
+// Decoding of labels of any dtype to 16 bits.
 #pragma once
 
 #include "../kernels.h"
@@ -12,7 +12,7 @@ CAWA_FAST_INLINE void decode_as(const Labels& labels, int64_t start, int64_t n, 
   const T* __restrict in = static_cast<const T*>(labels.data) + start;
   const auto ignore = static_cast<T>(labels.ignore_index);
   const bool can_ignore = ignore == labels.ignore_index;  // false for -100 and uint8, where it would mean 156
-  // a negative label is a large one when unsigned, so that one comparison checks the range
+  // Unsigned, a negative label is a large one, so that one comparison checks the range.
   using Wide = unsigned long long;
   const auto count = static_cast<Wide>(labels.num_classes);
   for (int64_t i = 0; i < n; ++i) {
@@ -24,7 +24,7 @@ CAWA_FAST_INLINE void decode_as(const Labels& labels, int64_t start, int64_t n, 
 template <>
 void decode_as<uint8_t>(const Labels& labels, int64_t start, int64_t n, uint16_t* __restrict out) {
   const uint8_t* __restrict in = static_cast<const uint8_t*>(labels.data) + start;
-  // 16 bits are enough here, and fill vectors twice as well as 32 would
+  // 16 bits are enough here, and a vector holds twice as many labels as with 32.
   const auto count = static_cast<uint16_t>(smaller(labels.num_classes, 256));
   const auto ignore =
       static_cast<uint16_t>(labels.ignore_index >= 0 && labels.ignore_index < 256 ? labels.ignore_index : kInvalid);
@@ -34,7 +34,7 @@ void decode_as<uint8_t>(const Labels& labels, int64_t start, int64_t n, uint16_t
   }
 }
 
-// out[i] = label number start + i, or kInvalid; for n labels.
+// out[i] = label start + i as its class, or kInvalid if it is invalid, for i in [0, n).
 CAWA_FAST_INLINE void decode(const Labels& labels, int64_t start, int64_t n, uint16_t* out) {
   switch (labels.type) {
     case Label::kUInt8:

@@ -1,4 +1,4 @@
-// exp and log of vectors.
+// Exponential and logarithm of vectors.
 #pragma once
 
 #include "simd.h"
@@ -8,8 +8,9 @@ namespace CAWA_FAST_ISA {
 
 // 2^t for t <= 0; relative error up to 2e-7, exactly 1 at 0, 0 below 2^-126.
 //
-// t = n + f with n whole and |f| <= 1/2: 2^f by the polynomial of degree 5 that is 1 at 0 and has the least largest
-// relative error, 2^n through the exponent. kNan: NaN gives NaN and -inf gives 0; otherwise t is finite.
+// t = n + f with n an integer and |f| <= 1/2. 2^f is the polynomial of degree 5 that is 1 at 0 and minimises the
+// largest relative error; n is added to the exponent. With kNan, NaN gives NaN and -inf gives 0; without it, t must be
+// finite.
 template <bool kNan>
 CAWA_FAST_INLINE Floats exp2_of_nonpositive(Floats t) {
 #if defined(__AVX512F__)
@@ -17,7 +18,7 @@ CAWA_FAST_INLINE Floats exp2_of_nonpositive(Floats t) {
   const Floats f = t - n;
 #else
   const Floats clamped = maximum(broadcast(-127.0f), t);
-  const Floats shifted = clamped + 0x1.8p23f;  // the whole part of t, rounded to the nearest, in the lowest bits
+  const Floats shifted = clamped + 0x1.8p23f;  // t, rounded to the nearest integer, is in the lowest bits
   const Floats f = clamped - (shifted - 0x1.8p23f);
 #endif
   Floats p = f * 0x1.5bba14p-10f + 0x1.3cea88p-7f;
@@ -38,7 +39,7 @@ constexpr float kLog2E = 1.44269504f;
 
 // log x for normal x > 0, within about one unit in the last place; NaN for NaN.
 //
-// x = 2^n m with m in [sqrt(1/2), sqrt(2)), log(1 + r) for r = m - 1 by r - r^2/2 + r^3 P(r).
+// x = 2^n m with m in [sqrt(1/2), sqrt(2)). With r = m - 1, log m = log(1 + r) is r - r^2/2 + r^3 P(r).
 CAWA_FAST_INLINE Floats log_of_positive(Floats x) {
   const Ints word = bit_cast<Ints>(x);
   const Ints n = (word - 0x3f3504f3) >> 23;  // the exponent, one more where the mantissa exceeds sqrt(2)

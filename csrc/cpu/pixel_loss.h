@@ -1,4 +1,4 @@
-// From the sum of exponentials of one vector of pixels to their loss and the coefficients of their gradient.
+// The loss of one vector of pixels and the coefficients of their gradient, from their sums of exponentials.
 #pragma once
 
 #include "../kernels.h"
@@ -7,7 +7,7 @@
 namespace cawa_fast {
 namespace CAWA_FAST_ISA {
 
-// One vector of pixels: labels, and what the loss looks up with them.
+// One vector of pixels: labels, and the table entries that they select.
 struct Pixels {
   int32_t label[kLanes];  // 0 where invalid
   Ints valid;             // all bits set or none
@@ -15,7 +15,8 @@ struct Pixels {
   Floats factor;          // scale of the label, 0 where invalid
 };
 
-// table[index[i]] in lane i; `label` is `index` in memory. A table of few entries fits into two registers.
+// table[index[i]] in lane i. `label` holds the same values as `index`, in memory. `few`: the table has room for 32
+// entries, which fit into two registers, and index < 32.
 CAWA_FAST_INLINE Floats entries(const float* table, bool few, const int32_t* label, Ints index) {
 #if defined(__AVX512F__)
   if (few) {
@@ -29,7 +30,7 @@ CAWA_FAST_INLINE Floats entries(const float* table, bool few, const int32_t* lab
   return load(result);
 }
 
-// `label` holds kLanes labels or kInvalid. Returns whether any is valid.
+// Fills `pixels` for `label`, kLanes decoded labels or kInvalid. Returns whether any is valid.
 CAWA_FAST_INLINE bool look_up(const Loss& loss, const uint16_t* label, Pixels& pixels) {
   const Ints wide = __builtin_convertvector(load_as<Shorts>(label), Ints);
   pixels.valid = wide != kInvalid;
@@ -45,15 +46,16 @@ CAWA_FAST_INLINE bool look_up(const Loss& loss, const uint16_t* label, Pixels& p
   return true;
 }
 
-// What softmax gives for one vector of pixels, and what becomes of it.
+// Loss and gradient of one vector of pixels. With e_c = exp(z_c - maximum), and label_term subtracted from the label's
+// e_c first, the gradient of class c is e_c * coefficient - smooth * weight[c].
 struct Terms {
-  Floats loss;         // per pixel, without scale and upstream gradient; 0 where invalid
-  Floats coefficient;  // gradient of class c: exp(z_c - max) * coefficient - smooth * weight[c] ...
-  Floats smooth;       // ... (this one), 0 where invalid ...
-  Floats label_term;   // ... with this subtracted from the label's exponential first
+  Floats loss;         // without scale and upstream gradient; 0 where invalid
+  Floats coefficient;  // 0 where invalid
+  Floats smooth;       // 0 where invalid
+  Floats label_term;
 };
 
-// `maximum`, `sum`: of the logits, and of exp(z - maximum). `at_label`: the label's logit. `weighted`: with smoothing,
+// `maximum`: of the logits z. `sum`: of exp(z_c - maximum). `at_label`: the label's logit. `weighted`: with smoothing,
 // the sum of weight[c] * (z_c - maximum). `grad`: the upstream gradient.
 CAWA_FAST_INLINE Terms pixel_terms(const Loss& loss, const Pixels& pixels, Floats maximum, Floats sum, Floats at_label,
                                    Floats weighted, Floats grad) {
@@ -66,16 +68,17 @@ CAWA_FAST_INLINE Terms pixel_terms(const Loss& loss, const Pixels& pixels, Float
   const Floats of_label = pixels.at_label * factor;
   const Floats of_all = smoothed ? of_label + factor * (loss.smooth * loss.weight_sum) : of_label;
   const Floats coefficient = of_all / sum;
-  // (e_y - sum) / sum is p_y - 1; with smoothing a part of the sum, and none where nothing is to be multiplied with it
+  // (e_y - sum) / sum is p_y - 1. With smoothing only of_label / of_all of the coefficient belongs to this term; the
+  // term is 0 where the coefficient is.
   terms.label_term = smoothed ? (of_all != 0.0f ? sum * (of_label / of_all) : Floats{}) : sum;
-  // by selection: 0 * NaN would not be 0
+  // Masked, not multiplied by 0: 0 * NaN is NaN.
   terms.loss = bit_cast<Floats>(bit_cast<Ints>(value) & pixels.valid);
   terms.coefficient = bit_cast<Floats>(bit_cast<Ints>(coefficient) & pixels.valid);
   terms.smooth = bit_cast<Floats>(bit_cast<Ints>(factor * loss.smooth) & pixels.valid);
   return terms;
 }
 
-// The upstream gradient of a vector of pixels, where it is the same for all.
+// The upstream gradient of a vector of pixels if it is the same for all pixels.
 CAWA_FAST_INLINE Floats common_grad(const Loss& loss) { return broadcast(loss.grad ? loss.grad[0] : 1.0f); }
 
 CAWA_FAST_INLINE double sum_of_lanes(Doubles v) {

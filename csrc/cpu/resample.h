@@ -1,9 +1,10 @@
-// Values of resized maps with the specification's rounding: every product and every sum on its own, columns first.
+// Values of resized maps, rounded as the specification does: every product and every sum on its own, columns first.
+// This file is compiled without fused multiply-adds.
 //
-// That makes the resize monotone in its four inputs, rounding included: where one map is larger than another at all
-// four it is larger or equal between them. Only an exact tie can appear between values that differ, and the weights of
-// a pixel may add up to 1 plus or minus an ulp or two; both are covered by a margin (kMargin), beyond which the corners
-// of a patch decide about all its pixels. This file is compiled without fused multiply-adds.
+// With this rounding the resize is monotone in its four inputs: where one map is larger than another at all four, its
+// value between them is larger or equal. Two effects of rounding remain: values that differ exactly may become equal,
+// and the weights of a pixel may add up to 1 plus or minus an ulp or two. A margin (kMargin) covers both. A comparison
+// that holds beyond it for the corners of a patch holds for all its pixels.
 #pragma once
 
 #include "rows.h"
@@ -11,8 +12,8 @@
 namespace cawa_fast {
 namespace CAWA_FAST_ISA {
 
-// A resized value lies within kMargin * |v| + kTiny of [least, largest] of its four inputs, v being either of these:
-// two products and a sum, twice, make less than 6 half ulps, the weights another 2; kTiny is for products that
+// A resized value lies in [smallest, largest] of its four inputs, widened by kMargin * |v| + kTiny at each end v. Two
+// products and a sum, twice, round by less than 6 half ulps, and the weights add another 2; kTiny covers products that
 // underflow.
 constexpr float kMargin = 0x1p-20f;
 constexpr float kTiny = 1e-37f;
@@ -21,25 +22,25 @@ CAWA_FAST_INLINE Floats somewhat_less(Floats v) { return v - (absolute(v) * kMar
 CAWA_FAST_INLINE float somewhat_less(float v) { return v - (__builtin_fabsf(v) * kMargin + kTiny); }
 CAWA_FAST_INLINE float somewhat_more(float v) { return v + (__builtin_fabsf(v) * kMargin + kTiny); }
 
-// Floats per row in scratch: the row, its last value once more for the column beyond it, room for whole vectors.
+// Floats per row in scratch memory: the row, its last value again for the column beyond it, and room for whole vectors.
 CAWA_FAST_INLINE int64_t row_stride(int64_t width) { return (width + 1 + 2 * kBlock) / kBlock * kBlock; }
 
-// After read_row: repeats the last value.
+// Repeats the last value of a row from read_row to the end of its memory.
 CAWA_FAST_INLINE void extend_row(float* row, int64_t width) {
   const float last = row[width - 1];
   for (int64_t x = width; x < row_stride(width); ++x) row[x] = last;
 }
 
-// Output columns x .. x + kLanes - 1.
+// Output columns x .. x + kLanes - 1 and the input columns that they read.
 struct Patch {
-  Floats low_weight, high_weight;
-  Ints index;          // of the low input, relative to `base`
-  int64_t base, last;  // the first and the last low input
-  bool close;          // all within one vector
-  bool copy;           // nothing to interpolate
+  Floats low_weight, high_weight;  // in [0, 1]
+  Ints index;                      // left input column of each output column, relative to `base`
+  int64_t base, last;              // the first and the last left input column
+  bool close;                      // all left input columns fit into one vector
+  bool copy;                       // sizes are equal: nothing to interpolate
 };
 
-// The inputs that output columns x .. x + kLanes - 1 read: first .. last.
+// The input columns first .. last that output columns x .. x + kLanes - 1 read.
 struct Inputs {
   int64_t first, last;
 };
@@ -62,7 +63,7 @@ CAWA_FAST_INLINE Patch patch_at(const Resize& resize, int64_t x) {
   return patch;
 }
 
-// A row of the input at the output columns of a patch.
+// An input row (row_stride), interpolated at the output columns of a patch.
 CAWA_FAST_INLINE Floats columns_of(const Patch& patch, const float* row) {
   if (patch.copy) return load(row + patch.base);
   Floats low, high;
@@ -81,26 +82,27 @@ CAWA_FAST_INLINE Floats columns_of(const Patch& patch, const float* row) {
   return low * patch.low_weight + high * patch.high_weight;
 }
 
-// Between two rows that columns_of has interpolated.
+// The value between two rows from columns_of; high_weight in [0, 1] is the weight of the lower row.
 CAWA_FAST_INLINE Floats between(const Patch& patch, Floats above, Floats below, float high_weight) {
   return patch.copy ? above : above * (1 - high_weight) + below * high_weight;
 }
 
-// A set of small whole numbers.
+// A set of small non-negative integers.
 struct BitSet {
   uint64_t* words;
 
   static int64_t words_for(int64_t n) { return (n + 63) / 64; }
 
-  // Elements first .. first + kLanes - 1; those of a word come in order.
+  // Sets the membership of elements first .. first + kLanes - 1 from the bits of `lanes`. `first` is a multiple of
+  // kLanes, and calls for one word come in ascending order, since the first call overwrites the word.
   void put(int64_t first, uint32_t lanes) const {
     const uint64_t shifted = static_cast<uint64_t>(lanes) << (first % 64);
     words[first / 64] = first % 64 == 0 ? shifted : words[first / 64] | shifted;
   }
 
-  // Whether any of, or all of, first .. last are in the set.
+  // Whether any, or all, of elements first .. last are in the set.
   bool any(int64_t first, int64_t last) const {
-    if (first / 64 == last / 64) return words[first / 64] & part(first, last);  // as good as always
+    if (first / 64 == last / 64) return words[first / 64] & part(first, last);  // the usual case
     bool found = false;
     each_word(first, last, [&](uint64_t word, uint64_t mask) { found |= (word & mask) != 0; });
     return found;

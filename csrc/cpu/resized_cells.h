@@ -8,9 +8,10 @@
 namespace cawa_fast {
 namespace CAWA_FAST_ISA {
 
-// Exponentials of so many output rows are kept for stage 3 as fit into a quarter of a usual L2 cache.
+// Floats of exponentials that are kept for stage 3: 256 KiB, a quarter of a common L2 cache.
 constexpr int64_t kKept = 256 * 1024 / sizeof(float);
 
+// The memory of a task, carved from `memory`; with null only `size`, in floats, is of use.
 struct CellScratch {
   CellScratch(const ResizedCrossEntropy& p, float* memory)
       : width(p.columns->blocks * kBlock), classes(p.input.classes) {
@@ -43,30 +44,32 @@ struct CellScratch {
     size = next - memory;
   }
 
-  // Per class: the inputs of the slots, and behind them those to their right.
+  // Floats per class in `row`: the low inputs of all slots, then their high inputs.
   int64_t row_stride() const { return 2 * width; }
 
   int64_t width, classes, most_phases, most_rows, kept_rows, size;
-  float* row[2];            // of two input rows: inputs low and high of each slot
-  float* sums[2][2];        // of two rows of the gradient: what belongs to inputs low and high of each slot
-  float* line;              // a row of the input
-  float* exponentials;      // [row][class][phase]
-  float* coefficient;       // [row][phase]
-  float* coefficient_high;  // times the weight of the input to the right
-  uint16_t* labels;         // of the group's output rows, one more at the end of each that is invalid
+  float* row[2];            // (classes, 2, width) each: two input rows, low and high input of each slot
+  float* sums[2][2];        // (classes, width) each: for two gradient rows, the sums of low and high inputs by slot
+  float* line;              // (input width): one input row
+  float* exponentials;      // (kept_rows, classes, phases, kLanes)
+  float* coefficient;       // (kept_rows, phases, kLanes)
+  float* coefficient_high;  // the same, times the weight of the right input
+  uint16_t* labels;         // (rows, label_width + 1): decoded labels of the group, the last of each row kInvalid
 };
 
-// Where one vector of cells lies in one group.
+// The data of one vector of cells in one group.
 struct Place {
-  const float *low, *high;  // inputs above and below, of class 0
-  int64_t class_stride;     // of those
-  const int32_t* column;    // of phase 0
-  const float* high_weight;
-  int64_t phase_stride, phases;
+  const float *low, *high;       // the input rows above and below, at class 0; left inputs, the right ones follow
+  int64_t class_stride;          // of `low` and `high`
+  const int32_t* column;         // (phases, kLanes): output columns, label_width for none
+  const float* high_weight;      // (phases, kLanes): weights in [0, 1] of the right inputs
+  int64_t phase_stride, phases;  // phase_stride: of `column` and `high_weight`
 };
 
-// Stages 1 and 2 for kPhases phases of one output row. kFinite: all inputs are of moderate size. `e`: exponentials of
-// class 0, `step` floats per class. Returns the loss of the pixels.
+// Stages 1 and 2 for kPhases phases, from `phase` on, of one output row. kFinite: all inputs are moderate (rows.h).
+// row_weight: weight in [0, 1] of the input row below. labels: (label_width + 1), the row's decoded labels. e: output,
+// the exponentials of class 0, `step` floats per class. coefficient, coefficient_high: output, (kPhases, kLanes).
+// smooth, smooth_high: sums that it adds to. Returns the scaled losses, summed over phases.
 template <int kPhases, bool kFinite, bool kSmoothed, bool kGrad>
 Doubles softmax(const ResizedCrossEntropy& p, const Place& place, int64_t phase, float row_weight, int64_t label_start,
                 const uint16_t* labels, float* e, int64_t step, float* coefficient, float* coefficient_high,
@@ -83,7 +86,7 @@ Doubles softmax(const ResizedCrossEntropy& p, const Place& place, int64_t phase,
       label[lane] = labels[place.column[(phase + k) * place.phase_stride + lane]];
     any |= look_up(loss, label, pixels[k]);
   }
-  if (!any && !loss.pixel_loss) {  // not worth an exponential
+  if (!any && !loss.pixel_loss) {  // nothing to compute
     if (kGrad) {
       for (int k = 0; k < kPhases; ++k) {
         store(coefficient + k * kLanes, Floats{});
@@ -94,8 +97,8 @@ Doubles softmax(const ResizedCrossEntropy& p, const Place& place, int64_t phase,
     return Doubles{};
   }
 
-  // Stage 1. Where all inputs are numbers the difference of neighbours saves a multiplication; with infinite logits
-  // (classes that a user masks out) it would make NaN of -inf - -inf.
+  // Stage 1: interpolation and maximum. With finite inputs, the difference of neighbours saves a multiplication. With
+  // infinite logits, as of classes that a user masks out, -inf - -inf would be NaN.
   Floats top[kPhases];
   for (int k = 0; k < kPhases; ++k) top[k] = broadcast(-kInfinity);
   const float above = 1 - row_weight;
@@ -114,7 +117,7 @@ Doubles softmax(const ResizedCrossEntropy& p, const Place& place, int64_t phase,
     }
   }
 
-  // Stage 2.
+  // Stage 2: exponentials, their sums, and the loss.
   float at_label[kPhases * kLanes];
   for (int i = 0; i < kPhases * kLanes; ++i) at_label[i] = e[pixels[i / kLanes].label[i % kLanes] * step + i];
   Floats sum[kPhases] = {}, weighted[kPhases] = {};
@@ -125,7 +128,7 @@ Doubles softmax(const ResizedCrossEntropy& p, const Place& place, int64_t phase,
       Floats value = exp2_of_nonpositive<!kFinite>(shifted * kLog2E);
       sum[k] += value;
       if (kSmoothed) weighted[k] += loss.weight[c] * shifted;
-      if (!kFinite) value = bit_cast<Floats>(bit_cast<Ints>(value) & pixels[k].valid);  // else 0 * NaN in stage 3
+      if (!kFinite) value = bit_cast<Floats>(bit_cast<Ints>(value) & pixels[k].valid);  // stage 3 would compute 0 * NaN
       if (kGrad) store(at, value);
     }
   }
@@ -163,24 +166,26 @@ Doubles softmax(const ResizedCrossEntropy& p, const Place& place, int64_t phase,
   return total;
 }
 
-// Classes whose gradients stage 3 sums at once, so that they share the loads of the coefficients; as many as there are
-// registers for their sums.
+// Classes whose gradients stage 3 sums together, so that they share the loads of the coefficients. Their sums fill the
+// registers.
 #if defined(__AVX512F__)
 constexpr int kClasses = 4;
 #else
 constexpr int kClasses = 2;
 #endif
 
-// Exponentials and coefficients of output rows [first, last), as stage 2 leaves them.
+// Exponentials and coefficients of output rows [first, last) from stage 2.
 struct Rows {
   int32_t first, last;
   int64_t phases, classes;
-  const float *exponentials, *coefficient, *coefficient_high;
-  const float* high_weight;  // by output row
+  const float *exponentials, *coefficient, *coefficient_high;  // as in CellScratch
+  const float* high_weight;                                    // by output row
 };
 
-// Stage 3 for kCount classes from c on. With g the gradient of an output pixel, u and v its weights of the inputs to
-// the right and below: sums of g, v g, u g and u v g give those of (1-u)(1-v) g, u (1-v) g, (1-u) v g and u v g.
+// Stage 3 for kCount classes from c on: adds the gradients of four inputs at `slot` to low[0], low[1] (input row above,
+// left and right) and high[0], high[1] (below), (classes, width) each. Let g be the gradient of an output pixel, and u
+// and v its weights of the right and the lower input. The sums of g, v g, u g and u v g give those of
+// (1-u)(1-v) g, u (1-v) g, (1-u) v g and u v g. `smooth`: the same four sums of the smoothing term.
 template <int kCount, bool kSmoothed>
 CAWA_FAST_INLINE void add_gradient(const Loss& loss, const Rows& rows, const Floats* smooth, int64_t c, int64_t width,
                                    int64_t slot, float* const* low, float* const* high) {
@@ -223,8 +228,8 @@ CAWA_FAST_INLINE void add_gradient(const Loss& loss, const Rows& rows, const Flo
   }
 }
 
-// All stages for one vector of cells in one group. The gradient's four sums are added to `low` and `high` (left,
-// right).
+// All stages for one vector of cells in one group. Adds the gradient to low[0], low[1], high[0] and high[1], as
+// add_gradient does, and returns the scaled losses.
 template <bool kFinite, bool kSmoothed, bool kGrad>
 Doubles run_cells(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, const RowGroup& group,
                   const Place& place, int64_t slot, float* const* low, float* const* high) {
@@ -232,7 +237,7 @@ Doubles run_cells(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n,
   for (int32_t first = group.begin; first < group.end; first += static_cast<int32_t>(s.kept_rows)) {
     const int32_t last = static_cast<int32_t>(smaller(first + s.kept_rows, group.end));
     const int64_t row_size = s.classes * place.phases * kLanes;
-    Floats smooth[4] = {};  // as the four sums below
+    Floats smooth[4] = {};  // the four sums of add_gradient
     for (int32_t y = first; y < last; ++y) {
       const float row_weight = p.rows->high_weight[y];
       const int64_t label_start = (n * p.label_height + y) * p.label_width;
@@ -263,7 +268,7 @@ Doubles run_cells(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n,
     }
     if (!kGrad) continue;
 
-    // Stage 3.
+    // Stage 3: the gradient.
     const Rows rows{first,          last,          place.phases,       s.classes,
                     s.exponentials, s.coefficient, s.coefficient_high, p.rows->high_weight};
     int64_t c = 0;

@@ -1,16 +1,16 @@
-// Bilinear resize and cross-entropy in one: the full-resolution logits exist only in registers and the nearest caches.
+// Bilinear resize and cross-entropy in one pass. Full-resolution logits exist only in registers and the nearest caches.
 //
-// Floor: one exponential per full-resolution logit; the bytes (low-resolution logits, labels, low-resolution gradient)
-// are ten times cheaper. Per exponential there are about ten instructions of interpolation, maximum and gradient.
+// Lower bound: one exponential per full-resolution logit. The bytes (low-resolution logits and gradient, labels) are
+// ten times cheaper. Interpolation, maximum and gradient take about ten instructions per exponential.
 //
-// A vector holds one output column of each of kLanes neighbouring cells (bilinear.h), a group is all output rows
-// between two input rows. For each vector of cells:
-//   1. per output row and phase: interpolate all classes, maximum
-//   2. exponentials and their sum; from the sum the loss, and the coefficients of the gradient
-//   3. per class: gradients of the rows and phases, summed with their four bilinear weights, to four accumulators
-// A low-resolution row gathers its gradient from the groups below and above it, always in that order; whoever computes
-// a range of rows computes the group above the first once more. So no two threads write to one place, and the result
-// does not depend on how rows are shared among threads.
+// A vector holds one output column of each of kLanes neighbouring cells (bilinear.h). A group is all output rows
+// between two input rows. Stages, for each vector of cells in each group:
+//   1. per output row and phase: interpolate all classes; maximum
+//   2. exponentials and their sum, then the loss and the coefficients of the gradient
+//   3. per class: sum the gradients of rows and phases, with their four bilinear weights, in four accumulators
+// A gradient row gathers the sums of the groups above and below it, always in the same order. A task that computes a
+// range of rows also computes the group above the first row, for that row's gradient. No two threads write to the same
+// place, and the result does not depend on how rows are distributed over threads.
 #include "../kernels.h"
 #include "decode.h"
 #include "resized_cells.h"
@@ -20,7 +20,7 @@ namespace cawa_fast {
 namespace CAWA_FAST_ISA {
 namespace {
 
-// Input row y as slots; returns whether all values are of moderate size.
+// Reads input row y to `out`, (classes, 2, width), by slots. Returns whether all values are moderate (rows.h).
 bool read_slots(const ResizedCrossEntropy& p, int64_t n, int64_t y, const CellScratch& s, float* out) {
   const Cells& columns = *p.columns;
   bool moderate = true;
@@ -44,6 +44,8 @@ bool read_slots(const ResizedCrossEntropy& p, int64_t n, int64_t y, const CellSc
   return moderate;
 }
 
+// Computes one group of rows of image n and returns its scaled loss. rows[0], rows[1]: the input rows above and below,
+// from read_slots. low, high: the gradient sums of these rows, to which it adds.
 template <bool kSmoothed, bool kGrad>
 double run_group(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, const RowGroup& group, bool finite,
                  float* const* rows, float* const* low, float* const* high) {
@@ -70,7 +72,7 @@ double run_group(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, 
   return sum_of_lanes(total);
 }
 
-// Row y of the gradient from its sums by slot; null for zeros.
+// Writes row y of the gradient from its sums by slot, (classes, width) for left and right inputs; null for zeros.
 template <class T>
 void write_row(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, int64_t y, float* const* sums) {
   const Cells& columns = *p.columns;
@@ -79,7 +81,7 @@ void write_row(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, in
     float* __restrict line = s.line;
     const float* __restrict left = sums ? sums[0] + c * s.width : nullptr;
     const float* __restrict right = sums ? sums[1] + c * s.width : nullptr;
-    if (sums && !columns.gathered) {  // slot s lies between inputs s and s + 1; the last stands for both
+    if (sums && !columns.gathered) {  // slot s lies between inputs s and s + 1; the last slot has one input
       line[0] = left[0];
       for (int64_t x = 1; x < columns.slots; ++x) line[x] = left[x] + right[x - 1];
       line[columns.slots - 1] += right[columns.slots - 1];
@@ -114,7 +116,7 @@ void write_row(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, in
   }
 }
 
-// Rows [begin, end) of image n.
+// Computes rows [begin, end) of the gradient of image n, and the loss of the groups whose upper row is among them.
 template <bool kSmoothed, bool kGrad>
 void run_rows(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, int64_t begin, int64_t end) {
   const RowGroup* groups = p.rows->groups;
@@ -175,7 +177,7 @@ void run_rows(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, int
     const double loss = run_group<kSmoothed, kGrad>(p, s, n, group, finite, rows, sums, next_sums);
     if (p.loss.partial_loss && group.low >= begin) p.loss.partial_loss[n * count + index] = loss;
     if (kGrad) {
-      if (group.high == group.low) {  // the last row stands for both
+      if (group.high == group.low) {  // the last group has one input row
         for (int side = 0; side < 2; ++side) {
           for (int64_t i = 0; i < s.classes * s.width; ++i) sums[side][i] += next_sums[side][i];
         }

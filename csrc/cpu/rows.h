@@ -1,4 +1,4 @@
-// Rows of the low-resolution logits as contiguous floats in scratch memory.
+// Reads rows of low-resolution logits or maps as contiguous floats.
 #pragma once
 
 #include "../kernels.h"
@@ -7,8 +7,8 @@
 namespace cawa_fast {
 namespace CAWA_FAST_ISA {
 
-// n elements, `stride` apart, to floats; `out` has room for n rounded up to whole vectors. Returns whether every value
-// is a number of moderate size, so that differences of two of them are numbers.
+// Converts n elements, `stride` apart, to floats; `out` has room for n rounded up to whole vectors. Returns whether all
+// values are moderate: below 1e37 in magnitude and not NaN, so that no difference of two of them overflows or is NaN.
 template <class T>
 CAWA_FAST_INLINE bool read_row(const T* in, int64_t stride, int64_t n, float* out) {
   Ints moderate = broadcast(int32_t{-1});
@@ -30,7 +30,7 @@ CAWA_FAST_INLINE bool read_row(const T* in, int64_t stride, int64_t n, float* ou
   return bits(moderate) == kAllLanes;
 }
 
-// Row `y` of image `n`, class `c`, to floats.
+// The same for row `y` of image `n`, class `c`.
 CAWA_FAST_INLINE bool read_row(const Maps& maps, int64_t n, int64_t c, int64_t y, float* out) {
   const int64_t offset = n * maps.stride_n + c * maps.stride_c + y * maps.stride_y;
   switch (maps.type) {

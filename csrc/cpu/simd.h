@@ -1,10 +1,10 @@
 // Vectors of floats as wide as the instruction set that this file is compiled for.
 //
-// The files of csrc/cpu/ are compiled once per instruction set, each time into a namespace of its own (CAWA_FAST_ISA),
-// and dispatch.cpp picks one at run time. They see neither torch nor the standard library's containers: an inline
-// function of a header that is emitted here with AVX-512 could replace, at link time, the same function of a file that
-// has to run everywhere. What is here are the compiler's generic vectors (GCC and Clang, any architecture), and
-// intrinsics where those have no word for an instruction.
+// The files of csrc/cpu/ are compiled once per instruction set, each time into its own namespace (CAWA_FAST_ISA), and
+// dispatch.cpp picks one at run time. They include neither torch nor the standard library's containers: if such a
+// header has an inline function, the linker could use its AVX-512 version in files that must run everywhere. This
+// header uses the compiler's generic vectors (GCC and Clang, any architecture), and intrinsics for instructions that
+// generic vectors cannot express.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,7 @@ typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Shorts __attribute__((vector_size(2 * kLanes)));
 typedef double Doubles __attribute__((vector_size(8 * kLanes)));
 
-// The bits of a 16-bit float in memory.
+// 16-bit floats in memory.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -72,7 +72,8 @@ CAWA_FAST_INLINE Ints load(const int32_t* from) { return load_as<Ints>(from); }
 CAWA_FAST_INLINE void store(float* to, Floats v) { std::memcpy(to, &v, sizeof(v)); }
 CAWA_FAST_INLINE void store(int32_t* to, Ints v) { std::memcpy(to, &v, sizeof(v)); }
 
-// Past the cache: without reading the lines that it fills. `to` is aligned to the vector.
+// Non-temporal store: bypasses the cache and does not read the cache lines that it fills. `to` is aligned to the
+// vector.
 CAWA_FAST_INLINE void stream(float* to, Floats v) {
 #if defined(__AVX512F__)
   _mm512_stream_ps(to, bit_cast<__m512>(v));
@@ -85,7 +86,7 @@ CAWA_FAST_INLINE void stream(float* to, Floats v) {
 #endif
 }
 
-// The same for 16-bit floats, half a vector in memory.
+// The same for 16-bit floats; `to` is aligned to half a vector.
 CAWA_FAST_INLINE void stream(uint16_t* to, Shorts v) {
 #if defined(__AVX512F__)
   _mm256_stream_si256(reinterpret_cast<__m256i*>(to), bit_cast<__m256i>(v));
@@ -96,14 +97,14 @@ CAWA_FAST_INLINE void stream(uint16_t* to, Shorts v) {
 #endif
 }
 
-// Orders stream() before whatever tells other threads that the data is there.
+// A fence: orders stream() before later stores, which may tell other threads that the data is there.
 CAWA_FAST_INLINE void finish_streaming() {
 #if defined(__SSE2__)
   _mm_sfence();
 #endif
 }
 
-// The larger of two; b where either is NaN.
+// The larger of a and b; b where either is NaN.
 CAWA_FAST_INLINE Floats maximum(Floats a, Floats b) {
 #if defined(__AVX512F__)
   return bit_cast<Floats>(_mm512_max_ps(bit_cast<__m512>(a), bit_cast<__m512>(b)));
@@ -116,7 +117,7 @@ CAWA_FAST_INLINE Floats maximum(Floats a, Floats b) {
 #endif
 }
 
-// The smaller of two; b where either is NaN.
+// The smaller of a and b; b where either is NaN.
 CAWA_FAST_INLINE Floats minimum(Floats a, Floats b) {
 #if defined(__AVX512F__)
   return bit_cast<Floats>(_mm512_min_ps(bit_cast<__m512>(a), bit_cast<__m512>(b)));
@@ -131,7 +132,7 @@ CAWA_FAST_INLINE Floats minimum(Floats a, Floats b) {
 
 CAWA_FAST_INLINE Floats absolute(Floats a) { return bit_cast<Floats>(bit_cast<Ints>(a) & 0x7fffffff); }
 
-// Bit i of the result: the sign bit of lane i, that is whether a comparison held there.
+// Bit i of the result is the sign bit of lane i: for the mask of a comparison, whether it holds there.
 CAWA_FAST_INLINE uint32_t bits(Ints mask) {
 #if defined(__AVX512DQ__)
   return _mm512_movepi32_mask(bit_cast<__m512i>(mask));
@@ -146,7 +147,7 @@ CAWA_FAST_INLINE uint32_t bits(Ints mask) {
 #endif
 }
 
-// bits(a > b) and bits(a >= b); where comparisons give bits, by way of no vector of masks.
+// bits(a > b) and bits(a >= b). AVX-512 comparisons give these bits directly.
 CAWA_FAST_INLINE uint32_t greater(Floats a, Floats b) {
 #if defined(__AVX512F__)
   return _mm512_cmp_ps_mask(bit_cast<__m512>(a), bit_cast<__m512>(b), _CMP_GT_OQ);
@@ -164,7 +165,7 @@ CAWA_FAST_INLINE uint32_t greater_equal(Floats a, Floats b) {
 
 constexpr uint32_t kAllLanes = (1u << kLanes) - 1;
 
-// Lane i of the result: table[index[i]], index in [0, kLanes).
+// Lane i of the result is table[index[i]], with index in [0, kLanes).
 CAWA_FAST_INLINE Floats permute(Floats table, Ints index) {
 #if defined(__AVX512F__)
   return bit_cast<Floats>(_mm512_permutexvar_ps(bit_cast<__m512i>(index), bit_cast<__m512>(table)));
@@ -201,8 +202,9 @@ CAWA_FAST_INLINE Floats load(const Half* from) {
 #elif defined(__F16C__)
   return bit_cast<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
 #else
-  // Exponent and mantissa move to their places and the bias changes by 112. Exponent 31 (infinity, NaN) needs it
-  // twice. Exponent 0 is m * 2^-24: with 2^-14 as exponent it becomes 2^-14 + m * 2^-24, and the first term goes.
+  // Move exponent and mantissa to their places and add 112 to the bias. Exponent 31 (infinity, NaN) needs that twice.
+  // Exponent 0 means m * 2^-24: with the exponent of 2^-14 the value is 2^-14 + m * 2^-24, and subtracting 2^-14
+  // leaves m * 2^-24.
   const Words half = widen(&from->bits);
   const Words magnitude = (half & 0x7fff) << 13;
   const Words bias = (half & 0x7c00) == 0x7c00 ? Words{} + (224u << 23) : Words{} + (112u << 23);
@@ -213,7 +215,7 @@ CAWA_FAST_INLINE Floats load(const Half* from) {
 #endif
 }
 
-// Rounds to the nearest, ties to even; too large becomes infinite, NaN stays NaN.
+// Rounds to the nearest, ties to even. Values beyond the range become infinite; NaN stays NaN.
 CAWA_FAST_INLINE void store(Half* to, Floats v) {
 #if defined(__AVX512F__)
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(bit_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
@@ -222,9 +224,9 @@ CAWA_FAST_INLINE void store(Half* to, Floats v) {
 #else
   const Words word = bit_cast<Words>(v);
   const Words magnitude = word & 0x7fffffff;
-  // From 2^-14 on: change the bias, round off 13 bits; a carry into the exponent is as it should be.
+  // From 2^-14 on: change the bias and round off 13 bits. A carry into the exponent gives the right result.
   const Words normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
-  // Below: adding 1/2 leaves the number of units of 2^-24, rounded, in the lowest bits.
+  // Below 2^-14: after adding 1/2, the lowest bits hold the number of units of 2^-24, rounded.
   const Words subnormal = bit_cast<Words>(bit_cast<Floats>(magnitude) + 0.5f) - 0x3f000000u;
   Words result = magnitude < (113u << 23) ? subnormal : normal;
   result = magnitude >= (143u << 23) ? Words{} + 0x7c00u : result;

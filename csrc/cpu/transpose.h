@@ -1,4 +1,4 @@
-// Squares of as many pixels as classes, for logits whose classes lie side by side (channels_last).
+// Transposes squares of kLanes pixels by kLanes classes, for logits whose classes are contiguous (channels_last).
 #pragma once
 
 #include "simd.h"
@@ -6,7 +6,7 @@
 namespace cawa_fast {
 namespace CAWA_FAST_ISA {
 
-// a0 b0 a1 b1 ... and what follows.
+// Interleaves two vectors: `first` and `second` become the halves of a0 b0 a1 b1 ...
 CAWA_FAST_INLINE void interleave(Floats a, Floats b, Floats& first, Floats& second) {
 #if defined(__AVX512F__)
   const auto zip = [&](__m512i index) {
@@ -28,8 +28,8 @@ CAWA_FAST_INLINE void interleave(Floats a, Floats b, Floats& first, Floats& seco
 #endif
 }
 
-// Rows become columns. Interleaving row i with row i + kLanes / 2, for all i, turns the index (row, column), as one
-// number in binary, by one bit; after log2(kLanes) times row and column have changed places.
+// Transposes kLanes rows in place. Write an element's index (row, column) as one binary number. Interleaving row i with
+// row i + kLanes / 2, for all i, rotates that number by one bit; log2(kLanes) rotations exchange row and column.
 CAWA_FAST_INLINE void transpose(Floats* rows) {
   for (int turn = 1; turn < kLanes; turn *= 2) {
     Floats turned[kLanes];

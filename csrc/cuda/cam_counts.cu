@@ -1,9 +1,10 @@
-// True and false positives of thresholded maps: full-resolution maps never exist. A thread owns a cell (count_cells.h).
+// True and false positives of thresholded maps. Full-resolution maps are never stored. A thread handles a cell
+// (count_cells.h).
 //
 // Launches:
 //   cam_maxima   the largest value of each wanted map at label resolution
-//   cam_masks    counts: a cell whose corners are all in the mask, or all out of it, needs no interpolation
-// "Wanted" are the classes of an image's ground truth, or all.
+//   cam_masks    the counts; a cell whose corners are all in the mask, or all outside, needs no interpolation
+// "Wanted" are the classes of an image's ground truth, or all classes.
 #include <cstdlib>
 
 #include "cam_counts.h"
@@ -12,9 +13,9 @@
 
 namespace cawa_fast::cuda {
 
-// The largest float v >= 0 for which v / top <= tau, with float's rounding: then v / top > tau is the same as v >
-// limit. It is a few units in the last place away from tau * top or, where quotients are so small that many are the
-// same, anywhere.
+// The limit: the largest float v >= 0 for which v / top <= tau with float rounding, so that v / top > tau is the same
+// as v > limit. Usually it is a few units in the last place away from tau * top. It can be anywhere if quotients are so
+// small that many are equal.
 __device__ inline float limit_of(float top, float tau) {
   const auto is_out = [&](int bits) { return __fdiv_rn(value_of(bits), top) <= tau; };
   const int guess = min(order_of(tau * top), kInfinityBits);
@@ -36,14 +37,14 @@ struct MasksShared {
   TilePixels pixels;
   int wanted, rows;
   int list[kTogether];                      // wanted classes whose mask is not empty
-  float limit[kTogether];                   // of their masks: the largest value outside
-  int members[kTogether], hits[kTogether];  // valid pixels in the mask, and those that have its label
-  uint16_t row[kTogether * kCellsY];        // index of class * kCellsY + row of cells: those with open cells
-  uint32_t open[kTogether * kCellsY];       // by the same number, the open cells: bits
-  uint8_t owner[kCellsY][kCellsX];          // a list of open cells, for each warp
+  float limit[kTogether];                   // per listed class: the largest value outside its mask
+  int members[kTogether], hits[kTogether];  // per listed class: valid pixels in the mask, and those with its label
+  uint16_t row[kTogether * kCellsY];        // list of rows of cells with open cells: list index * kCellsY + row
+  uint32_t open[kTogether * kCellsY];       // by the same number: a bit mask of the open cells
+  uint8_t owner[kCellsY][kCellsX];          // per warp: list of open cells
 };
 
-// Of a cell's corners: whether all its pixels are in the mask, or all out of it.
+// What the corners decide: all pixels of the cell are in the mask, or all are out of it. Neither: the cell is open.
 struct Side {
   bool in, out;
 };
@@ -52,11 +53,11 @@ template <bool kSame>
 __device__ Side side_of(const Samples& s, float limit) {
   if constexpr (kSame) return {s.a > limit, !(s.a > limit)};
   const float largest = max_nan(max_nan(s.a, s.b), max_nan(s.c, s.d));
-  // an infinity makes NaN where its weight is 0
+  // an infinity with weight 0 gives NaN, which is not in the mask
   return {somewhat_less(least_of(s)) > limit && largest < INFINITY, somewhat_more(largest) <= limit};
 }
 
-// Sums over a warp to the block's counts.
+// Adds the sums over a warp to the counts of the thread block.
 __device__ inline void add_to_mask(MasksShared& shared, int index, int members, int hits) {
   members = __reduce_add_sync(kAllLanes, members);
   hits = __reduce_add_sync(kAllLanes, hits);
@@ -66,7 +67,7 @@ __device__ inline void add_to_mask(MasksShared& shared, int index, int members, 
   }
 }
 
-// Counts the pixels of the `open` cells of a row of the tile's, for one class, by a warp.
+// One warp counts the pixels of the `open` cells in one row of the tile's cells, for one class.
 template <class T, bool kSame>
 __device__ void count_open(const CamProblem& p, MasksShared& shared, const CellTile& tile, int index, int y_in_tile,
                            uint32_t open) {
@@ -76,7 +77,7 @@ __device__ void count_open(const CamProblem& p, MasksShared& shared, const CellT
   __syncwarp();
   if (open >> lane & 1) owners[__popc(open & ((1u << lane) - 1))] = static_cast<uint8_t>(lane);
   __syncwarp();
-  // as many threads for each cell as the tile's largest has pixels
+  // one item per pixel, as if each cell had as many as the tile's largest
   const uint32_t row_pixels = shared.pixels.most_x, cell_pixels = row_pixels * shared.pixels.most_y;
   const uint32_t items = __popc(open) * cell_pixels;
   int members = 0, hits = 0;
@@ -98,8 +99,9 @@ __device__ void count_open(const CamProblem& p, MasksShared& shared, const CellT
 }
 
 // Stages:
-//   1. one sweep over the wanted classes: cells that are all in count at once, those that are all out not at all
-//   2. the rows of cells with others, a warp for each: those by pixel
+//   1. one sweep over the wanted classes: cells entirely in the mask are counted as a whole, cells entirely outside
+//      are skipped, and the others are recorded as open
+//   2. open cells are counted pixel by pixel, one warp per row of cells
 template <class T, bool kSame>
 __global__ void __launch_bounds__(kCells, 4) cam_masks(const __grid_constant__ CamProblem p) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
@@ -129,7 +131,7 @@ __global__ void __launch_bounds__(kCells, 4) cam_masks(const __grid_constant__ C
     if (begin + thread < maps.classes) {
       const int c = begin + thread;
       const int64_t truth = p.truth[first_map + c];
-      if (tile.x == 0 && tile.y == 0 && truth > 0) {  // everything is missed, until it is hit
+      if (tile.x == 0 && tile.y == 0 && truth > 0) {  // initially every pixel of the class is a false negative
         atomicAdd(reinterpret_cast<unsigned long long*>(p.fn) + c, static_cast<unsigned long long>(truth));
       }
       const float top = p.maxima ? value_of(p.maxima[first_map + c]) : 1.0f;
@@ -141,7 +143,7 @@ __global__ void __launch_bounds__(kCells, 4) cam_masks(const __grid_constant__ C
     }
     __syncthreads();
 
-    // 1.
+    // 1. Cells decided by their corners.
     const int wanted = any_pixels ? shared.wanted : 0;
     for (int start = 0; start < wanted; start += kAtOnce) {
       Samples samples[kAtOnce] = {};
@@ -165,7 +167,7 @@ __global__ void __launch_bounds__(kCells, 4) cam_masks(const __grid_constant__ C
     }
     __syncthreads();
 
-    // 2.
+    // 2. Open cells.
     for (int i = threadIdx.y; i < shared.rows; i += kCellsY) {
       const int number = shared.row[i];
       count_open<T, kSame>(p, shared, tile, number / kCellsY, number % kCellsY, shared.open[number]);

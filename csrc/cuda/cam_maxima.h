@@ -1,4 +1,4 @@
-// cam_maxima: the first launch of cam_counts.
+// The kernel cam_maxima, the first launch of cam_counts.
 #pragma once
 
 #include "cam_cells.h"
@@ -7,26 +7,26 @@ namespace cawa_fast::cuda {
 
 struct MaximaShared {
   TilePixels pixels;
-  int wanted, unsure;      // how many
+  int wanted, unsure;      // lengths of `list` and `again`
   int list[kTogether];     // wanted classes
-  float known[kTogether];  // of them: what other blocks had found when this one began
-  int found[kTogether];    // the largest value at the outermost pixels of all cells, by order_of
-  int bound[kTogether];    // what no value exceeds
-  int again[kTogether];    // those of which another pixel may have a larger value
+  float known[kTogether];  // per listed class: the maximum that other thread blocks had found before
+  int found[kTogether];    // per listed class: the largest value at the outermost pixels of all cells, by order_of
+  int bound[kTogether];    // per listed class: upper bound of all values, by order_of
+  int again[kTogether];    // indices in `list` of classes of which another pixel may have a larger value
 };
 
-// What the outermost pixels of a cell say about all its pixels.
+// The largest value at the outermost pixels of a cell, and an upper bound of all its values.
 struct CellMaximum {
   float found, bound;
 };
 
-// The outermost pixels' weights.
+// The interpolation weights of the outermost pixels, in [0, 1].
 struct Outermost {
   float left, right, top, bottom;
 };
 
-// In exact arithmetic the largest value of a cell is at one of its four outermost pixels; by rounding another can
-// exceed those by a little.
+// In exact arithmetic the largest value of a cell is at one of its four outermost pixels. With rounding another pixel
+// can exceed it by the margin.
 __device__ inline CellMaximum maximum_of(const Samples& s, const Outermost& weights) {
   const float over_left = blend(s.a, s.b, weights.left), under_left = blend(s.c, s.d, weights.left);
   const float over_right = blend(s.a, s.b, weights.right), under_right = blend(s.c, s.d, weights.right);
@@ -39,9 +39,10 @@ __device__ inline CellMaximum maximum_of(const Samples& s, const Outermost& weig
 }
 
 // Stages:
-//   1. each cell's outermost pixels, and a bound for all others
-//   2. of classes whose bound exceeds what all blocks have found so far, the other pixels that may exceed it
-// Few blocks come to stage 2: those that find a new maximum.
+//   1. the outermost pixels of each cell, and a bound for all its pixels
+//   2. for classes whose bound exceeds the maximum that all thread blocks have found so far: all pixels of cells that
+//      may exceed it
+// Few thread blocks reach stage 2: those that find a new maximum.
 template <class T, bool kSame>
 __global__ void __launch_bounds__(kCells, 4) cam_maxima(const __grid_constant__ CamProblem p) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
@@ -49,7 +50,7 @@ __global__ void __launch_bounds__(kCells, 4) cam_maxima(const __grid_constant__ 
   const ResizedMaps& maps = p.maps;
   const int thread = threadIdx.y * kCellsX + threadIdx.x;
   const CellTile tile = cell_tile(maps, blockIdx.x);
-  if (blockIdx.x == 0) {  // for cam_masks
+  if (blockIdx.x == 0) {  // initial values for cam_masks
     for (int c = thread; c < maps.classes; c += kCells) p.tp[c] = p.fp[c] = p.fn[c] = 0;
   }
   find_pixels(maps, tile, shared.pixels);
@@ -73,7 +74,7 @@ __global__ void __launch_bounds__(kCells, 4) cam_maxima(const __grid_constant__ 
     }
     __syncthreads();
 
-    // 1.
+    // 1. Outermost pixels.
     const int wanted = shared.wanted;
     for (int start = 0; start < wanted; start += kAtOnce) {
       Samples samples[kAtOnce] = {};
@@ -81,7 +82,8 @@ __global__ void __launch_bounds__(kCells, 4) cam_maxima(const __grid_constant__ 
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         if (start + i >= wanted) break;
-        // most maps are zero in most places; infinities can make NaN even where no corner is positive
+        // Skip cells that cannot exceed the maximum: most maps are 0 in most places. Cells with infinities are not
+        // skipped, since these can give NaN even where no corner is positive.
         const float largest = largest_of(samples[i]);
         const bool may_exceed = largest > 0 && somewhat_more(largest) > shared.known[start + i];
         if (__ballot_sync(kAllLanes, !empty && (may_exceed || !all_finite(samples[i]))) == 0) continue;
@@ -96,7 +98,7 @@ __global__ void __launch_bounds__(kCells, 4) cam_maxima(const __grid_constant__ 
     }
     __syncthreads();
 
-    // 2.
+    // 2. Other pixels that may have a larger value.
     if (thread < wanted && shared.bound[thread] > 0) {
       const int known = atomicMax(maxima + shared.list[thread], shared.found[thread]);
       shared.found[thread] = max(known, shared.found[thread]);

@@ -1,11 +1,13 @@
-// Confusion matrix of resized logits: labels and low-resolution logits are read once, full-resolution ones never exist.
+// Confusion matrix of resized logits. Labels and low-resolution logits are read once; full-resolution logits are never
+// stored.
 //
-// A thread owns a cell, between whose corners a bilinear surface lies between the least and the largest of them: where
-// one class's least corner exceeds every other's largest, it wins at all pixels. So
-//   1. one sweep over the classes: the largest least corner, and the two largest corners of classes
-//   2. where that decides and all labels of the cell are alike, they are counted at once
-//   3. the block's other cells side by side, a thread for 32 classes of each: another sweep marks those that may win
-//   4. their columns of pixels, a thread for each: the argmax of the marked classes, mostly two
+// A thread handles a cell. Its resized values of a class lie between the smallest and the largest corner of that class.
+// Where one class's smallest corner exceeds every other's largest, it wins at all pixels. Stages:
+//   1. one sweep over the classes: the largest of their smallest corners, and the two largest of their largest corners
+//   2. cells that this decides, and whose labels are all the same, are counted as a whole
+//   3. the other cells of the thread block are "open"; one thread per open cell and 32 classes marks, in another sweep,
+//      the classes that can win
+//   4. one thread per column of pixels of an open cell: the argmax of the marked classes, mostly two
 // Pairs of label and prediction are counted in shared memory (key_counts.h).
 #include <cfloat>
 #include <cstdlib>
@@ -16,27 +18,27 @@
 
 namespace cawa_fast::cuda {
 
-constexpr int kMaxMarked = 1024;  // with more classes all are compared in stage 4
+constexpr int kMaxMarked = 1024;  // with more classes, stage 4 compares all classes
 constexpr int kArgmaxThreads = 256;
 constexpr int kArgmaxPixels = 8;  // per thread
 
 struct ConfusionProblem {
   ResizedMaps maps;
   LabelMap labels;
-  int64_t* counts;  // (C, C)
-  int words;        // of 32 classes; 0: too many classes to mark those that may win
+  int64_t* counts;  // (C, C), output
+  int words;        // words of 32 bits that mark the classes; 0: too many classes to mark
 };
 
-// Cells that are not counted after stage 2.
+// Cells that stage 2 does not count.
 struct OpenCells {
   int count;
-  uint8_t cell[kCells];    // in the tile, by row
-  int16_t winner[kCells];  // kOpen: not decided
-  float bound[kCells];     // a class wins nowhere if its largest corner does not reach it
+  uint8_t cell[kCells];    // index in the tile, row by row
+  int16_t winner[kCells];  // the class that wins at all pixels, or kOpen if not decided
+  float bound[kCells];     // a class whose largest corner does not reach it cannot win
 };
 constexpr int16_t kOpen = -1;
 
-// Followed by the words of each open cell, with a bit for each class, and by KeyCounts.
+// In shared memory. Followed by the marks, `words` words per open cell with a bit for each class, and by KeyCounts.
 struct ConfusionShared {
   TilePixels pixels;
   BadLabelsOfBlock bad;
@@ -44,19 +46,19 @@ struct ConfusionShared {
   __device__ uint32_t* marked() { return reinterpret_cast<uint32_t*>(this + 1); }
 };
 
-// What the corners say about a cell.
+// Result of stage 1 for a cell.
 struct Verdict {
-  int winner;
-  float bound;
-  bool decided;
+  int winner;    // the class with the largest corner
+  float bound;   // as in OpenCells
+  bool decided;  // `winner` wins at all pixels
 };
 
 template <class T>
 __device__ Verdict verdict_of(const ResizedMaps& maps, const T* image, const Corners& corners) {
   const T* sample = image + corners.first;
-  float first = -INFINITY, second = -FLT_MAX;  // corners, the largest of their class
+  float first = -INFINITY, second = -FLT_MAX;  // the two largest of the classes' largest corners
   float bound = -INFINITY;
-  float zero = 0;  // NaN as soon as a least corner is not finite
+  float zero = 0;  // becomes NaN if any smallest corner is not finite
   int winner = 0;
 #pragma unroll 4
   for (int c = 0; c < maps.classes; ++c, sample += maps.stride_c) {
@@ -68,13 +70,13 @@ __device__ Verdict verdict_of(const ResizedMaps& maps, const T* image, const Cor
     second = fmaxf(second, fminf(first, largest));
     first = fmaxf(first, largest);
   }
-  // mixtures with an infinity or NaN can be anything
+  // interpolation with an infinity or NaN can give any value
   if (!(zero == 0 && first < INFINITY)) return {0, -INFINITY, false};
   bound = somewhat_less(bound);
   return {winner, bound, somewhat_more(second) < bound};
 }
 
-// The larger of logits seen so far; of equal ones the first, and NaN is the largest.
+// Running argmax. Of equal logits the first wins; NaN is the largest.
 struct Argmax {
   float best = -INFINITY;
   int winner = 0;
@@ -85,25 +87,25 @@ struct Argmax {
   }
 };
 
-// Which may win in a cell: the first two of them, the same one twice if there is one, and how many.
+// The classes that can win in a cell: their number and the first two, equal if there is only one.
 struct MarkedClasses {
   int first, second, count;
 };
 
-// An open cell, as a thread sees it that walks down one of its columns of pixels.
+// One column of pixels of an open cell.
 template <class T>
 struct OpenColumn {
   const T* image;
   Corners corners;
-  float weight_x;
-  const uint32_t* marked;
+  float weight_x;          // weight in [0, 1] of the right samples
+  const uint32_t* marked;  // (words)
   int words;
 
   __device__ Samples samples(const ResizedMaps& maps, int c) const {
     return samples_at(image + corners.first + c * maps.stride_c, corners);
   }
 
-  // Of unmarked cells more than two.
+  // With words == 0, for which no classes are marked, `count` is more than two.
   __device__ MarkedClasses marked_classes() const {
     MarkedClasses classes{0, 0, words == 0 ? kMaxMarked : 0};
     for (int word = 0; word < words; ++word) {
@@ -116,7 +118,7 @@ struct OpenColumn {
     return classes;
   }
 
-  // At a pixel: of all marked classes.
+  // The argmax of all marked classes at the pixel with weight_y, in [0, 1], of the lower samples.
   __device__ int winner(const ResizedMaps& maps, float weight_y) const {
     Argmax argmax;
     if (words == 0) {
@@ -124,7 +126,8 @@ struct OpenColumn {
     }
     for (int word = 0; word < words; ++word) {
       for (uint32_t bits = marked[word]; bits != 0;) {
-        // two at a time, whose samples are loaded together; the last may be its own second, which changes nothing
+        // Two classes at a time, so that their samples are loaded together. A single last class is taken twice, which
+        // does not change the result.
         const int c = word * 32 + __ffs(bits) - 1;
         bits &= bits - 1;
         const int d = bits == 0 ? c : word * 32 + __ffs(bits) - 1;
@@ -138,13 +141,14 @@ struct OpenColumn {
   }
 };
 
-// A column of pixels mixes the same two values of a class with weights that differ by row.
+// A class's values at a column of pixels, interpolated in the upper and the lower row of samples.
 struct TwoRows {
   float upper, lower;
 };
 
-// Counts a column of an open cell's pixels; columns are numbered as if each cell had as many as the tile's widest. The
-// last run of equal pairs of label and prediction is returned, the others are added to `counts`.
+// Counts one column of pixels of open cell `index`. `column` may exceed the cell's columns, since all cells have as
+// many threads as the tile's widest cell has columns. Adds runs of equal pairs of label and prediction to `counts`,
+// except the last, of which it returns the key and in `run` the length.
 template <class T>
 __device__ int count_column(const ConfusionProblem& p, ConfusionShared& shared, const KeyCounts& counts,
                             const CellTile& tile, int index, int column, int* run) {
@@ -195,6 +199,7 @@ __device__ int count_column(const ConfusionProblem& p, ConfusionShared& shared, 
   return key;
 }
 
+// Logits of another size than the labels. Launched with kCellsX x kCellsY threads, a thread block per tile of cells.
 template <class T>
 __global__ void __launch_bounds__(kCells, 4) confusion_matrix_cells(const __grid_constant__ ConfusionProblem p) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
@@ -216,7 +221,7 @@ __global__ void __launch_bounds__(kCells, 4) confusion_matrix_cells(const __grid
   }
   __syncthreads();
 
-  // 1.
+  // 1. One sweep over the classes.
   const int x = shared.pixels.first_x[threadIdx.x], y = shared.pixels.first_y[threadIdx.y];
   const int columns = shared.pixels.first_x[threadIdx.x + 1] - x, rows = shared.pixels.first_y[threadIdx.y + 1] - y;
   int key = kNoKey;
@@ -225,7 +230,7 @@ __global__ void __launch_bounds__(kCells, 4) confusion_matrix_cells(const __grid
     prefetch_labels(p.labels, first, rows, pitch);
     const Verdict verdict = verdict_of(maps, image, corners_of(maps, tile.x + threadIdx.x, tile.y + threadIdx.y));
 
-    // 2.
+    // 2. Cells that are decided and have one label.
     const LabelsOfCell labels = labels_of_cell(p.labels, first, columns, rows, pitch);
     if (verdict.decided && labels.alike) {
       const int label = checked_class_of(p.labels, labels.label, columns * rows, shared.bad);
@@ -240,7 +245,7 @@ __global__ void __launch_bounds__(kCells, 4) confusion_matrix_cells(const __grid
   counts.add_together(key, columns * rows);
   __syncthreads();
 
-  // 3.
+  // 3. The classes that can win in each open cell.
   const int tasks = open.count * p.words;
   for (int task = thread; task < tasks; task += kCells) {
     const int word = task / open.count, index = task - word * open.count;
@@ -251,7 +256,7 @@ __global__ void __launch_bounds__(kCells, 4) confusion_matrix_cells(const __grid
     uint32_t bits = 0;
 #pragma unroll 4
     for (int bit = 0; bit < classes; ++bit, sample += maps.stride_c) {
-      // negated, so that NaN may win
+      // NaN compares false, so that its class can win
       const bool loses = somewhat_more(largest_of(samples_at(sample, corners))) < open.bound[index];
       bits |= loses ? 0 : 1u << bit;
     }
@@ -259,7 +264,7 @@ __global__ void __launch_bounds__(kCells, 4) confusion_matrix_cells(const __grid
   }
   __syncthreads();
 
-  // 4. As many threads for each cell as the tile's widest has columns.
+  // 4. The columns of pixels of open cells, as if each cell had as many as the tile's widest.
   const uint32_t columns_of_cell = shared.pixels.most_x, items = open.count * columns_of_cell;
   for (uint32_t start = 0; start < items; start += kCells) {
     const uint32_t item = start + thread, index = item / columns_of_cell;
@@ -273,7 +278,7 @@ __global__ void __launch_bounds__(kCells, 4) confusion_matrix_cells(const __grid
   if (thread == 0) report_bad_labels(p.labels, shared.bad);
 }
 
-// Of logits that have the labels' size: a thread for each pixel.
+// Logits of the labels' size. Launched with kArgmaxThreads threads, each of which has kArgmaxPixels pixels.
 template <class T>
 __global__ void __launch_bounds__(kArgmaxThreads)
     confusion_matrix_pixels(const __grid_constant__ ConfusionProblem p, uint32_t blocks_per_image) {
@@ -347,7 +352,7 @@ Tensor confusion_matrix(const Tensor& input, const Tensor& target, int64_t ignor
   set_to_zero(p.counts, keys * static_cast<int64_t>(sizeof(int64_t)), stream);
   if (labels.numel() == 0) return counts;
   const bool same_size = input.size(2) == labels.size(1) && input.size(3) == labels.size(2);
-  if (same_size && p.maps.stride_y == p.maps.x.in_size * p.maps.stride_x) {  // one long row: no division
+  if (same_size && p.maps.stride_y == p.maps.x.in_size * p.maps.stride_x) {  // one long row, to save a division
     const int64_t pixels = labels.size(1) * labels.size(2);
     if (pixels < std::numeric_limits<int>::max()) p.maps.y.out_size = 1, p.maps.x.out_size = static_cast<int>(pixels);
   }

@@ -1,34 +1,34 @@
-// Maps that are resized to labels, seen as cells, for the operators that count: confusion matrix and CAM counts.
+// Maps resized to the labels' size, split into cells, for the operators that count: confusion matrix and CAM counts.
 //
-// Cell (x, y) has the output pixels whose upper left sample is (x, y): those that mix the same four samples, its
-// corners. A pixel's samples and weights are the bits of reference.bilinear_taps, and its value those of
-// reference.resize, so that counts agree to the last pixel.
+// A sample is a value of the low-resolution map. Cell (x, y) has the output pixels whose upper left sample is (x, y).
+// They interpolate between the same four samples, the cell's corners. A pixel's samples and weights have the bits of
+// reference.bilinear_taps, and its value has those of reference.resize, so that counts agree in every pixel.
 #pragma once
 
 #include "pixel.h"
 
 namespace cawa_fast::cuda {
 
-constexpr int kCellsX = kWarp, kCellsY = 8, kCells = kCellsX * kCellsY;  // of a block: a cell for each thread
+constexpr int kCellsX = kWarp, kCellsY = 8, kCells = kCellsX * kCellsY;  // per thread block: one cell per thread
 
-// One axis. Output position i lies at (i + half) * step - half among the samples.
+// One axis. Output position i lies at (i + half) * step - half among the samples. half: 1/2, or 0 if align_corners.
 struct Axis {
   int in_size, out_size;
   float step, half;
 };
 
-// (N, C, h, w) of any strides, in elements; the samples of a plane lie less than 2^31 apart.
+// Maps (N, C, h, w) with any strides, in elements. The samples of a plane lie less than 2^31 elements apart.
 struct ResizedMaps {
   const void* data;
   int64_t stride_n, stride_c;
   int stride_y, stride_x, classes;
   Axis y, x;
-  uint32_t tiles_x, tiles_y;  // blocks that an image's cells are split into
+  uint32_t tiles_x, tiles_y;  // tiles that an image's cells are split into, one per thread block
 };
 
 // --------------------------------------------------------------------------------------------------- sample positions
 
-// Rounded once.
+// The position among the samples, at least 0. Rounded once, by the fused multiply-add.
 __device__ inline float position_of(const Axis& axis, int out) {
   return fmaxf(fmaf(static_cast<float>(out) + axis.half, axis.step, -axis.half), 0.0f);
 }
@@ -37,13 +37,13 @@ __device__ inline int low_sample(const Axis& axis, int out) {
   return min(static_cast<int>(position_of(axis, out)), axis.in_size - 1);
 }
 
-// Of the sample behind `low`, which is low_sample.
+// The weight in [0, 1] of sample low + 1; `low` is low_sample(axis, out).
 __device__ inline float high_weight(const Axis& axis, int out, int low) {
   return fminf(position_of(axis, out) - static_cast<float>(low), 1.0f);
 }
 
-// The first output position whose low sample is `cell` or a later one. The guess is off by one at most, but for sizes
-// beyond a million.
+// The first output position whose low sample is `cell` or a later one. The guess is off by one at most for sizes up to
+// a million.
 __device__ inline int first_output(const Axis& axis, int cell) {
   if (cell <= 0) return 0;
   if (cell >= axis.in_size) return axis.out_size;
@@ -56,8 +56,8 @@ __device__ inline int first_output(const Axis& axis, int cell) {
 
 // ------------------------------------------------------------------------------------------------------------- values
 
-// Where a cell's corners lie in each plane, in elements: the upper left one, and how far behind it those to the right
-// of it and below it are, 0 at the border.
+// Offsets of a cell's corners in a plane, in elements: `first` of the upper left one, and from there to the right and
+// the lower one; 0 at the border.
 struct Corners {
   int first;
   uint32_t right, below;
@@ -69,10 +69,10 @@ __device__ inline Corners corners_of(const ResizedMaps& maps, int x, int y) {
 }
 
 struct Samples {
-  float a, b, c, d;  // (a b / c d)
+  float a, b, c, d;  // upper left, upper right, lower left, lower right
 };
 
-// `first`: the upper left one.
+// `first`: address of the upper left sample.
 template <class T>
 __device__ Samples samples_at(const T* first, const Corners& corners) {
   const auto sample = [first](uint32_t offset) { return static_cast<float>(load_constant(address_of(first, offset))); };
@@ -82,32 +82,33 @@ __device__ Samples samples_at(const T* first, const Corners& corners) {
 
 __device__ inline float largest_of(const Samples& s) { return fmaxf(fmaxf(s.a, s.c), fmaxf(s.b, s.d)); }
 
-// NaN if one of them is.
+// The smallest sample, or NaN if any is NaN.
 __device__ inline float least_of(const Samples& s) { return min_nan(min_nan(s.a, s.c), min_nan(s.b, s.d)); }
 
 __device__ inline bool all_finite(const Samples& s) {
-  return fmaf(s.a, 0.0f, fmaf(s.b, 0.0f, fmaf(s.c, 0.0f, s.d * 0.0f))) == 0;  // else NaN
+  return fmaf(s.a, 0.0f, fmaf(s.b, 0.0f, fmaf(s.c, 0.0f, s.d * 0.0f))) == 0;  // NaN if any is not finite
 }
 
-// Between two values in the specification's order of rounding: nothing is fused.
+// Interpolation between two values, rounded as specified: every product and sum on its own, nothing fused.
 __device__ inline float blend(float low, float high, float weight) {
   return __fadd_rn(__fmul_rn(low, 1 - weight), __fmul_rn(high, weight));
 }
 
-// The bilinear mixture, columns first.
+// Bilinear interpolation, along x first. Weights, in [0, 1], of the right and of the lower samples.
 __device__ inline float mix(const Samples& s, float weight_x, float weight_y) {
   return blend(blend(s.a, s.b, weight_x), blend(s.c, s.d, weight_x), weight_y);
 }
 
-// A resized value lies within this of [least, largest] of the finite samples that it mixes: two products and a sum,
-// twice, make less than 6 half ulps, the weights another 2; kTiny is for products that underflow.
+// A resized value lies in [smallest, largest] of its four finite samples, widened by kMargin * |v| + kTiny at each end
+// v. Two products and a sum, twice, round by less than 6 half ulps, and the weights add another 2; kTiny covers
+// products that underflow.
 constexpr float kMargin = 0x1p-20f, kTiny = 1e-37f;
 __device__ inline float somewhat_less(float v) { return v - (fabsf(v) * kMargin + kTiny); }
 __device__ inline float somewhat_more(float v) { return v + (fabsf(v) * kMargin + kTiny); }
 
 // -------------------------------------------------------------------------------------------------------------- tiles
 
-// The cells of a block: kCellsX columns from x on, kCellsY rows from y on.
+// The cells of a thread block: kCellsX columns from x on, kCellsY rows from y on.
 struct CellTile {
   int x, y;
   int64_t image;
@@ -119,13 +120,14 @@ __device__ inline CellTile cell_tile(const ResizedMaps& maps, uint32_t index) {
           static_cast<int>(row - image * maps.tiles_y) * kCellsY, image};
 }
 
-// Output pixels of a tile's cells, in shared memory: cell (x, y) of it has columns first_x[x] up to first_x[x + 1].
+// The output pixels of a tile's cells, in shared memory. Cell (x, y) of the tile has columns [first_x[x],
+// first_x[x + 1]) and rows [first_y[y], first_y[y + 1]).
 struct TilePixels {
   int first_x[kCellsX + 1], first_y[kCellsY + 1];
-  int most_x, most_y;  // of a cell
+  int most_x, most_y;  // the most columns and rows of a cell
 };
 
-// By the block's first two warps; a barrier has to follow.
+// Fills `pixels`. Called by all threads; the first two warps work. The caller must synchronise the block afterwards.
 __device__ inline void find_pixels(const ResizedMaps& maps, const CellTile& tile, TilePixels& pixels) {
   const int lane = threadIdx.x;
   if (threadIdx.y >= 2) return;

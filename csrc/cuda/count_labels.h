@@ -1,31 +1,32 @@
-// Label maps as the operators that count read them: classes, and a report of labels that should not be there.
+// Label maps for the operators that count: conversion to classes, and a report of bad labels.
 #pragma once
 
 #include "pixel.h"
 
 namespace cawa_fast::cuda {
 
-static_assert(static_cast<int>(Label::kUInt8) == 0 && static_cast<int>(Label::kInt64) == 3);  // logarithms of sizes
+// A label has 2^type bytes.
+static_assert(static_cast<int>(Label::kUInt8) == 0 && static_cast<int>(Label::kInt64) == 3);
 
-// Contiguous (N, H, W).
+// A contiguous label map (N, H, W) or (N, ...).
 struct LabelMap {
   const void* data;
   Label type;
   int classes;
   int64_t ignore_index;
-  int64_t* report;  // (3) count, least and largest of bad labels, to be added to; may be null
+  int64_t* report;  // (3): number, minimum and maximum of bad labels, to be added to; may be null
 };
 
-// Of a block, in shared memory.
+// The bad labels of a thread block, in shared memory.
 struct BadLabelsOfBlock {
   unsigned long long count;
   long long least, largest;
 };
 
-// By one thread; a barrier has to follow.
+// Called by one thread. The caller must synchronise the block afterwards.
 __device__ inline void clear_bad_labels(BadLabelsOfBlock& bad) { bad = {0, INT64_MAX, INT64_MIN}; }
 
-// By one thread, after a barrier.
+// Called by one thread, after the block has synchronised.
 __device__ inline void report_bad_labels(const LabelMap& map, const BadLabelsOfBlock& bad) {
   if (bad.count == 0) return;
   atomicAdd(reinterpret_cast<unsigned long long*>(map.report), bad.count);
@@ -33,13 +34,13 @@ __device__ inline void report_bad_labels(const LabelMap& map, const BadLabelsOfB
   atomicMax(reinterpret_cast<long long*>(map.report + 2), bad.largest);
 }
 
-// The class that a label is, or kIgnored.
+// The class in [0, classes) of a label, or kIgnored.
 __device__ inline int class_of(const LabelMap& map, int64_t label) {
   const bool is_class = static_cast<uint64_t>(label) < static_cast<uint64_t>(map.classes);
   return is_class && label != map.ignore_index ? static_cast<int>(label) : kIgnored;
 }
 
-// The same; notes it as the label of so many pixels if it is a bad one.
+// The same. A bad label is added to `bad`, as the label of `pixels` pixels.
 __device__ inline int checked_class_of(const LabelMap& map, int64_t label, int pixels, BadLabelsOfBlock& bad) {
   const int result = class_of(map, label);
   if (result == kIgnored && map.report && label != map.ignore_index) {
@@ -69,8 +70,8 @@ __device__ inline int64_t label_at(const LabelMap& map, int64_t i) {
   return with_labels(map, [i](const auto* labels) { return static_cast<int64_t>(labels[i]); });
 }
 
-// The first label of a rectangle, and whether all others are the same. The rectangle: at least one pixel, rows `pitch`
-// labels apart, the first one at `first`.
+// The first label of a rectangle of pixels, and whether all its labels are equal. The rectangle has at least one pixel,
+// begins at label `first`, and its rows are `pitch` labels apart.
 struct LabelsOfCell {
   int64_t label;
   bool alike;
@@ -91,9 +92,9 @@ __device__ inline LabelsOfCell labels_of_cell(const LabelMap& map, int64_t first
   });
 }
 
-// Starts to bring the rows of such a rectangle into the cache.
+// Prefetches the first label of each row of such a rectangle.
 __device__ inline void prefetch_labels(const LabelMap& map, int64_t first, int rows, int64_t pitch) {
-  const int shift = static_cast<int>(map.type);  // 2^shift bytes
+  const int shift = static_cast<int>(map.type);  // a label has 2^shift bytes
   const auto* row = static_cast<const unsigned char*>(map.data) + (first << shift);
 #pragma unroll 1
   for (int y = 0; y < rows; ++y, row += pitch << shift) prefetch(row);

@@ -1,4 +1,4 @@
-// From torch's tensors to what the operators that count read.
+// Conversion of torch tensors to the structures of the operators that count.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +21,7 @@ inline Axis axis_of(int64_t in_size, int64_t out_size, bool align_corners) {
   return {static_cast<int>(in_size), static_cast<int>(out_size), static_cast<float>(step), align_corners ? 0 : 0.5f};
 }
 
-// `target`: (N, H, W).
+// `maps`: (N, C, h, w) float32, bfloat16 or float16, any strides. `target`: (N, H, W).
 inline ResizedMaps resized_maps(const Tensor& maps, const char* name, const Tensor& target, bool align_corners) {
   STD_TORCH_CHECK(maps.dim() == 4 && target.dim() == 3 && target.size(0) == maps.size(0), name,
                   " must be (N, C, h, w) and target (N, H, W)");
@@ -51,14 +51,15 @@ inline ResizedMaps resized_maps(const Tensor& maps, const char* name, const Tens
           tiles(maps.size(2), kCellsY)};
 }
 
-// Blocks for all cells of all images.
+// The number of thread blocks for all cells of all images.
 inline uint32_t cell_blocks(const ResizedMaps& maps, int64_t images) {
   const int64_t blocks = images * maps.tiles_x * maps.tiles_y;
   STD_TORCH_CHECK(blocks < (int64_t{1} << 31), "input has too many samples for one call; split it");
   return static_cast<uint32_t>(blocks);
 }
 
-// `target` is contiguous and outlives the result, and so does `report`.
+// `target`: contiguous uint8, int16, int32 or int64. `report`: (3,) contiguous int64, or none. Both must outlive the
+// result.
 inline LabelMap label_map(const Tensor& target, int64_t classes, int64_t ignore_index,
                           const std::optional<Tensor>& report) {
   const Labels labels = labels_of(target, classes, ignore_index);

@@ -17,15 +17,15 @@ namespace {
 
 constexpr int64_t kMaxClassesCuda = 32767;
 
-// A kernel with its shape: threads, dynamic shared memory, and pixels per tile; 0 threads if it does not fit.
+// The launch shape of a kernel; 0 threads if the problem does not fit into a thread block.
 struct Shape {
   dim3 threads{0};
-  int64_t shared = 0;
+  int64_t shared = 0;  // bytes of dynamic shared memory
   int tile_pixels = 0;
 };
 
-// Whether rows of logits and of gradients can be read and written as 16 bytes: every offset but that of the classes
-// within a pixel is a multiple of 16 bytes.
+// Whether rows of logits and of gradients can be read and written as 16 bytes: the offset of every row is a multiple of
+// 16 bytes. The caller checks the strides of pixels and classes.
 bool aligned(const Problem& p, int64_t element_size) {
   const int64_t vector = 16 / element_size;
   bool all = reinterpret_cast<uintptr_t>(p.input) % 16 == 0 && reinterpret_cast<uintptr_t>(p.grad_input) % 16 == 0;
@@ -35,8 +35,8 @@ bool aligned(const Problem& p, int64_t element_size) {
   return all;
 }
 
-// See planar.h. Blocks of about 300 threads: three of them share a multiprocessor, so that one loads while another
-// computes. Columns from 8 on: 128 bytes of each class together.
+// The shape of planar.h. A thread block has about 300 threads: three blocks share a multiprocessor, so that one loads
+// while another computes. There are 8 columns or more where possible: 128 contiguous bytes of each class.
 template <class Thread>
 Shape planar_shape(const Problem& p, int64_t shared_limit) {
   constexpr int kThreads = 320;
@@ -51,8 +51,9 @@ Shape planar_shape(const Problem& p, int64_t shared_limit) {
   return {dim3(columns, rounded), shared, columns * Thread::kPixels};
 }
 
-// See interleaved.h. So many lanes that their registers hold a pixel, and that at most two pixels of a warp begin in
-// one bank of shared memory. Tiles of about 24 KiB: four or more share a multiprocessor's shared memory.
+// The shape of interleaved.h. There are enough lanes per pixel that their registers hold its classes and that at most
+// two pixels of a warp begin in the same bank of shared memory. A tile has about 24 KiB: four or more fit into the
+// shared memory of a multiprocessor.
 template <class T>
 Shape interleaved_shape(const Problem& p, int* lanes_log2) {
   constexpr int64_t kTileBytes = 24 * 1024, kMaxTilePixels = 512;
@@ -66,7 +67,7 @@ Shape interleaved_shape(const Problem& p, int* lanes_log2) {
   return {dim3(kInterleavedThreads), InterleavedShared<T>::bytes(pixels, p.classes), pixels};
 }
 
-// Splits the pixels into tiles; returns the number of blocks.
+// Splits the pixels into tiles; returns the number of thread blocks.
 uint32_t split(Problem& p, int tile_pixels) {
   p.tile_pixels = tile_pixels;
   const int64_t per_row = (p.pixels.length + tile_pixels - 1) / tile_pixels, tiles = per_row * p.pixels.rows;
@@ -75,8 +76,8 @@ uint32_t split(Problem& p, int tile_pixels) {
   return static_cast<uint32_t>(tiles);
 }
 
-// Runs the kernel that suits the layout. `allocate_partial` is told the number of blocks and returns where they leave
-// their losses, or null.
+// Launches the kernel that suits the layout. allocate_partial(number of thread blocks) returns the memory for their
+// losses, or null.
 template <class T, class Allocate>
 void run(Problem& p, int32_t device, const Allocate& allocate_partial) {
   const cudaStream_t stream = current_stream(device);
@@ -92,7 +93,7 @@ void run(Problem& p, int32_t device, const Allocate& allocate_partial) {
     p.partial_loss = allocate_partial(blocks);
     launch(name, kernel, dim3(blocks), shape.threads, shape.shared, stream, p, arguments...);
   };
-  // whether it fits into a block
+  // Returns whether the problem fits into a thread block.
   const auto start_planar = [&]<bool kVector, bool kSmoothed>(const char* name) {
     const Shape shape = planar_shape<PlanarThread<T, kVector, kSmoothed>>(p, limit);
     if (shape.tile_pixels == 0) return false;
@@ -128,7 +129,8 @@ void run(Problem& p, int32_t device, const Allocate& allocate_partial) {
         Shape{dim3(kManyThreads), kWarp * sizeof(double), kManyThreads / lanes}, lanes);
 }
 
-// What forward and backward have in common. `weight_sum` keeps the memory behind Problem::weight_sum.
+// Checks the arguments that forward and backward share, and fills the problem. `weight_sum` owns the memory of
+// Problem::weight_sum.
 Problem problem_of(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight, const Tensor& scale,
                    int64_t ignore_index, double label_smoothing, std::optional<Tensor>& weight_sum) {
   STD_TORCH_CHECK(input.dim() >= 2 && target.dim() == input.dim() - 1 && target.size(0) == input.size(0),

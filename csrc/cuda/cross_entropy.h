@@ -1,4 +1,4 @@
-// The operators of torch.ops.cawa_fast_cuda.
+// The operators of torch.ops.cawa_fast_cuda for the cross-entropy of logits of the labels' size.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -20,36 +20,39 @@ using torch::stable::Tensor;
 //   input            (N, C, d1, ...), at most 8 dimensions; C in [1, 32767]; float32, bfloat16 or float16, computed as
 //                    float32; any values, any strides, never copied. Fastest contiguous, with planes of a multiple of
 //                    16 bytes, or channels_last
-//   target           (N, d1, ...); uint8, int16, int32 or int64; labels outside [0, C) count as ignored. Copied unless
-//                    contiguous
+//   target           (N, d1, ...); uint8, int16, int32 or int64; any strides, copied unless contiguous. Labels outside
+//                    [0, C) count as ignored
 //   weight           (C,) contiguous float32, >= 0; none means 1
-//   scale            (C,) contiguous float32: what each pixel's loss is multiplied with, by its label, in the sum
+//   scale            (C,) contiguous float32: factor of the loss of pixels with each label, in the sum
 //   ignore_index     any int64
-//   per_pixel        return l of every pixel (0 where ignored, without scale), not the sum; excludes with_grad
+//   per_pixel        return l of every pixel, 0 where ignored and without scale, not the sum; excludes with_grad
 //   label_smoothing  s, in [0, 1]
-//   with_grad        also form the gradient of the sum
+//   with_grad        also compute the gradient of the sum
 //
 // Returns
-//   loss             float32: () sum of scale_y l over valid pixels, NaN if scale_0 is; or the target's shape
-//   grad             input's shape, dtype and, if dense, strides; or, without with_grad, (0,)
+//   loss             float32: () the sum of scale_y l over valid pixels, NaN if scale_0 is; with per_pixel the shape of
+//                    target
+//   grad             shape, dtype and, if dense, strides of input; without with_grad (0,)
 //
-// All tensors are on one device, whose current stream does the work. Nothing waits for it and no value is read by the
-// host, so that a CUDA graph can capture the call. Scratch memory: with a summed loss 8 bytes per block, which has 8 to
-// 512 pixels; with label smoothing and weights one float more. Logits are read once, and their gradient written once;
-// with more classes than fit into a block (many_classes.h) they are read twice. The same bits every time.
+// All tensors are on one device. The work runs on its current stream, and the host does not synchronise with it, so
+// that a CUDA graph can capture the call. Scratch memory: for a summed loss 8 bytes per thread block, which has 8 to
+// 512 pixels; with label smoothing and weights one float more. Logits are read once and their gradient is written once;
+// with more classes than a thread block can hold (many_classes.h) they are read twice. The results are deterministic.
 // clang-format on
 std::tuple<Tensor, Tensor> cross_entropy(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
                                          const Tensor& scale, int64_t ignore_index, bool per_pixel,
                                          double label_smoothing, bool with_grad);
 
-// The gradient alone, times `grad`: (1,) or () for the sum, the target's shape for the pixels' losses; float32.
+// The gradient with respect to input, in its shape, dtype and, if dense, strides. `grad` is the upstream gradient,
+// float32: () or (1,) of the sum, or the shape of target for losses per pixel. The other arguments are those of
+// cross_entropy.
 Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
                               const std::optional<Tensor>& weight, const Tensor& scale, int64_t ignore_index,
                               double label_smoothing);
 
-// Makes of the gradient that cross_entropy formed, that of an upstream gradient of 1, the one for `grad`, () or (1,).
-// If that is 1, as of loss.backward(), it costs a launch and no pass over memory; else the gradient is computed anew,
-// from the logits, since a product of what is already rounded would be rounded twice.
+// Turns grad_input, the gradient from cross_entropy for an upstream gradient of 1, into the gradient for `grad`, () or
+// (1,) float32, in place. If `grad` is 1, as in loss.backward(), this costs a launch and no pass over memory. Otherwise
+// the gradient is computed again from the logits, since scaling the already rounded values would round them twice.
 void cross_entropy_rescale(const Tensor& grad_input, const Tensor& grad, const Tensor& input, const Tensor& target,
                            const std::optional<Tensor>& weight, const Tensor& scale, int64_t ignore_index,
                            double label_smoothing);

@@ -1,5 +1,5 @@
-// What the kernels need of CUDA beyond the language. tests/native/cuda_emulation.h has the same for a CPU, where the
-// tests run this folder's code without a GPU.
+// Everything that csrc/cuda/ uses of CUDA beyond the language. tests/native/cuda_emulation.h implements the same for a
+// CPU, so that tests can run these kernels without a GPU.
 #pragma once
 
 #ifdef CAWA_FAST_CUDA_EMULATION
@@ -18,33 +18,33 @@ namespace cawa_fast::cuda {
 
 // ----------------------------------------------------------------------------------------------------- on the device
 
-// 2^x with an error of two units in the last place; below 2^-126 it is 0.
+// 2^x with an error of at most two units in the last place; results below 2^-126 become 0.
 __device__ inline float exp2_fast(float x) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
 
-// x / y with an error of two units in the last place, for |y| < 2^126. The slow path of the exact division takes
-// registers even where nobody takes it.
+// x / y with an error of at most two units in the last place, for |y| < 2^126. The slow path of the exact division
+// costs registers even where it is never taken.
 __device__ inline float divide_fast(float x, float y) { return __fdividef(x, y); }
 
-// The smaller one, or NaN, of positive sign, if one of them is.
+// The smaller of x and y, or a NaN of positive sign if either is NaN.
 __device__ inline float min_nan(float x, float y) {
   float result;
   asm("min.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(y));
   return result;
 }
 
-// The larger one, or NaN, of positive sign, if one of them is.
+// The larger of x and y, or a NaN of positive sign if either is NaN.
 __device__ inline float max_nan(float x, float y) {
   float result;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(x), "f"(y));
   return result;
 }
 
-// The address of pointer[offset]. Left to itself the compiler carries sums of a pointer that moves along as pointers of
-// their own, which takes two instructions and registers more for each.
+// The address of pointer[offset]. For a pointer that a loop advances, the compiler would keep each sum as another
+// pointer, at a cost of two more instructions and registers each.
 template <class T>
 __device__ const T* address_of(const T* pointer, uint32_t offset) {
   const T* result;
@@ -52,7 +52,7 @@ __device__ const T* address_of(const T* pointer, uint32_t offset) {
   return result;
 }
 
-// What is at an address of global memory that nobody writes to.
+// Loads from global memory that is not written while the kernel runs.
 template <class T>
 __device__ T load_constant(const T* address) {
   if constexpr (sizeof(T) == sizeof(float))
@@ -61,22 +61,23 @@ __device__ T load_constant(const T* address) {
     return T(__ldg(reinterpret_cast<const unsigned short*>(address)), T::from_bits());
 }
 
-// Keeps the compiler from moving loads and stores across it, where too many at a time would need registers.
+// Prevents the compiler from moving loads and stores across it, where too many at a time would spill registers.
 __device__ inline void keep_order() { asm volatile("" ::: "memory"); }
 
-// Starts to bring what is at an address of global memory into the second-level cache.
+// Prefetches an address of global memory into the L2 cache.
 __device__ inline void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 
-// Starts copying 16 bytes to shared memory; both addresses are multiples of 16. Needs no register meanwhile.
+// Starts an asynchronous copy of 16 bytes to shared memory, which needs no registers. Both addresses are multiples of
+// 16.
 __device__ inline void start_copy(void* shared, const void* global) {
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
 }
 
-// Of all lanes of the warp, which all call it.
+// Warp votes and exchanges; all lanes of the warp must call them.
 __device__ inline uint32_t or_of_warp(uint32_t bits) { return __reduce_or_sync(0xffffffff, bits); }
 __device__ inline bool any_of_warp(bool value) { return __any_sync(0xffffffff, value); }
-// Of all threads of the block; a barrier.
+// Over all threads of the block, which it synchronises.
 __device__ inline bool any_of_block(bool value) { return __syncthreads_or(value); }
 __device__ inline bool all_of_warp(bool value) { return __all_sync(0xffffffff, value); }
 __device__ inline int64_t from_first_lane(int64_t value) {
@@ -84,13 +85,13 @@ __device__ inline int64_t from_first_lane(int64_t value) {
 }
 __device__ inline float from_previous_lane(float value) { return __shfl_up_sync(0xffffffff, value, 1); }
 
-// Waits for the copies that this thread has started.
+// Waits for the asynchronous copies that this thread has started.
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // ------------------------------------------------------------------------------------------------------- on the host
 
-// Throws if a call of CUDA's has failed. The error is taken from the runtime too, or PyTorch would report it as that of
-// an operator of its own.
+// Throws if a CUDA call has failed. It also clears the error in the runtime, since PyTorch would otherwise attribute it
+// to one of its own operators.
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();
@@ -100,7 +101,7 @@ inline void check(cudaError_t error, const char* what) {
                       : "");
 }
 
-// Makes a device the current one, until it goes out of scope: for torch and for this library's own CUDA runtime.
+// Makes a device current for torch and for this library's own CUDA runtime, until the guard goes out of scope.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int32_t device) : guard_(device) { check(cudaSetDevice(device), "cudaSetDevice"); }
@@ -109,8 +110,8 @@ class DeviceGuard {
   torch::stable::accelerator::DeviceGuard guard_;
 };
 
-// The stream that torch uses on a device now. Asked of libtorch_cuda by name: linked, it would have to be there at
-// build time.
+// torch's current stream on a device. The function is looked up in libtorch_cuda at run time, because linking that
+// library would require it at build time.
 inline cudaStream_t current_stream(int32_t device) {
   using Function = AOTITorchError (*)(int32_t, void**);
   static const Function function = [] {
@@ -123,23 +124,24 @@ inline cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
-// Bytes of shared memory that a block may have.
+// The most bytes of shared memory that a thread block can have.
 inline int64_t shared_memory_limit(int32_t device) {
   int bytes = 0;
   check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cudaDeviceGetAttribute");
   return bytes;
 }
 
-// Zeroes memory of the device, in its turn on the stream.
+// Sets device memory to zero, in stream order.
 inline void set_to_zero(void* memory, int64_t bytes, cudaStream_t stream) {
   check(cudaMemsetAsync(memory, 0, static_cast<size_t>(bytes), stream), "cudaMemsetAsync");
 }
 
-// Starts kernel(arguments...) with `shared` bytes of dynamic shared memory per block; `name` is for the error message.
+// Launches kernel(arguments...) with `shared` bytes of dynamic shared memory per thread block; `name` is for the error
+// message.
 template <class... Arguments>
 void launch(const char* name, void (*kernel)(Arguments...), dim3 blocks, dim3 threads, int64_t shared,
             cudaStream_t stream, std::type_identity_t<Arguments>... arguments) {
-  constexpr int64_t kWithoutAsking = 48 * 1024;
+  constexpr int64_t kWithoutAsking = 48 * 1024;  // bytes that a kernel may use without this attribute
   if (shared > kWithoutAsking) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), name);
   }

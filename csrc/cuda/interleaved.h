@@ -1,19 +1,19 @@
-// Cross-entropy where a pixel's classes lie together and pixels follow each other (channels_last): in shared memory.
+// Cross-entropy of logits whose classes are contiguous (channels_last), by way of shared memory.
 //
-// A tile of pixels is one contiguous piece of memory, which comes into shared memory and goes back as 16-byte words.
-// There `lanes` neighbouring lanes have a pixel, and each of them at most kInterleavedClasses of its classes, in
-// registers from the first look to the gradient.
+// A tile of pixels is one contiguous piece of memory. It is copied to shared memory, and its gradient back, as 16-byte
+// words. Each pixel has `lanes` neighbouring lanes. A lane has at most kInterleavedClasses of the pixel's classes,
+// which stay in registers from the maximum to the gradient.
 //
 // Cost per logit, forward and backward together:
-//   device memory   one read and one write, of 16 bytes each
+//   device memory   one read and one write, in accesses of 16 bytes
 //   exponentials    1
-//   shared memory   four accesses: two of 16 bytes from and to device memory, without bank conflicts; two of one logit,
-//                   whose conflicts are at most two-way for float32, by the choice of lanes
-//   instructions    about 18 at 19 classes, of which 4 are shuffles and what else there is per pixel and lane
+//   shared memory   four accesses: two of 16 bytes from and to device memory, without bank conflicts, and two of one
+//                   logit, whose conflicts are at most two-way for float32, by the choice of lanes
+//   instructions    about 18 at 19 classes, of which 4 are shuffles and other work per pixel and lane
 // For an H100 (as in planar.h) at 8x19x512x1024 in bfloat16: 107 us for the bytes, 19 for the exponentials, 43 for the
-// instructions, 27 to 40 for the shared memory. Measured there (bench/results/gpu-h100.json): with the counting of
-// labels 246 us, 43 % of the copy bandwidth, and 924 us, 45 %, at 8x150x512x512. In float32 the kernel alone takes 281
-// us where the bytes take 213, 76 %, and 1047 of 834 us, 80 %.
+// instructions, 27 to 40 for the shared memory. Measured there (bench/results/gpu-h100.json), with the label count: 246
+// us, 43 % of the copy bandwidth; at 8x150x512x512 924 us, 45 %. In float32 the kernel alone takes 281 us, where the
+// bytes take 213 (76 %), and 1047 us, where they take 834 (80 %).
 #pragma once
 
 #include "pixel.h"
@@ -24,13 +24,13 @@ constexpr int kInterleavedThreads = 256;
 constexpr int kInterleavedClasses = 8;                               // per lane
 constexpr int kInterleavedMaxClasses = kInterleavedClasses * kWarp;  // per pixel
 
-// Shared memory of a block: the tile, and values per pixel.
+// The shared memory of a thread block: the tile, and values per pixel.
 template <class T>
 struct InterleavedShared {
-  double* partial;  // per warp
-  T* logits;        // (pixels, classes), then their gradient; a multiple of 16 bytes, since pixels is one of 8
-  float *at_label, *factor, *gap, *sum, *weighted;
-  int* label;
+  double* partial;  // (warps)
+  T* logits;        // (pixels, classes), later their gradient; a multiple of 16 bytes, since pixels is a multiple of 8
+  float *at_label, *factor, *gap, *sum, *weighted;  // (pixels), as in pixel.h
+  int* label;                                       // (pixels)
 
   static int64_t bytes(int pixels, int classes) {
     return kWarp * sizeof(double) + pixels * (sizeof(T) * classes + 5 * sizeof(float) + sizeof(int));
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kInterleavedThreads, 4)
   const Tile tile = tile_at(p, blockIdx.x);
   const int values = tile.count * p.classes, words = values / kPerWord;
 
-  // 1. The tile and its labels. Its last values may be less than 16 bytes.
+  // 1. Load the tile and its labels. Its last values may be less than 16 bytes.
   const T* input = static_cast<const T*>(p.input) + tile.input + tile.x * p.classes;
   for (int i = thread; i < words; i += kInterleavedThreads) {
     start_copy(shared.logits + i * kPerWord, input + i * kPerWord);
@@ -77,8 +77,8 @@ __global__ void __launch_bounds__(kInterleavedThreads, 4)
   wait_for_copies();
   __syncthreads();
 
-  // 2. Lanes by pixel: maximum, exponentials, sum, and the gradient in place of the logits. All lanes of a warp stay
-  // together, for the shuffles; those without a pixel or class have -inf.
+  // 2. Per pixel: maximum, exponentials, their sum, and the gradient in place of the logits. All lanes of a warp take
+  // part, since they exchange values in shuffles; those without a pixel or class have -inf.
   for (int begin = 0; begin < tile.count; begin += kInterleavedThreads >> lanes_log2) {
     const int i = begin + (thread >> lanes_log2);
     const bool inside = i < tile.count;
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kInterleavedThreads, 4)
       shared.weighted[i] = weighted;
     }
     if (!p.grad_input) continue;
-    __syncwarp();  // the label's logit has been read
+    __syncwarp();  // after all lanes have read the label's logit
     const Terms terms = terms_of(p, pixel, sum, smoothed);
 #pragma unroll
     for (int k = 0; k < kInterleavedClasses; ++k) {
@@ -122,12 +122,12 @@ __global__ void __launch_bounds__(kInterleavedThreads, 4)
       if (!inside || c >= p.classes) break;
       float grad = (c == pixel.label ? z[k] - terms.label_term : z[k]) * terms.coefficient;
       if (smoothed) grad -= terms.smooth * weight_at(p, c);
-      logits[c] = static_cast<T>(pixel.label == kIgnored ? 0.0f : grad);  // by selection: 0 * NaN would not be 0
+      logits[c] = static_cast<T>(pixel.label == kIgnored ? 0.0f : grad);  // not times 0: 0 * NaN is NaN
     }
   }
   __syncthreads();
 
-  // 3. The losses, one logarithm per thread, and the gradient to where it belongs.
+  // 3. The losses, with one logarithm per thread, and the gradient to device memory.
   if (with_loss) {
     double total = 0;
     for (int i = thread; i < tile.count; i += kInterleavedThreads) {

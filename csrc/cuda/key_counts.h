@@ -1,6 +1,6 @@
-// Counting by keys. A block meets few of them again and again: it counts in shared memory, in a table with a slot for
-// each key or, if those are too many, one in which the first key that comes to a slot has it, while others go to global
-// memory at once.
+// Counting by key. A thread block meets a few keys again and again, so it counts in a table in shared memory. Up to
+// kMaxSlots keys, the table has a slot for each. Otherwise keys are hashed: the first key that comes to a slot owns it,
+// and other keys of that slot are added to global memory directly.
 #pragma once
 
 #include "pixel.h"
@@ -15,14 +15,14 @@ class KeyCounts {
     return (is_hashed(keys) ? 2 * kMaxSlots : keys) * static_cast<int64_t>(sizeof(int));
   }
 
-  // `memory`: bytes(keys) of shared memory. `totals`: by key, in global memory, to be added to.
+  // `memory`: bytes(keys) of shared memory. `totals`: (keys) in global memory, to which flush adds.
   __device__ KeyCounts(unsigned char* memory, int keys, int64_t* totals)
       : counts_(reinterpret_cast<int*>(memory)),
         owners_(is_hashed(keys) ? counts_ + kMaxSlots : nullptr),
         slots_(is_hashed(keys) ? kMaxSlots : keys),
         totals_(totals) {}
 
-  // By the whole block; a barrier has to follow.
+  // Called by the whole thread block, which must synchronise afterwards.
   __device__ void clear(int thread, int threads) const {
     for (int slot = thread; slot < slots_; slot += threads) {
       counts_[slot] = 0;
@@ -30,7 +30,7 @@ class KeyCounts {
     }
   }
 
-  // By the whole block, after a barrier.
+  // Called by the whole thread block, after it has synchronised.
   __device__ void flush(int thread, int threads) const {
     for (int slot = thread; slot < slots_; slot += threads) {
       if (counts_[slot] > 0) add_to_total(owners_ ? owners_[slot] : slot, counts_[slot]);
@@ -47,8 +47,8 @@ class KeyCounts {
     atomicAdd(counts_ + slot, count);
   }
 
-  // For a whole warp; with kNoKey a lane adds nothing. Lanes mostly agree: those of the first two keys are added up, or
-  // they would wait for each other.
+  // Called by a whole warp; lanes with kNoKey add nothing. Most lanes have the same key, and their atomic additions
+  // would serialise. So the counts of the first two keys are summed over the warp before they are added.
   __device__ void add_together(int key, int count) const {
     const int lane = threadIdx.x % kWarp;
     unsigned left = __ballot_sync(kAllLanes, key != kNoKey);
@@ -71,7 +71,7 @@ class KeyCounts {
 
   __host__ __device__ static bool is_hashed(int64_t keys) { return keys > kMaxSlots; }
 
-  int *counts_, *owners_;  // owners_: null if each key has a slot
+  int *counts_, *owners_;  // owners_: the key of each slot, or null if each key has its own slot
   int slots_;
   int64_t* totals_;
 };

@@ -8,31 +8,31 @@
 namespace cawa_fast::cuda {
 
 constexpr int kCountThreads = 256, kCountWarps = kCountThreads / kWarp;
-constexpr int64_t kMaxCountClasses = 8192;        // 32 KiB of counters
-constexpr int kClassesForCopies = 512;            // up to here each warp has counters of its own
-constexpr int64_t kBytesPerBlock = 16 * kCountThreads;  // many small blocks hide each other's waiting
+constexpr int64_t kMaxCountClasses = 8192;              // 32 KiB of counters in shared memory
+constexpr int kClassesForCopies = 512;                  // up to here each warp has its own counters
+constexpr int64_t kBytesPerBlock = 16 * kCountThreads;  // many small thread blocks hide each other's latency
 
-// As in cawa_fast/_ops/.
+// In the order of REDUCTIONS in cawa_fast/_ops/backends.py.
 enum class Reduction { kSum, kPixelMean, kMean, kValidMean, kClassMean, kNone };
 
 struct LabelCounts {
   LabelMap map;
-  int64_t image_pixels;  // to read; 0 if nothing of the labels matters
-  uint32_t parts;        // blocks of an image
-  uint32_t blocks;
-  bool aligned;               // images begin at multiples of 16 bytes and end there
-  unsigned long long* counts;  // (N, classes), from 0
-  int copies;                  // of a block's counters
-  // For the last block that ends; scale may be null.
-  unsigned* ended;  // from 0
-  float* scale;
-  const float* weight;
+  int64_t image_pixels;        // pixels to read per image; 0 if the result does not depend on the labels
+  uint32_t parts;              // thread blocks per image
+  uint32_t blocks;             // thread blocks
+  bool aligned;                // images begin and end at multiples of 16 bytes
+  unsigned long long* counts;  // (images, classes), initially 0
+  int copies;                  // copies of the counters of a thread block
+  // For the last thread block to finish, which writes the scale.
+  unsigned* ended;      // number of thread blocks that have finished, initially 0
+  float* scale;         // (classes), output; may be null
+  const float* weight;  // (classes), or null for 1
   int images;
-  float pixels;  // of all images
+  float pixels;  // in all images
   Reduction reduction;
 };
 
-// Calls add(label, pixels) for the runs of equal labels in 16 bytes.
+// Calls add(label, pixels) for each run of equal labels in 16 bytes.
 template <class L, class Add>
 __device__ void for_runs(const uint4& word, const Add& add) {
   constexpr int kLabels = 16 / sizeof(L);
@@ -50,7 +50,7 @@ __device__ void for_runs(const uint4& word, const Add& add) {
   add(static_cast<int64_t>(labels[kLabels - 1]), run);
 }
 
-// Whether 16 bytes are the same label over and over.
+// Whether all labels in 16 bytes equal `label`.
 template <class L>
 __device__ bool is_repeated(const uint4& word, L label) {
   L labels[16 / sizeof(L)];
@@ -60,7 +60,7 @@ __device__ bool is_repeated(const uint4& word, L label) {
   return word.x == wanted.x && word.y == wanted.y && word.z == wanted.z && word.w == wanted.w;
 }
 
-// What the reference's reduction_scale computes from the counts of all images, by one block.
+// One thread block computes reference.reduction_scale from the counts of all images. `shared`: a double per warp.
 __device__ inline void write_scale(const LabelCounts& p, double* shared) {
   const int classes = p.map.classes;
   const auto pixels_of = [&](int c) {
@@ -94,19 +94,26 @@ __device__ inline void write_scale(const LabelCounts& p, double* shared) {
   }
 }
 
-// Runs of equal labels are counted as one, in shared memory: a global counter of a frequent class would make millions
-// of additions wait for each other.
+// Counts labels in shared memory, a run of equal labels at a time: millions of atomic additions to the global counter
+// of a frequent class would serialise. Stages:
+//   1. clear the counters
+//   2. count this thread block's part of an image
+//   3. add the counters to the global counts
+//   4. the last thread block to finish writes the scale
 __global__ void __launch_bounds__(kCountThreads) count_labels(const __grid_constant__ LabelCounts p) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   double* const partial = reinterpret_cast<double*>(shared_memory);  // per warp
   auto* const bad = reinterpret_cast<BadLabelsOfBlock*>(partial + kWarp);
   auto* const is_last = reinterpret_cast<int*>(bad + 1);
   int* const counters = is_last + 4;
+
+  // 1.
   const int thread = threadIdx.x, classes = p.map.classes;
   for (int i = thread; i < classes * p.copies; i += kCountThreads) counters[i] = 0;
   if (thread == 0) clear_bad_labels(*bad);
   __syncthreads();
 
+  // 2.
   const uint32_t image = blockIdx.x / p.parts, part = blockIdx.x % p.parts;
   int* const own = counters + (p.copies > 1 ? thread / kWarp * classes : 0);
   const auto add = [&](int64_t label, int pixels) {
@@ -128,7 +135,7 @@ __global__ void __launch_bounds__(kCountThreads) count_labels(const __grid_const
       L label;
       memcpy(&label, &word, sizeof(L));
       const bool alike = inside && is_repeated(word, label);
-      // A warp within one region, the usual case: one addition in place of 32 that would wait for each other.
+      // Usually a whole warp has one label: one addition instead of 32, which would serialise.
       const L first_label = static_cast<L>(from_first_lane(static_cast<int64_t>(label)));
       if (all_of_warp(alike && label == first_label)) {
         if (thread % kWarp == 0) add(static_cast<int64_t>(label), kWarp * kLabels);
@@ -143,16 +150,19 @@ __global__ void __launch_bounds__(kCountThreads) count_labels(const __grid_const
   });
   __syncthreads();
 
+  // 3.
   for (int c = thread; c < classes; c += kCountThreads) {
     unsigned long long pixels = 0;
     for (int copy = 0; copy < p.copies; ++copy) pixels += counters[copy * classes + c];
     if (pixels > 0) atomicAdd(p.counts + static_cast<int64_t>(image) * classes + c, pixels);
   }
   if (thread == 0 && p.map.report) report_bad_labels(p.map, *bad);
+
+  // 4.
   if (!p.scale) return;
   __syncthreads();
   if (thread == 0) {
-    __threadfence();  // the block's counts, before it is said that they are there
+    __threadfence();  // the counts must be visible before `ended` is
     *is_last = atomicAdd(p.ended, 1u) == p.blocks - 1;
   }
   __syncthreads();
@@ -164,8 +174,7 @@ __global__ void __launch_bounds__(kCountThreads) count_labels(const __grid_const
 
 namespace {
 
-
-// Launches count_labels; `scale` may be null.
+// Launches count_labels. Returns the counts, followed by `ended`; the scale is written to `scale` unless that is null.
 Tensor count(const Tensor& labels, int64_t num_classes, int64_t ignore_index, const std::optional<Tensor>& report,
              const Tensor* scale, const float* weight, Reduction reduction) {
   const DeviceGuard guard(labels.get_device_index());
@@ -182,7 +191,7 @@ Tensor count(const Tensor& labels, int64_t num_classes, int64_t ignore_index, co
                     "report must be contiguous int64 of 3 elements on the same device as target");
     p.map.report = report->mutable_data_ptr<int64_t>();
   }
-  p.images = scale ? 1 : static_cast<int>(labels.size(0));  // a reduction is over all of them
+  p.images = scale ? 1 : static_cast<int>(labels.size(0));  // a reduction is over all images
   p.pixels = static_cast<float>(labels.numel());
   const bool counts_matter = reduction != Reduction::kSum && reduction != Reduction::kPixelMean &&
                              (reduction != Reduction::kNone || !scale);
@@ -196,7 +205,7 @@ Tensor count(const Tensor& labels, int64_t num_classes, int64_t ignore_index, co
   p.copies = num_classes <= kClassesForCopies ? kCountWarps : 1;
   p.weight = weight;
   p.reduction = reduction;
-  // the counts, and behind them how many blocks have ended
+  // the counts, followed by `ended`
   const int64_t counted = p.images * num_classes;
   const Tensor memory = torch::stable::new_empty(labels, {counted + 1}, ScalarType::Long);
   int64_t* const counts = memory.mutable_data_ptr<int64_t>();
@@ -205,7 +214,7 @@ Tensor count(const Tensor& labels, int64_t num_classes, int64_t ignore_index, co
   p.ended = reinterpret_cast<unsigned*>(counts + counted);
   if (scale) {
     p.scale = scale->mutable_data_ptr<float>();
-    p.blocks = std::max(p.blocks, 1u);  // it writes the scale of no pixels
+    p.blocks = std::max(p.blocks, 1u);  // without pixels, one block writes the scale
   }
   if (p.blocks > 0) {
     const int64_t shared = kWarp * sizeof(double) + sizeof(BadLabelsOfBlock) + 16 +

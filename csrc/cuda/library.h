@@ -1,4 +1,4 @@
-// Registration only; the operators' own headers say what they do.
+// Registration of the operators, which their own headers document.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -1,9 +1,9 @@
-// Cross-entropy for more classes than a block can hold, with any strides: in three passes over the logits' bytes.
+// Cross-entropy for more classes than a thread block can hold, with any strides: three passes over the logits' bytes.
 //
-// `lanes` neighbouring lanes have a pixel: one where neighbouring pixels lie together, a warp where neighbouring
-// classes do. They read its logits once for the maximum and the sum of exponentials, which is rescaled whenever the
-// maximum grows, and again for the gradient. Where a pixel's classes lie together the second read mostly finds them in
-// a cache.
+// Each pixel has `lanes` neighbouring lanes: one lane where neighbouring pixels are contiguous, a warp where classes
+// are. The lanes read the pixel's logits once for the maximum and the sum of exponentials, which is rescaled whenever
+// the maximum grows, and once more for the gradient. Where a pixel's classes are contiguous, a cache mostly serves the
+// second read.
 //
 // Cost per logit: two reads and one write, of one logit each; 2 + 1 / kChunk exponentials.
 #pragma once
@@ -25,13 +25,13 @@ __global__ void __launch_bounds__(kManyThreads) many_classes(const __grid_consta
   double total = 0;
 
   const Tile tile = tile_at(p, blockIdx.x);
-  // lanes without a pixel stay, for the shuffles, and read nothing
+  // Lanes without a pixel read nothing, but take part in the shuffles.
   const int classes = i < tile.count ? p.classes : 0;
   const int64_t at = tile.labels + tile.x + i;
   const Pixel pixel = i < tile.count ? pixel_at(p, at) : Pixel{kIgnored, 0, 0};
   const T* input = static_cast<const T*>(p.input) + tile.input + (tile.x + i) * p.pixels.stride_x;
 
-  // 1. Of this lane's classes: maximum, sum of exp(z - shift), sum of weight * (z - shift), sum of weight.
+  // 1. Over this lane's classes: maximum, sum of exp(z - shift), sum of weight * (z - shift), sum of weight.
   float maximum = -INFINITY, sum = 0, weighted = 0, weight = 0;
   for (int begin = lane; begin < classes; begin += kChunk * lanes) {
     const float last = shift_of(maximum);
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kManyThreads) many_classes(const __grid_consta
     }
   }
 
-  // 2. Of all classes.
+  // 2. Over all classes, and the loss.
   const float of_lane = maximum, own = shift_of(maximum);
   maximum = max_of_lanes(maximum, lanes);
   const float shift = shift_of(maximum);

@@ -1,4 +1,4 @@
-// What the cross-entropy kernels have in common: their problem, pixels and labels, terms of the loss, sums.
+// Shared by the cross-entropy kernels: problem description, pixels and labels, terms of the loss, sums.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -18,42 +18,43 @@ using Half = torch::headeronly::Half;
 constexpr int kWarp = 32;
 constexpr int kIgnored = -1;
 
-// A cross-entropy over all pixels, split into tiles of pixels of one row each, one for each block.
+// A cross-entropy over all pixels. They are split into tiles, each of pixels of one row, one per thread block. s is the
+// label smoothing, in [0, 1].
 struct Problem {
   PixelRows pixels;
   int classes;
-  const void* input;
-  void* grad_input;    // in the input's type; null for none
-  const void* labels;  // contiguous
+  const void* input;   // logits, any values
+  void* grad_input;    // output, in the input's type; null for none
+  const void* labels;  // contiguous, one per pixel
   Label label_type;
   int64_t ignore_index;
-  const float* weight;      // (C) or null for 1
-  const float* weight_sum;  // its sum; null for C
-  const float* scale;       // (C)
+  const float* weight;      // (C), >= 0, or null for 1
+  const float* weight_sum;  // (1): sum of weight; null for C
+  const float* scale;       // (C): the reduction as a factor per class
   float keep, smooth;       // 1 - s, s / C
-  const float* grad;        // upstream gradient: null for 1, else one value or, per pixel, as many as labels
+  const float* grad;        // upstream gradient: null for 1, else (1), or one per pixel if grad_per_pixel
   bool grad_per_pixel;
-  bool unless_one;       // nothing is to be done if `grad` is 1: the gradient for that is there
-  float* pixel_loss;     // per pixel, without scale and grad; may be null
-  double* partial_loss;  // per block, with scale, without grad; may be null
+  bool unless_one;       // do nothing if `grad` is 1: grad_input already holds the gradient for that
+  float* pixel_loss;     // output per pixel, without scale and grad; may be null
+  double* partial_loss;  // output per thread block, with scale, without grad; may be null
   uint32_t tiles_per_row;
   int tile_pixels;
-  int lanes_log2;  // of planar.h: threads that share a pixel
+  int lanes_log2;  // only planar.h: log2 of the threads that share a pixel
 };
 
-// Known on the device alone: the host would have to wait for it.
+// Decided on the device: the host would have to synchronise to read `grad`.
 __device__ inline bool nothing_to_do(const Problem& p) { return p.unless_one && *p.grad == 1.0f; }
 
-// e^x, for x <= 0. (The rounding of the product costs |x| / 2 units in the last place of a value that small.)
+// e^x for x <= 0. The rounding of the product adds an error of |x| / 2 units in the last place of the result.
 __device__ inline float exp_fast(float x) { return exp2_fast(x * 1.4426950408889634f); }
 
-// What logits are shifted by: their maximum, and 0 if all are -inf, since -inf - -inf would not be -inf.
+// What is subtracted from logits: their maximum, or 0 if all are -inf, since -inf - -inf would be NaN.
 __device__ inline float shift_of(float maximum) { return maximum == -INFINITY ? 0.0f : maximum; }
 
 // ----------------------------------------------------------------------------------------------------------- 16 bytes
 
 template <class T>
-struct Vector;  // T as 16 bytes: of four floats, or of eight 16-bit numbers, the first in the lower half of x
+struct Vector;  // 16 bytes of T: four floats, or eight 16-bit floats, the first in the lower half of x
 
 template <>
 struct Vector<float> {
@@ -99,7 +100,8 @@ struct Vector<Half> : Vector16<Half> {
 
 // --------------------------------------------------------------------------------------------------- pixels and labels
 
-// A tile: `count` pixels from pixel `x` of a row on. Offsets are those of the row's first pixel.
+// A tile: `count` pixels of a row, from pixel `x` on. `input`, `grad` and `labels` are offsets of the row's first
+// pixel.
 struct alignas(16) Tile {
   int64_t input, grad, labels, x;
   int count;
@@ -122,7 +124,7 @@ __device__ inline Tile tile_at(const Problem& p, uint32_t index) {
   return tile;
 }
 
-// The label at `i`, or kIgnored. Nothing else may be used as an offset.
+// The label at `i` as a class in [0, classes), or kIgnored. Other values of a label must not be used as an index.
 __device__ inline int label_of(const void* labels, Label type, int64_t i, int classes, int64_t ignore_index) {
   int64_t label;
   switch (type) {
@@ -146,14 +148,14 @@ __device__ inline int label_at(const Problem& p, int64_t i) {
   return label_of(p.labels, p.label_type, i, p.classes, p.ignore_index);
 }
 
-// What a pixel's label decides.
+// A pixel's label and the factors that it selects.
 struct Pixel {
-  int label;       // kIgnored where invalid; the rest is 0 there
+  int label;       // kIgnored where invalid; the factors are 0 there
   float at_label;  // (1 - s) * weight of the label
   float factor;    // scale of the label times the upstream gradient
 };
 
-// `label` as label_at gives it.
+// Pixel i, whose label is `label` (from label_at).
 __device__ inline Pixel pixel_of(const Problem& p, int label, int64_t i) {
   if (label == kIgnored) return {kIgnored, 0, 0};
   float factor = p.scale[label];
@@ -167,13 +169,13 @@ __device__ inline float weight_at(const Problem& p, int label) { return p.weight
 
 // --------------------------------------------------------------------------------------------------- loss and gradient
 
-// The gradient of class c is e_c * coefficient - smooth * weight[c], e_c = exp(z_c - maximum), where label_term is
-// first subtracted from the label's e: (e_y - sum) / sum is p_y - 1, without cancellation of what is rounded already.
+// With e_c = exp(z_c - maximum), and label_term subtracted from the label's e_y first, the gradient of class c is
+// e_c * coefficient - smooth * weight[c]. (e_y - sum) / sum is p_y - 1 without cancellation of rounded values.
 struct Terms {
   float coefficient, label_term, smooth;
 };
 
-// `sum`: of e_c. `smoothed`: label smoothing is not 0.
+// `sum`: the sum of e_c. `smoothed`: label smoothing is not 0.
 __device__ inline Terms terms_of(const Problem& p, const Pixel& pixel, float sum, bool smoothed) {
   const float of_label = pixel.at_label * pixel.factor;
   if (!smoothed) return {divide_fast(of_label, sum), sum, 0};
@@ -182,8 +184,9 @@ __device__ inline Terms terms_of(const Problem& p, const Pixel& pixel, float sum
   return {of_all / sum, of_all != 0 ? sum * (of_label / of_all) : 0, pixel.factor * p.smooth};
 }
 
-// Writes a valid or ignored pixel's loss if that is asked for, and returns what it adds to the loss of all.
-// `gap`: maximum minus the label's logit. `weighted`: with smoothing, sum of weight[c] * (z_c - maximum).
+// Writes the loss of pixel i if p.pixel_loss is set, and returns its contribution to the summed loss. The pixel may be
+// ignored. `gap`: maximum minus the label's logit. `sum`: the sum of e_c. `weighted`: with smoothing, the sum of
+// weight[c] * (z_c - maximum).
 __device__ inline double loss_of(const Problem& p, const Pixel& pixel, int64_t i, float gap, float sum, float weighted,
                                  bool smoothed) {
   float loss = 0;
@@ -199,12 +202,11 @@ __device__ inline double loss_of(const Problem& p, const Pixel& pixel, int64_t i
   return pixel.label == kIgnored ? 0 : static_cast<double>(loss) * pixel.factor;
 }
 
-// -----------------------------------------------------------------------------------------------------------------
-// sums
+// --------------------------------------------------------------------------------------------------------------- sums
 
 constexpr unsigned kAllLanes = 0xffffffff;
 
-// Over `lanes` neighbouring lanes, a power of two; all of them get the result.
+// Reductions over `lanes` neighbouring lanes, a power of two; all of them get the result.
 __device__ inline float max_of_lanes(float value, int lanes) {
   for (int d = lanes / 2; d > 0; d /= 2) value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, d));
   return value;
@@ -216,8 +218,8 @@ __device__ T sum_of_lanes(T value, int lanes) {
   return value;
 }
 
-// Sum over the block, whose size is a multiple of a warp, in a fixed order; thread 0 gets it. `shared` has a double for
-// each warp, which nobody else uses.
+// Sum over the thread block in a fixed order; thread 0 gets it. The block's size is a multiple of a warp. `shared` has
+// a double per warp, reserved for this sum.
 __device__ inline double sum_of_block(double value, double* shared) {
   const int thread = threadIdx.y * blockDim.x + threadIdx.x, warps = blockDim.x * blockDim.y / kWarp;
   value = sum_of_lanes(value, kWarp);

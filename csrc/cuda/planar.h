@@ -1,23 +1,26 @@
-// Cross-entropy where each class is an image of its own (contiguous NCHW), or with any strides: in registers.
+// Cross-entropy of logits with one plane per class (contiguous NCHW), or with any strides, in registers.
 //
-// A block has a tile of pixels with all their classes. Thread (column, group) has kPixels of the tile's pixels, and the
-// classes of its group, at most kClasses: 32 logits in registers from the loads until their gradients are stored.
-// Groups only exchange, per pixel, the maximum and the sum of exponentials of what they hold.
+// A thread block has a tile of pixels with all their classes. Thread (column, group) has kPixels of the tile's pixels
+// and the classes of its group, at most kClasses. That is 32 logits, in registers from the loads until their gradients
+// are stored. Groups exchange only the maximum and the sum of exponentials of each pixel.
 //
 // Cost per logit, forward and backward together:
-//   device memory   one read and one write, of 16 bytes each if kVector: the two passes that there must be
-//   exponentials    1 + 2 / kClasses (one per group and pixel to combine the sums, one to scale the gradient)
+//   device memory   one read and one write, in accesses of 16 bytes if kVector: the two passes that are unavoidable
+//   exponentials    1 + 2 / kClasses (per group and pixel, one to combine the sums and one to scale the gradient)
 //   shared memory   per group and pixel 2 words written and 3 read, and 3 of the pixel's read by each group: 32 /
-//                   kClasses bytes, kClasses being 8 for float32, 4 for 16 bits. Neighbouring lanes have neighbouring
-//                   words: no bank conflicts, but two-way ones where a thread has eight pixels
+//                   kClasses bytes, where kClasses is 8 for float32 and 4 for 16 bits. Neighbouring lanes access
+//                   neighbouring words: no bank conflicts, but two-way ones where a thread has eight pixels
 //   instructions    about 12 for float32, 15 for 16 bits
-// For an H100 (132 multiprocessors, 1.98 GHz, 3.02 TB/s measured for copies, 16 exponentials and 128 instructions a
-// clock) at 8x19x512x1024 in float32 that is 213 us for the bytes, 24 us for the exponentials, 29 us for the
-// instructions; in bfloat16 107, 29 and 36. All overlap, since several blocks share a multiprocessor: 64 registers for
-// each of its 1024 threads are 128 KiB of float32 logits (64 of 16 bits) on their way, of which 3 TB/s at a latency
-// of 0.8 us need 9 in each direction. Measured there (bench/results/gpu-h100.json), against the bytes: 252 us, 85 %,
-// and at 8x150x512x512 913 of 834 us, 91 %; in bfloat16 195 us and 762 of 418 us, 55 %: half the bytes save 17 to 22 %
-// of the time, which is not understood yet. sum_partial_losses adds 2 to 4 us.
+//
+// Lower bounds on an H100 (132 multiprocessors, 1.98 GHz, 3.02 TB/s measured for copies, 16 exponentials and 128
+// instructions per clock and multiprocessor) at 8x19x512x1024: in float32 213 us for the bytes, 24 us for the
+// exponentials, 29 us for the instructions; in bfloat16 107, 29 and 36 us. These overlap, since several thread blocks
+// share a multiprocessor. 64 registers for each of its 1024 threads hold 128 KiB of float32 logits in flight (64 KiB of
+// 16 bits). 3 TB/s at a latency of 0.8 us need 9 KiB of them per multiprocessor in each direction.
+//
+// Measured there (bench/results/gpu-h100.json): 252 us, where the bound of the bytes is 85 % of the time, and 913 us at
+// 8x150x512x512, where it is 834 us, 91 %. In bfloat16 195 us, and 762 us, where it is 418 us, 55 %: half the bytes
+// save only 17 to 22 % of the time, which is not understood yet. sum_partial_losses adds 2 to 4 us.
 #pragma once
 
 #include "pixel.h"
@@ -28,8 +31,9 @@ template <class T, bool kVector, bool kSmoothed>
 struct PlanarThread {
   static constexpr int kPixels = kVector ? Vector<T>::kSize : 4;
   static constexpr int kClasses = 32 / kPixels;
-  static constexpr int kMost = kSmoothed ? 640 : 768;  // in a block, at most
-  // What the compiler shall leave registers for: 1024 threads with 64 each, where that does not make it spill.
+  static constexpr int kMost = kSmoothed ? 640 : 768;  // maximum number of threads in a thread block
+  // The number of threads for which the compiler limits registers: 1024, with 64 registers each, where it does not
+  // spill.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
   static constexpr int kResident = kMost;
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ > 800 && __CUDA_ARCH__ < 900
@@ -39,16 +43,16 @@ struct PlanarThread {
 #endif
 };
 
-// Shared memory of a block. The tile is there too, since in registers it would displace logits.
+// The shared memory of a thread block. It holds the tile too, since in registers that would displace logits.
 struct PlanarShared {
-  double* partial;  // per warp
+  double* partial;  // (warps)
   Tile* tile;
-  int* label;                                      // per pixel
-  float *logit, *at_label, *factor;                // per pixel: of its label
-  float *pixel_maximum, *pixel_sum, *coefficient;  // per pixel
-  float *pixel_weighted, *label_term, *smooth;     // per pixel, only with smoothing
-  float *maximum, *sum, *weighted;                 // per group and pixel; weighted only with smoothing
-  float* group_weight;                             // per group: sum of its weights, only with smoothing
+  int* label;                                      // (pixels)
+  float *logit, *at_label, *factor;                // (pixels): of the pixel's label
+  float *pixel_maximum, *pixel_sum, *coefficient;  // (pixels)
+  float *pixel_weighted, *label_term, *smooth;     // (pixels), only with smoothing
+  float *maximum, *sum, *weighted;                 // (groups, pixels); weighted only with smoothing
+  float* group_weight;                             // (groups): sum of the group's weights, only with smoothing
 
   static int64_t bytes(int pixels, int groups, bool smoothed) {
     const int64_t floats = smoothed ? pixels * (10 + 3 * groups) + groups : pixels * (7 + 2 * groups);
@@ -78,7 +82,7 @@ struct PlanarShared {
 __device__ inline void from_bits(uint32_t bits, float& value) { value = __uint_as_float(bits); }
 __device__ inline void from_bits(uint32_t bits, int& value) { value = static_cast<int>(bits); }
 
-// Four of a thread's pixels, from `first` on: neighbours if kVector, else `columns` apart.
+// Reads the values of four of a thread's pixels, from `first` on: neighbours if kVector, else `columns` apart.
 template <bool kVector, class Value>
 __device__ inline void read4(const Value* from, int first, int columns, Value* values) {
   if constexpr (kVector) {
@@ -101,8 +105,8 @@ __device__ inline void write4(float* to, int first, int columns, const float* va
   }
 }
 
-// Launched with (columns, groups) threads, columns a power of two, and tiles of columns * kPixels pixels; with kVector
-// rows are whole vectors. kSmoothed: label smoothing is not 0.
+// Launched with (columns, groups) threads, columns a power of two, and tiles of columns * kPixels pixels. kVector: rows
+// consist of whole vectors. kSmoothed: label smoothing is not 0.
 template <class T, bool kVector, bool kSmoothed>
 __global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kResident)
     planar(const __grid_constant__ Problem p) {
@@ -115,8 +119,8 @@ __global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kResident
   const PlanarShared shared(shared_memory, pixels, groups);
 
   const int per_group = (p.classes + groups - 1) / groups, first_class = group * per_group;
-  const int classes = min(max(p.classes - first_class, 0), per_group);  // of this thread, from first_class on
-  const int first = kVector ? column * kPixels : column;                // of its pixels in the tile
+  const int classes = min(max(p.classes - first_class, 0), per_group);  // this thread's classes, from first_class on
+  const int first = kVector ? column * kPixels : column;                // its first pixel in the tile
   if (kSmoothed && column == 0) {
     float weight = 0;
     for (int k = 0; k < classes; ++k) weight += weight_at(p, first_class + k);
@@ -125,7 +129,7 @@ __global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kResident
 
   const Tile tile = tile_at(p, blockIdx.x);
 
-  // 1. The logits: all loads before the first use. Classes and pixels that do not exist are -inf.
+  // 1. Load the logits; all loads come before the first use. Classes and pixels that do not exist are -inf.
   float z[kClasses][kPixels];
   const T* input = static_cast<const T*>(p.input) + tile.input + (tile.x + first) * p.pixels.stride_x +
                    first_class * p.pixels.stride_c;
@@ -154,17 +158,17 @@ __global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kResident
     }
   }
 
-  // 2. The labels, meanwhile, each once for all groups.
+  // 2. While these loads are in flight, load the labels, each once for all groups.
   for (int i = thread; i < pixels; i += columns * groups) {
     shared.label[i] = i < tile.count ? label_at(p, tile.labels + tile.x + i) : kIgnored;
   }
   if (thread == 0) *shared.tile = tile;
   __syncthreads();
 
-  // 3. The group's maximum, the label's logit if it is the group's, the group's exponentials and their sum.
+  // 3. The group's maximum, the label's logit if it belongs to the group, the group's exponentials and their sum.
 #pragma unroll
   for (int h = 0; h < kPixels; h += 4) {
-    const int at = first + h;  // of four pixels at a time, in shared memory
+    const int at = first + h;  // four pixels at a time; `at` is their index in shared memory
     int label[4];
     float maximum[4], sum[4];
     read4<kVector>(shared.label, at, columns, label);
@@ -204,12 +208,12 @@ __global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kResident
   }
   __syncthreads();
 
-  // 4. Per pixel, over the groups: maximum, sum, what the gradient needs. With many groups there are fewer pixels than
-  // threads: then `lanes` neighbouring ones share a pixel, in whole warps.
+  // 4. Per pixel, over the groups: maximum, sum, and the terms of the gradient. With many groups there are fewer pixels
+  // than threads. Then `lanes` neighbouring threads share a pixel, always in whole warps.
   const int lanes = 1 << p.lanes_log2, lane = thread & (lanes - 1);
   for (int i = thread >> p.lanes_log2; i < pixels; i += columns * groups >> p.lanes_log2) {
     float maximum = -INFINITY, sum = 0;
-#pragma unroll 2  // more would take the logits' registers
+#pragma unroll 2  // more unrolling would displace logits from registers
     for (int g = lane; g < groups; g += lanes) maximum = fmaxf(maximum, shared.maximum[g * pixels + i]);
     maximum = max_of_lanes(maximum, lanes);
     const float shift = shift_of(maximum);
@@ -281,7 +285,7 @@ __global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kResident
           for (int v = 0; v < 4; ++v) z[k][h + v] -= values[v] * weight;
         }
       }
-      // by selection: 0 * NaN would not be 0
+      // Ignored pixels are set to 0, not multiplied by it: 0 * NaN is NaN.
 #pragma unroll
       for (int v = 0; v < 4; ++v) {
         if (label[v] == kIgnored) {
@@ -307,7 +311,7 @@ __global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kResident
     }
   }
 
-  // 6. The loss. It comes last, where registers are free.
+  // 6. The loss. It comes last, when registers are free.
   if (p.pixel_loss || p.partial_loss) {
     const Tile& tile = *shared.tile;
     double total = 0;

@@ -1,16 +1,18 @@
-// What the two kernels of cross-entropy with a bilinear resize have in common: their problem, cells, exponentials.
+// Shared by the forward and the backward kernel of cross-entropy with a bilinear resize: problem, cells, exponentials.
 //
-// A cell is the output pixels between four neighbouring samples of the low-resolution logits
+// A sample is a low-resolution logit. A cell is the output pixels between four neighbouring samples. With (u, v) a
+// pixel's position in the cell, its logit is
 //
 //     a b        z(u, v) = a + u dx + v dy + u v dxy,   dx = b - a, dy = c - a, dxy = (d - c) - (b - a)
 //     c d
 //
-// Along a row of pixels u grows by a constant step, so exp z is a geometric sequence; so it is down a column, and so is
-// the ratio of one row from row to row. Four exponentials serve all pixels of a cell and class, where one for each
-// pixel would be 16 at ratio 4 and 64 at ratio 8. They are taken of differences to a reference, which is one logit of
-// the cell, and stand for a pixel as long as no class changes by more than kSpan within the cell: else a pixel's
-// largest exponential could vanish beside the reference. A cell in which one does, or is not finite, is steep: it is
-// computed pixel by pixel.
+// Along a row of pixels u grows by a constant step, so exp z is a geometric sequence. The same holds down a column, and
+// the ratio of a row's sequence is itself geometric from row to row. Four exponentials therefore serve all pixels of a
+// cell and class, instead of one per pixel: 16 at ratio 4 and 64 at ratio 8.
+//
+// The exponentials are those of differences to a reference, which is one logit of the cell. This works as long as no
+// class changes by more than kSpan within the cell; otherwise a pixel's largest exponential could vanish beside the
+// reference. A cell in which a class changes more, or is not finite, is called steep and is computed pixel by pixel.
 #pragma once
 
 #include "pixel.h"
@@ -19,26 +21,27 @@ namespace cawa_fast::cuda {
 
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kSpan = 33.0f;            // 48 powers of two
-constexpr float kAboveReference = 24.0f;  // powers of two; beyond it the exponential becomes the new reference
-constexpr float kLeastAtLabel = 1e-30f;   // a label's exponential below it has lost too much to be divided by
-constexpr int kGone = 0xffff;             // the label of a pixel that is invalid or does not exist
-constexpr unsigned kSteepBlocks = 256;    // about as many as run at once
+constexpr float kAboveReference = 24.0f;  // in powers of two; a logit further above the reference replaces it
+constexpr float kLeastAtLabel = 1e-30f;   // a label's exponential below this has lost too much precision to divide by
+constexpr int kGone = 0xffff;             // label of a pixel that is invalid or does not exist
+constexpr unsigned kSteepBlocks = 256;    // about as many thread blocks as run at once
 constexpr int kMaxResizedClasses = 4096;  // a sum of so many exponentials below 2^(24 + 48) is finite
 
-// One axis: output i lies at (i * scale + shift) / unit among the samples, clamped to [0, in - 1]. In integers, since
-// float32 would blur the weights. Cell s has the outputs in [s, s + 1), s from -1 (in front of the first sample) to
-// in - 1.
+// One axis. Output i lies at (i * scale + shift) / unit among the samples, clamped to [0, in - 1]. These are integers,
+// since float32 would make the interpolation weights inexact. Cell s has the outputs in [s, s + 1); s runs from -1,
+// left of the first sample, to in - 1.
 struct CellAxis {
   int in, out, scale, shift, unit;  // in >= 2, (in + 1) * out < 2^29
-  float inverse_unit, step;         // step: samples from one output to the next
+  float inverse_unit, step;         // step: distance of neighbouring outputs, in samples
 };
 
+// The first output in cell `cell`, or in a later one if it is empty.
 __device__ inline int first_output(const CellAxis& axis, int cell) {
   const int ahead = cell * axis.unit - axis.shift;
   return min((max(ahead, 0) + axis.scale - 1) / axis.scale, axis.out);
 }
 
-// Where an output lies behind sample `left`, in samples.
+// The distance of an output from sample `left`, in samples.
 __device__ inline float behind(const CellAxis& axis, int out, int left) {
   const int position = min(max(out * axis.scale + axis.shift, 0), (axis.in - 1) * axis.unit);
   return static_cast<float>(position - left * axis.unit) * axis.inverse_unit;
@@ -47,30 +50,30 @@ __device__ inline float behind(const CellAxis& axis, int out, int left) {
 struct ResizedProblem {
   CellAxis rows, columns;
   int images, classes;
-  int64_t cells;  // images * (rows.in + 1) * (columns.in + 1)
-  const void* input;
-  int64_t stride_n, stride_c, stride_y;  // neighbours along x are neighbours in memory
-  float span;                            // what a class may change by within a cell; above kSide steps, less than kSpan
-  const void* labels;                    // contiguous
+  int64_t cells;                         // images * (rows.in + 1) * (columns.in + 1)
+  const void* input;                     // (N, C, h, w) logits, any values
+  int64_t stride_n, stride_c, stride_y;  // in elements; the stride along x is 1
+  float span;                            // largest change of a class within a cell that is not steep; at most kSpan
+  const void* labels;                    // (N, H, W) contiguous
   Label label_type;
   int64_t ignore_index;
-  const float* weight;      // (C) or null for 1
-  const float* weight_sum;  // its sum; null for C
-  const float* scale;       // (C)
-  float keep, smooth;       // 1 - s, s / C
-  // Forward: what each pixel loses, or each block with the scale; one of them null.
-  float* pixel_loss;
-  double* partial_loss;
-  // (1 + kSide^2, cells), written by forward for backward, and null only for a loss alone without label smoothing: of
-  // each cell its reference, infinity if it is steep; of each pixel its sum of exponentials, relative to the reference
-  // or, in a steep cell, to its largest logit.
+  const float* weight;      // (C), >= 0, or null for 1
+  const float* weight_sum;  // (1): sum of weight; null for C
+  const float* scale;       // (C): the reduction as a factor per class
+  float keep, smooth;       // 1 - s, s / C, with s the label smoothing in [0, 1]
+  // Output of the forward pass; one of the two is null.
+  float* pixel_loss;     // (N, H, W), without scale
+  double* partial_loss;  // per thread block, with scale
+  // (1 + kSide^2, cells), from the forward to the backward pass. The first row has each cell's reference, or infinity
+  // if the cell is steep. The others have each pixel's sum of exponentials, relative to the reference or, in a steep
+  // cell, to the pixel's largest logit. Null only in a forward pass without a gradient and without label smoothing.
   float* statistics;
-  float* references;  // the first row of it; never null in the forward pass
-  // Backward: the upstream gradient, one value or per pixel, and the gradient.
-  const float* grad;
+  float* references;  // (cells): the first row of statistics; never null in the forward pass
+  // Backward pass.
+  const float* grad;  // upstream gradient: (1), or (N, H, W) if grad_per_pixel
   bool grad_per_pixel;
-  void* grad_input;
-  int64_t grad_n, grad_c, grad_y;
+  void* grad_input;                // output (N, C, h, w), in the input's type
+  int64_t grad_n, grad_c, grad_y;  // its strides in elements; the stride along x is 1
 };
 
 __device__ inline float weight_at(const ResizedProblem& p, int label) { return p.weight ? p.weight[label] : 1.0f; }
@@ -83,10 +86,9 @@ __device__ inline int label_at(const ResizedProblem& p, int64_t pixel) {
   return label_of(p.labels, p.label_type, pixel, p.classes, p.ignore_index);
 }
 
-constexpr int kLoadsTogether = 8;   // pixels of which a thread has loads on their way at once
+constexpr int kLoadsTogether = 8;  // pixels for which a thread has loads in flight together
 
-// A cell: its pixels begin at (y, x), of which there are `height` by `width`, at most kSide each; none if it does not
-// exist.
+// A cell of `image`. It has height x width pixels from (y, x) on, at most kSide each way; none if it does not exist.
 struct Cell {
   int image, row, column;
   int y, x, height, width;
@@ -99,19 +101,20 @@ __device__ inline Cell cell_at(const ResizedProblem& p, int image, int row, int 
   return cell;
 }
 
-// Cells are numbered by images, rows and columns.
+// Cell number `index`; cells are numbered by image, row and column.
 __device__ inline Cell cell_at_index(const ResizedProblem& p, unsigned index) {
   const unsigned columns = p.columns.in + 1, rows = p.rows.in + 1, line = index / columns;
   return cell_at(p, static_cast<int>(line / rows), static_cast<int>(line % rows) - 1,
                  static_cast<int>(index % columns) - 1);
 }
 
+// The index in (N, H, W) of pixel (y, x) of a cell.
 __device__ inline int64_t pixel_index(const ResizedProblem& p, const Cell& cell, int y, int x) {
   return (static_cast<int64_t>(cell.image) * p.rows.out + cell.y + y) * p.columns.out + cell.x + x;
 }
 
-// Stores the labels of a cell's pixels, `stride` apart; returns whether any is valid. All loads before the first use:
-// one after the other they would take longer than the classes.
+// Stores the labels of a cell's pixels in `to`, `stride` apart, kGone where invalid. Returns whether any is valid.
+// kLoadsTogether loads are issued before the first use: one after the other they would take longer than the classes.
 template <class L, int kSide>
 __device__ inline bool store_labels(const ResizedProblem& p, const Cell& cell, uint16_t* to, int stride) {
   constexpr int kPixels = kSide * kSide, kStep = kPixels < kLoadsTogether ? kPixels : kLoadsTogether;
@@ -153,10 +156,10 @@ __device__ inline bool store_labels(const ResizedProblem& p, const Cell& cell, u
   }
 }
 
-// A cell's place among the samples: those that it mixes, where its first pixel lies between them, and the steps to the
-// next pixels. In the half cells at the borders all pixels lie on one sample.
+// A cell's place among the samples: its corners, the position of its first pixel between them, and the step to the next
+// pixel. In the half cells at the borders all pixels lie on one sample, and the step is 0.
 struct Place {
-  int64_t top_left;  // offset of sample a; b follows it, c and d lie a row below
+  int64_t top_left;  // offset of sample a in elements; b follows it, and c and d lie a row below
   float u, v, du, dv;
 };
 
@@ -171,7 +174,7 @@ __device__ inline Place place_of(const ResizedProblem& p, const Cell& cell) {
   return place;
 }
 
-// One class in a cell.
+// The samples of one class at a cell's corners.
 struct CellLogits {
   float a, b, c, d;
 };
@@ -182,19 +185,21 @@ __device__ inline CellLogits cell_logits_at(const T* top, const T* bottom) {
           static_cast<float>(bottom[1])};
 }
 
-// The logit of a cell's first pixel as one sample and the difference to it, and what its exponential is multiplied with
-// along a row, down a column, and the factor along a row from row to row.
+// One class in a cell. The logit of the first pixel is `sample` + `difference`. Its exponential is multiplied by
+// `along` from pixel to pixel along a row and by `down` from row to row; `along` itself is multiplied by `twist` from
+// row to row.
 struct Sequence {
   float sample, difference, along, down, twist;
 };
 
-// The exponential of the first pixel, as a power of two. Logits of a cell lie near each other, however large they are:
-// only differences are rounded. (A rounded logit would be wrong for all pixels of the cell in the same direction.)
+// The base-2 logarithm of the first pixel's exponential, relative to the reference. The logits of a cell are close to
+// each other, however large they are, so that only differences are rounded. A rounded logit would bias all pixels of
+// the cell in the same direction.
 __device__ inline float power_of(const Sequence& e, float reference) {
   return ((e.sample - reference) + e.difference) * kLog2E;
 }
 
-// `steep` becomes true if the class changes too much.
+// Sets `steep` if the class changes by more than `span` or is not finite.
 __device__ inline Sequence sequence_of(const CellLogits& z, const Place& place, float span, bool& steep) {
   const float dx = z.b - z.a, dy = z.c - z.a, dxy = (z.d - z.c) - dx;
   steep |= !(fabsf(dx) + fabsf(dy) + fabsf(dxy) <= span);
@@ -204,7 +209,8 @@ __device__ inline Sequence sequence_of(const CellLogits& z, const Place& place, 
           exp2_fast(dxy * (place.du * place.dv * kLog2E))};
 }
 
-// Bit k says whether class `first` + k is the label of any of the warp's pixels, whose labels lie `stride` apart.
+// Bit k of the result: whether class first + k is the label of any of the warp's pixels. A lane's labels lie `stride`
+// apart.
 template <int kSide>
 __device__ inline uint32_t classes_of_warp(const uint16_t* labels, int stride, int first) {
   uint32_t bits = 0;
@@ -218,17 +224,17 @@ __device__ inline uint32_t classes_of_warp(const uint16_t* labels, int stride, i
 
 // -------------------------------------------------------------------------------------------------------- steep cells
 
-// A pixel's samples as F.interpolate takes them, so that a sample that is not finite reaches the same pixels.
+// A pixel's samples, the same as in F.interpolate, so that a sample that is not finite affects the same pixels.
 struct Taps {
-  int64_t top_left;
-  int right;      // 0 beside the last column
-  int64_t below;  // 0 below the last row
-  float u, v;
+  int64_t top_left;  // offset of the upper left sample, in elements
+  int right;         // offset from there to the right sample; 0 in the last column
+  int64_t below;     // to the lower sample; 0 in the last row
+  float u, v;        // weights of the right and the lower sample
 };
 
 __device__ inline Taps taps_of(const ResizedProblem& p, const Cell& cell, int y, int x) {
   const int left = max(cell.column, 0), top = max(cell.row, 0);
-  // (beyond the last sample both taps are that one, and its weights need not be 0 and 1)
+  // Beyond the last sample both taps are that sample, so that any weights are right.
   const int u = max((cell.x + x) * p.columns.scale + p.columns.shift, 0) - left * p.columns.unit;
   const int v = max((cell.y + y) * p.rows.scale + p.rows.shift, 0) - top * p.rows.unit;
   return {cell.image * p.stride_n + top * p.stride_y + left, left + 1 < p.columns.in ? 1 : 0,
@@ -241,11 +247,12 @@ __device__ inline float logit_at(const ResizedProblem& p, const Taps& taps, int 
   const T* z = static_cast<const T*>(p.input) + taps.top_left + label * p.stride_c;
   const float a = static_cast<float>(z[0]), b = static_cast<float>(z[taps.right]);
   const float c = static_cast<float>(z[taps.below]), d = static_cast<float>(z[taps.below + taps.right]);
-  // fused by name, so that every kernel has the same bits
+  // explicit fused multiply-adds, so that all kernels compute the same bits
   const float top = fmaf(b, taps.u, a * (1 - taps.u)), bottom = fmaf(d, taps.u, c * (1 - taps.u));
   return fmaf(bottom, taps.v, top * (1 - taps.v));
 }
 
+// The largest logit of a pixel, or 0 if all are -inf.
 template <class T>
 __device__ inline float largest_logit_at(const ResizedProblem& p, const Taps& taps) {
   float largest = -INFINITY;

@@ -1,31 +1,33 @@
-// Cross-entropy with a bilinear resize: the gradient, gathered, so that there are no atomics and the bits are the same
-// every time.
+// Cross-entropy with a bilinear resize: the gradient. Each value is gathered by one thread, so that there are no
+// atomics and the results are deterministic.
 //
-// A lane has a cell, whose pixels' factors (upstream gradient times weight over sum of exponentials) it keeps in
-// registers while it goes through the classes. Per class the cell's pixels give each of its four samples a sum. A
-// sample belongs to the cell at its lower right: sums at the right go to the next lane, those below to the next warp,
-// which has the next row of cells. So the first lane of a warp and the first warp of a block compute for others only.
+// A lane handles a cell (resized.h). It keeps the factors of the cell's pixels (upstream gradient times weight over sum
+// of exponentials) in registers while it loops over the classes. Per class, the cell's pixels give a sum to each of its
+// four samples. A sample is written by the cell to its lower right. The sums of right samples go to the next lane, and
+// those of lower samples to the next warp, which has the next row of cells. The first lane of a warp and the first warp
+// of a thread block therefore compute only for others.
 //
 // Cost per class and cell of 4 x 4 pixels, as compiled for sm_90: 4 loads, 4 exponentials, about 84 instructions for
-// the pixels and 40 for the rest, 7.8 a pixel; times 32 / 31 * 10 / 9 for what is computed twice. At 8x150x128x128 to
-// 512x512 in float32 an H100 takes 201 us, 40 % of the rate at which it starts instructions.
+// the pixels and 40 for the rest, 7.8 per pixel. Cells that are computed twice multiply this by 32 / 31 * 10 / 9. At
+// 8x150x128x128 to 512x512 in float32 an H100 takes 201 us, 40 % of the rate at which it issues instructions.
 #pragma once
 
 #include "resized.h"
 
 namespace cawa_fast::cuda {
 
-constexpr int kBackwardColumns = kWarp - 1;  // samples of a block's row
-constexpr int kBackwardClasses = 4;          // that are exchanged between warps at a time
+constexpr int kBackwardColumns = kWarp - 1;  // samples per row of a thread block
+constexpr int kBackwardClasses = 4;          // classes whose sums warps exchange at a time
 
-// A block of kSide: a warp for each row of samples, and one for the cells above. Two blocks share a multiprocessor,
-// which leaves 96 registers to a thread of 20 warps and 168 to one of 12: a cell's factors, and 60 to 80 more.
+// The thread block for cells of up to kSide x kSide pixels: one warp per row of samples, and one for the cells above.
+// Two blocks share a multiprocessor. That leaves 96 registers per thread with 20 warps, and 168 with 12: the cell's
+// factors and 60 to 80 more.
 template <int kSide>
 struct Backward {
   static constexpr int kWarps = kSide == 8 ? 6 : 10, kRows = kWarps - 1, kThreads = kWarps * kWarp;
 };
 
-// Of a class: what a cell's samples get from it.
+// The contributions of one class of a cell to the gradients of its four samples.
 struct Shares {
   float upper_left, upper_right, lower_left, lower_right;
 };
@@ -33,11 +35,11 @@ struct Shares {
 template <int kSide>
 struct BackwardShared {
   static constexpr int kPixels = kSide * kSide, kThreads = Backward<kSide>::kThreads;
-  Shares* smoothed;  // (threads): with smoothing, what each class's gradient is reduced by, times its weight
-  float* upper;      // (kBackwardClasses, threads): what the samples above get
-  float* lower;      // (2, kBackwardClasses, threads): those below; two, so that one barrier is enough
-  uint16_t* label;   // (kPixels, threads)
-  float* largest;    // (kPixels, threads): of steep cells; only where there are any
+  Shares* smoothed;  // (threads): with smoothing, what is subtracted from each class's shares, times the class's weight
+  float* upper;      // (kBackwardClasses, threads): contributions to the samples above
+  float* lower;      // (2, kBackwardClasses, threads): to the samples below; double-buffered to save a barrier
+  uint16_t* label;   // (kPixels, threads): kGone where invalid
+  float* largest;    // (kPixels, threads): largest logits of the pixels of steep cells; only with kSteep
 
   static constexpr int64_t kBytes =
       kThreads * (sizeof(Shares) + 3 * kBackwardClasses * sizeof(float) + kPixels * sizeof(uint16_t));
@@ -54,8 +56,8 @@ struct BackwardShared {
   }
 };
 
-// What a valid pixel's label decides: how strongly probability minus one counts at the label, and how strongly the
-// difference of probability and smoothed target counts for all classes.
+// The factors in the gradient of a valid pixel with probabilities p and class weights w:
+// at_label * (p_c - [c is the label]) + smoothing * (p_c * sum(w) - w_c).
 struct Strength {
   float at_label, smoothing;
 };
@@ -65,7 +67,8 @@ __device__ inline Strength strength_of(const ResizedProblem& p, int label, int64
   return {factor * (p.keep * weight_at(p, label)), factor * p.smooth};
 }
 
-// A class of a steep cell, pixel by pixel. `largest`: of each valid pixel, kThreads apart, its largest logit.
+// The shares of class c of a steep cell, pixel by pixel. `largest`: the largest logit of each valid pixel, kThreads
+// apart.
 template <class T, int kSide>
 __device__ Shares steep_gradient(const ResizedProblem& p, const Cell& cell, int64_t index, int c,
                                  const float* largest) {
@@ -90,8 +93,8 @@ __device__ Shares steep_gradient(const ResizedProblem& p, const Cell& cell, int6
   return shares;
 }
 
-// What block `block` computes; with kSteep also where a cell is steep, and without it whether it has none and has been
-// computed: steep cells want registers that the others are faster without.
+// Computes thread block `block`. Without kSteep it computes nothing and returns false if any of the cells is steep:
+// steep cells need registers without which the others are faster.
 template <class T, int kSide, bool kSteep>
 __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
   constexpr int kPixels = kSide * kSide, kRows = Backward<kSide>::kRows, kThreads = Backward<kSide>::kThreads;
@@ -99,8 +102,8 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
   const BackwardShared<kSide> shared(shared_memory);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
 
-  // 1. The cell. Items are the cells of the strips' rows behind each other; a block has kBackwardColumns of them, and
-  // the one before.
+  // 1. The cell. An item is a cell column in a strip of kRows rows; items are numbered by image, strip and column. A
+  // thread block has kBackwardColumns items and the one before.
   const unsigned columns = p.columns.in + 1, strips = (p.rows.in + kRows - 1) / kRows;
   const unsigned item = block * kBackwardColumns + lane, line = item / columns;
   const int row = static_cast<int>(line % strips) * kRows + warp - 1, image = static_cast<int>(line / strips);
@@ -111,11 +114,11 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
   const bool steep = exists && reference == INFINITY;
   if (!kSteep && any_of_block(steep)) return false;
 
-  // 2. Its pixels: labels, factors, and where they lie, for the sums.
+  // 2. The cell's pixels: labels, factors, and positions for the bilinear weights.
   const float u_step = cell.column >= 0 && cell.column < p.columns.in - 1 ? p.columns.step : 0.0f;
   const float v_step = cell.row >= 0 && cell.row < p.rows.in - 1 ? p.rows.step : 0.0f;
   const float v_first = behind(p.rows, cell.y, cell.row), u_first = behind(p.columns, cell.x, cell.column);
-  const float* const sums = p.statistics + p.cells + index;  // of pixel i at i * cells
+  const float* const sums = p.statistics + p.cells + index;  // pixel i at i * cells
   const bool any = store_labels<kSide>(p, cell, shared.label, kThreads);
   float factor[kPixels];
   Shares smoothed{};
@@ -125,7 +128,7 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
     keep_order();
     Strength strength[kStep];
 #pragma unroll
-    for (int j = 0; j < kStep; ++j) {  // all loads before the first use
+    for (int j = 0; j < kStep; ++j) {  // all loads come before the first use
       const int i = first + j, label = shared.label[i * kThreads];
       const bool valid = label != kGone;
       strength[j] = strength_of(p, valid ? label : 0, valid ? pixel_index(p, cell, i / kSide, i % kSide) : 0);
@@ -146,7 +149,7 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
     }
   }
   *shared.smoothed = smoothed;
-  keep_order();  // what is in shared memory stays there
+  keep_order();  // do not hold it in registers
   if (kSteep && steep && any) {
     for (int i = 0; i < kPixels; ++i) {
       const int y = i / kSide, x = i % kSide;
@@ -155,7 +158,7 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
     }
   }
 
-  // 3. The classes.
+  // 3. The classes: each cell's shares, exchanged with the neighbouring lane and warp, then stored.
   const Place place = place_of(p, cell);
   const T* top = static_cast<const T*>(p.input) + place.top_left;
   const T* bottom = top + p.stride_y;
@@ -166,7 +169,7 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
 #pragma unroll 1
   for (int c = 0; c < p.classes; ++c) {
     const CellLogits z = next;
-    if (c + 1 < p.classes) {  // loaded while this class is computed
+    if (c + 1 < p.classes) {  // load the next class while this one is computed
       top += p.stride_c, bottom += p.stride_c;
       next = cell_logits_at(top, bottom);
     }
@@ -174,7 +177,8 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
     bool unused = false;
     const Sequence e = sequence_of(z, place, p.span, unused);
     float row = exp2_fast(power_of(e, reference)), along = e.along;
-    // Sums of the pixels' gradients, and of those times x, y, x y: small integers, which need no registers.
+    // Sums of the pixels' gradients, and of the gradients times x, y and x y. These small integers are constants, which
+    // need no registers.
     float all = 0, by_x = 0, by_y = 0, by_xy = 0;
     const auto add = [&]<bool kIsLabel>(float share) {
 #pragma unroll
@@ -184,7 +188,7 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
         for (int x = 0; x < kSide; ++x) {
           const int i = y * kSide + x;
           float g = value;
-          // probability minus one, before any sum: where the network is right, almost nothing is left
+          // Subtract 1 before summing: where the network is right, the differences are tiny.
           if (kIsLabel && shared.label[i * kThreads] == c) g -= share * sums[i * p.cells];
           g *= factor[i];
           row_all += g;
@@ -201,13 +205,13 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
     };
     if (flags >> (c % 32) & 1) {
       const float at_label = p.keep * weight_at(p, c), of_all = at_label + p.smooth * weight_sum_of(p);
-      // without smoothing exactly 1, which a fast division of equals may miss
+      // Without smoothing it is exactly 1, which a fast division of equal values may miss.
       const float share = p.smooth > 0 ? (of_all > 0 ? divide_fast(at_label, of_all) : 0.0f) : 1.0f;
       add.template operator()<true>(share);
     } else {
       add.template operator()<false>(0.0f);
     }
-    // times u = u_first + x u_step and v = v_first + y v_step instead
+    // From these, the sums of gradients times u, v and u v, with u = u_first + x u_step and v = v_first + y v_step.
     const float right = fmaf(u_step, by_x, u_first * all), low = fmaf(v_step, by_y, v_first * all);
     const float low_right = fmaf(v_step, fmaf(u_step, by_xy, u_first * by_y), v_first * right);
     Shares shares{(all - right) - (low - low_right), right - low_right, low - low_right, low_right};
@@ -218,8 +222,8 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
                 fmaf(-w, less.lower_left, shares.lower_left), fmaf(-w, less.lower_right, shares.lower_right)};
     }
     if (kSteep && steep && any) shares = steep_gradient<T, kSide>(p, cell, index, c, shared.largest);
-    if (!any) shares = {};  // by selection: 0 * NaN would not be 0
-    // the classes of one exchange lie behind each other; those of the next one in the other half
+    if (!any) shares = {};  // not times 0: 0 * NaN is NaN
+    // The classes of one exchange are stored one after the other; the next exchange uses the other half of `lower`.
     const int k = c % kBackwardClasses, half = c / kBackwardClasses % 2 * kBackwardClasses;
     shared.upper[k * kThreads] = shares.upper_left + from_previous_lane(shares.upper_right);
     shared.lower[(half + k) * kThreads] = shares.lower_left + from_previous_lane(shares.lower_right);
@@ -238,8 +242,8 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
   return true;
 }
 
-// Launched with a block for every kBackwardColumns items; `is_left`, one for each block, says which have steep cells
-// and are left to resized_backward_steep.
+// Launched with one thread block per kBackwardColumns items. is_left (blocks) tells which blocks have steep cells and
+// are left to resized_backward_steep.
 template <class T, int kSide>
 __global__ void __launch_bounds__(Backward<kSide>::kThreads, 2)
     resized_backward(const __grid_constant__ ResizedProblem p, uint8_t* is_left) {
@@ -247,14 +251,15 @@ __global__ void __launch_bounds__(Backward<kSide>::kThreads, 2)
   if (threadIdx.x == 0) is_left[blockIdx.x] = !done;
 }
 
-// Launched with as many blocks as run at once; they share those of resized_backward that are left, of `blocks`.
+// Computes those of the `blocks` thread blocks of resized_backward that are left. Launched with about as many thread
+// blocks as run at once.
 template <class T, int kSide>
 __global__ void __launch_bounds__(Backward<kSide>::kThreads, 1)
     resized_backward_steep(const __grid_constant__ ResizedProblem p, const uint8_t* is_left, unsigned blocks) {
   for (unsigned block = blockIdx.x; block < blocks; block += min(blocks, kSteepBlocks)) {
     if (!is_left[block]) continue;
     backward_block<T, kSide, true>(p, block);
-    __syncthreads();  // before the next one takes the shared memory
+    __syncthreads();  // before the next block reuses the shared memory
   }
 }
 

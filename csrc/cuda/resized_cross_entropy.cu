@@ -26,10 +26,11 @@ CellAxis cell_axis_of(int64_t in, int64_t out, bool align_corners) {
   return axis;
 }
 
-// No cell has more outputs along the axis.
+// Upper bound of the number of outputs of a cell along the axis.
 int64_t most_outputs(const CellAxis& axis) { return (axis.unit + axis.scale - 1) / axis.scale; }
 
-// What forward and backward have in common. `weight_sum` keeps the memory behind ResizedProblem::weight_sum.
+// Checks the arguments that forward and backward share, and fills the problem. `weight_sum` owns the memory of
+// ResizedProblem::weight_sum.
 ResizedProblem problem_of(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
                           const Tensor& scale, int64_t ignore_index, double label_smoothing, bool align_corners,
                           std::optional<Tensor>& weight_sum) {
@@ -69,10 +70,10 @@ ResizedProblem problem_of(const Tensor& input, const Tensor& target, const std::
   return p;
 }
 
-// `input` itself, or a copy in which neighbours along a row are neighbours in memory.
+// `input` (N, C, h, w) itself if its stride along w is 1, else a contiguous copy.
 Tensor with_rows(const Tensor& input) { return input.stride(3) == 1 ? input : torch::stable::contiguous(input); }
 
-// Pixels along each side of the largest cell, as the kernels are compiled for.
+// kSide: the smallest cell size, of those that the kernels are compiled for, that holds the largest cell.
 int side_of(const ResizedProblem& p) {
   const int64_t most = std::max(most_outputs(p.rows), most_outputs(p.columns));
   STD_TORCH_CHECK(most <= kMaxSide, "resized_cross_entropy enlarges ", kMaxSide, " times at most");
@@ -83,7 +84,7 @@ int side_of(const ResizedProblem& p) {
 template <class Body>
 void for_type_and_side(const Tensor& input, ResizedProblem& p, const Body& body) {
   const int side = side_of(p);
-  // exponentials are also formed for the pixels that a smaller cell does not have
+  // Exponentials are computed for all kSide steps, also for pixels that a smaller cell does not have.
   p.span = kSpan / std::max(1.0f, static_cast<float>(side) * std::max(p.rows.step, p.columns.step));
   const auto for_side = [&]<class T>() {
     if (side == 2) return body.template operator()<T, 2>();
@@ -126,7 +127,7 @@ std::tuple<Tensor, Tensor> resized_cross_entropy(const Tensor& input, const Tens
   const uint32_t blocks = blocks_for(p.cells, kForwardThreads), steep_blocks = std::min(blocks, kSteepBlocks);
   if (save) {
     p.statistics = p.references = statistics.mutable_data_ptr<float>();
-  } else {  // the forward pass itself reads the references, and with smoothing all of them
+  } else {  // the forward pass itself reads the references and, with smoothing, all statistics
     scratch = torch::stable::new_empty(target, {(p.smooth > 0 ? 1 + side * side : 1) * p.cells}, ScalarType::Float);
     p.references = scratch->mutable_data_ptr<float>();
     p.statistics = p.smooth > 0 ? p.references : nullptr;

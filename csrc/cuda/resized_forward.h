@@ -1,8 +1,9 @@
-// Cross-entropy with a bilinear resize: the loss, and statistics for the gradient. A lane has a cell.
+// Cross-entropy with a bilinear resize: the loss, and statistics for the gradient. A lane handles a cell (resized.h).
 //
-// Cost per class and cell of 4 x 4 pixels, as compiled for sm_90: 4 loads (neighbouring lanes share samples in L1), 4
-// exponentials, 34 instructions for the pixels' exponentials and sums and about 30 for the rest: 4.3 a pixel, where an
-// exponential for each pixel takes 13 or more. Each low-resolution logit comes once from device memory, each label too.
+// Cost per class and cell of 4 x 4 pixels, as compiled for sm_90: 4 loads, of samples that neighbouring lanes share in
+// the L1 cache, 4 exponentials, 34 instructions for the pixels' exponentials and sums, and about 30 for the rest. That
+// is 4.3 per pixel, where one exponential per pixel would take 13 or more. Each low-resolution logit and each label is
+// read from device memory once.
 #pragma once
 
 #include "resized.h"
@@ -14,9 +15,9 @@ constexpr int kForwardThreads = 128;
 template <int kSide>
 struct ForwardShared {
   static constexpr int kPixels = kSide * kSide;
-  double* partial;   // per warp
-  float* at_label;   // (kPixels, threads): the exponential of the label
-  uint16_t* label;   // (kPixels, threads)
+  double* partial;   // (warps)
+  float* at_label;   // (kPixels, threads): the label's exponential
+  uint16_t* label;   // (kPixels, threads): kGone where invalid
 
   static constexpr int64_t kBytes =
       kWarp * sizeof(double) + kForwardThreads * kPixels * (sizeof(float) + sizeof(uint16_t));
@@ -28,9 +29,9 @@ struct ForwardShared {
   }
 };
 
-// Writes the loss of a pixel if that is asked for; returns what it adds to the loss of all. `negative_log`: of the
-// label's probability. `log_sum`, `weighted`: with smoothing, of exp(z_c - reference), and sum of weight[c] * (z_c -
-// reference).
+// Writes the loss of a valid pixel if p.pixel_loss is set, and returns its contribution to the summed loss.
+// `negative_log`: minus the logarithm of the label's probability. With smoothing, `log_sum`: the logarithm of the sum
+// of exp(z_c - largest); `weighted`: the sum of weight[c] * (z_c - largest); `largest` is the pixel's largest logit.
 __device__ inline double finish_pixel(const ResizedProblem& p, int64_t pixel, int label, float negative_log,
                                       float log_sum, float weighted) {
   float loss = p.keep * weight_at(p, label) * negative_log;
@@ -39,7 +40,8 @@ __device__ inline double finish_pixel(const ResizedProblem& p, int64_t pixel, in
   return static_cast<double>(loss) * p.scale[label];
 }
 
-// A steep cell, pixel by pixel: the same as the kernel's end does for others.
+// Losses and statistics of a steep cell, pixel by pixel, as stage 3 of resized_forward computes them for other cells.
+// Returns the cell's scaled loss.
 template <class T, int kSide>
 __device__ inline double steep_loss(const ResizedProblem& p, const Cell& cell, unsigned index) {
   double total = 0;
@@ -68,7 +70,8 @@ __device__ inline double steep_loss(const ResizedProblem& p, const Cell& cell, u
   return total;
 }
 
-// How many blocks the compiler shall leave registers for: eight, where that does not make it spill.
+// The number of thread blocks per multiprocessor for which the compiler limits registers: eight, where it does not
+// spill.
 template <int kSide>
 struct Forward {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
@@ -78,6 +81,7 @@ struct Forward {
 #endif
 };
 
+// Launched with one thread per cell. Marks steep cells in p.references and leaves them to resized_forward_steep.
 template <class T, int kSide>
 __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
     resized_forward(const __grid_constant__ ResizedProblem p) {
@@ -91,15 +95,15 @@ __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
 
   // 1. The labels.
   const bool any = store_labels<kSide>(p, cell, shared.label, kForwardThreads);
-  keep_order();  // the labels stay where they are
+  keep_order();  // do not hold the labels in registers
 
-  // 2. Sums of exponentials. The reference becomes a logit of the first class, and another one that towers above it.
+  // 2. Sums of exponentials. The reference is a logit of the first class, until one far above it replaces it.
   float sum[kPixels] = {};
   float reference = -INFINITY;
   bool steep = false;
   const Place place = place_of(p, cell);
-  CellLogits weighted{};  // with smoothing: sums of weight[c] * (sample - reference)
-  float before = 0;       // and of weight[c], so far
+  CellLogits weighted{};  // with smoothing: sums so far of weight[c] * (sample - reference)
+  float before = 0;       // and of weight[c]
   if (any_of_warp(any)) {
     const T* top = static_cast<const T*>(p.input) + place.top_left;
     const T* bottom = top + p.stride_y;
@@ -107,7 +111,7 @@ __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
     uint32_t flags = 0;
     for (int c = 0; c < p.classes; ++c) {
       const CellLogits z = next;
-      if (c + 1 < p.classes) {  // loaded while this class is computed
+      if (c + 1 < p.classes) {  // load the next class while this one is computed
         top += p.stride_c, bottom += p.stride_c;
         next = cell_logits_at(top, bottom);
       }
@@ -129,7 +133,7 @@ __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
         power = power_of(e, reference);
       }
       float row = exp2_fast(power), along = e.along;
-      // two loops, since a test at every pixel would cost as much as its sum
+      // Two versions of the loop, since a test at every pixel would cost as much as its sum.
       const auto add = [&]<bool kIsLabel>() {
 #pragma unroll
         for (int y = 0; y < kSide; ++y) {
@@ -152,7 +156,7 @@ __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
       }
       if (p.smooth > 0) {
         const float w = weight_at(p, c);
-        if (w > 0) {  // a class without weight may be as far away as it likes
+        if (w > 0) {  // 0 * (z - reference) would be NaN where the difference overflows
           weighted = {fmaf(w, z.a - reference, weighted.a), fmaf(w, z.b - reference, weighted.b),
                       fmaf(w, z.c - reference, weighted.c), fmaf(w, z.d - reference, weighted.d)};
           before += w;
@@ -161,7 +165,7 @@ __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
     }
   }
 
-  // 3. Losses and statistics. A cell with a pixel whose label has almost no probability counts as steep too.
+  // 3. Losses and statistics. A cell is also steep if the label of one of its pixels has almost no probability.
 #pragma unroll
   for (int i = 0; i < kPixels; ++i) {
     if (i % kLoadsTogether == 0) keep_order();
@@ -174,7 +178,7 @@ __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
     for (int i = 0; i < kPixels; ++i) {
       float& at_label = shared.at_label[i * kForwardThreads];
       if (p.statistics) p.statistics[(1 + i) * p.cells + index] = sum[i];
-      at_label = divide_fast(sum[i], at_label);  // both have the same rounding of the label's exponential
+      at_label = divide_fast(sum[i], at_label);  // both contain the same rounding of the label's exponential
     }
 #pragma unroll kLoadsTogether
     for (int i = 0; i < kPixels; ++i) {
@@ -198,8 +202,8 @@ __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
   }
 }
 
-// The cells that resized_forward has found to be steep. Launched with `blocks` blocks, which share all cells; their
-// losses go to partial_loss from `first_partial` on.
+// Computes the cells that resized_forward has marked as steep. Launched with `blocks` thread blocks, which share all
+// cells and write their losses to partial_loss from `first_partial` on.
 template <class T, int kSide>
 __global__ void __launch_bounds__(kForwardThreads, 1)
     resized_forward_steep(const __grid_constant__ ResizedProblem p, unsigned blocks, unsigned first_partial) {

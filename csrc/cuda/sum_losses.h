@@ -1,4 +1,4 @@
-// The sum of the losses that the blocks of a cross-entropy kernel leave.
+// The sum of the losses of all thread blocks of a cross-entropy kernel.
 #pragma once
 
 #include "pixel.h"
@@ -7,8 +7,8 @@ namespace cawa_fast::cuda {
 
 constexpr int kSumThreads = 1024;
 
-// Launched as one block of kSumThreads: the sum of all blocks' losses, in one order. 0 * NaN: the mean over no pixel is
-// NaN, as in PyTorch.
+// Launched as one thread block of kSumThreads. Sums partial (count) in a fixed order into loss (). scale (C) only turns
+// the result into NaN: the mean over no valid pixel is NaN, as in PyTorch, where scale[0] is NaN and 0 * NaN too.
 static __global__ void __launch_bounds__(kSumThreads)
     sum_partial_losses(const double* partial, int count, const float* scale, float* loss) {
   extern __shared__ __align__(16) unsigned char shared_memory[];

@@ -1,4 +1,4 @@
-"""The baselines of adaptive weights: their rules on tables worked by hand, their losses against the papers' formulas."""
+"""The baselines of adaptive weights: rules on tables worked by hand, losses against the formulas of the papers."""
 
 import functools
 import inspect

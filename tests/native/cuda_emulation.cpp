@@ -1,4 +1,4 @@
-// The operators of csrc/cuda/ for tensors on the CPU, by emulation: torch.ops.cawa_fast_cuda_emulation.
+// Registers the operators of csrc/cuda/ for CPU tensors, by emulation, as torch.ops.cawa_fast_cuda_emulation.
 #include "../../csrc/cuda/cam_counts.cu"
 #include "../../csrc/cuda/confusion_matrix.cu"
 #include "../../csrc/cuda/cross_entropy.cu"

@@ -1,10 +1,10 @@
-// What csrc/cuda/ needs of CUDA, for a CPU: its kernels run here without a GPU, one block after the other, one thread
-// at a time. Each thread of a block is a fiber that runs until a barrier; the order in which fibers take turns is
-// shuffled anew at every barrier, so that a missing one shows as a wrong result, and a barrier that not all reach as an
-// error. Shared memory is NaN when a block begins.
+// Emulates on a CPU what csrc/cuda/ uses of CUDA, so that its kernels run without a GPU: one thread block after the
+// other, one thread at a time. Each thread of a block is a fiber that runs until a barrier. At every barrier the order
+// of the fibers is shuffled, so that a missing barrier shows as a wrong result. A barrier that not all threads reach is
+// an error. Shared memory is NaN when a block begins.
 //
-// Not the same as on a GPU: rounding of exponentials, logarithms and divisions (here correct to the last place or
-// nearly); warps are not in lockstep, and races between blocks stay unseen.
+// Differences from a GPU: exponentials, logarithms and divisions round otherwise, here correctly or nearly so. Warps do
+// not run in lockstep, and races between blocks are not detected.
 #pragma once
 
 #include <torch/headeronly/util/Exception.h>
@@ -52,14 +52,15 @@ namespace cawa_fast::cuda {
 // ------------------------------------------------------------------------------------------------------- fibers
 
 constexpr int kEmulatedWarp = 32;
-constexpr size_t kSharedBytes = 227 * 1024;  // what a block may have on sm_90
-constexpr unsigned char kFresh = 0xff;       // what shared memory is full of at first: NaN
-constexpr size_t kCanary = 1024;             // bytes behind a block's shared memory that must not change
+constexpr size_t kSharedBytes = 227 * 1024;  // limit per thread block on sm_90
+constexpr unsigned char kFresh = 0xff;       // initial bytes of shared memory: NaN
+constexpr size_t kCanary = 1024;             // bytes after a block's shared memory, which must not change
 constexpr size_t kFiberStack = 64 * 1024;
 
-inline dim3 blockIdx, blockDim, threadIdx;                               // of the fiber that runs
-alignas(16) inline unsigned char shared_memory[kSharedBytes + kCanary];  // of the block that runs
+inline dim3 blockIdx, blockDim, threadIdx;                               // of the running fiber
+alignas(16) inline unsigned char shared_memory[kSharedBytes + kCanary];  // of the running block
 
+// One thread block.
 class Block {
  public:
   static Block*& current() {
@@ -93,7 +94,7 @@ class Block {
   void wait_for_block() { wait(State::kAtBlock); }
   void wait_for_warp() { wait(State::kAtWarp); }
 
-  // Of another lane of the warp: what it has given to its call of this.
+  // Returns the `value` that lane `other_lane` of the warp passes to its call.
   template <class T>
   T exchange(T value, int other_lane) {
     const int self = running_;
@@ -113,8 +114,7 @@ class Block {
     return result;
   }
 
-  // What the lanes of the warp have given to their calls of this, one after the other; `combine` is told of each lane
-  // that has not ended, in their order.
+  // Calls combine(lane, value) with the value of each lane of the warp that has not ended, in the order of lanes.
   template <class T, class Combine>
   void gather(T value, const Combine& combine) {
     const int self = running_, first = self / kEmulatedWarp * kEmulatedWarp;
@@ -140,7 +140,7 @@ class Block {
     ucontext_t context;
   };
 
-  // Stacks are kept for later blocks: pages that were used before cost nothing.
+  // Stacks are reused by later blocks, which saves page faults.
   static unsigned char* stack(size_t i) {
     static std::vector<std::unique_ptr<unsigned char[]>> stacks;
     while (stacks.size() <= i) stacks.push_back(std::unique_ptr<unsigned char[]>(new unsigned char[kFiberStack]));
@@ -160,7 +160,7 @@ class Block {
     Block& block = *current();
     try {
       block.body_();
-    } catch (...) {  // must not leave the fiber
+    } catch (...) {  // an exception must not leave the fiber
       block.error_ = std::current_exception();
     }
     block.fibers_[block.running_].state = State::kDone;
@@ -179,7 +179,8 @@ class Block {
     swapcontext(&fibers_[self].context, &scheduler_);
   }
 
-  // Lets those go on that wait where all others do; threads that have ended are waited for by none.
+  // Resumes the threads of each warp, and of the block, of which all wait at the same kind of barrier. Threads that
+  // have ended are not waited for. Returns whether any thread was resumed.
   bool release() {
     bool any = false;
     const auto all = [&](size_t begin, size_t end, State state) {
@@ -232,7 +233,7 @@ inline float from_previous_lane(float value) {
   return Block::current()->exchange(value, std::max(Block::current()->lane() - 1, 0));
 }
 
-// The mask says which lanes call; here only whole warps may.
+// The mask has a bit for each lane that takes part. Only whole warps are emulated.
 inline void check_mask(unsigned mask) {
   STD_TORCH_CHECK(mask == 0xffffffff, "cuda_emulation: an exchange among some lanes of a warp");
 }
@@ -268,7 +269,7 @@ inline int __reduce_max_sync(unsigned mask, int value) {
 inline int __popc(unsigned bits) { return std::popcount(bits); }
 inline int __ffs(unsigned bits) { return bits == 0 ? 0 : std::countr_zero(bits) + 1; }
 
-// Fibers do not interrupt each other.
+// Fibers do not interrupt each other, so that plain accesses are atomic.
 template <class T>
 T atomicAdd(T* address, T value) {
   return std::exchange(*address, *address + value);
@@ -354,8 +355,7 @@ inline void set_to_zero(void* memory, int64_t bytes, cudaStream_t) {
   std::memset(memory, 0, static_cast<size_t>(bytes));
 }
 
-// The names of the kernels that were launched, and the seed of the fibers' order; for the tests, through Python's
-// ctypes.
+// The names of the launched kernels, and the seed of the order of fibers. The tests access both through ctypes.
 struct Launches {
   std::string names;
   uint64_t seed = 0;
@@ -386,7 +386,7 @@ void launch(const char* name, void (*kernel)(Arguments...), dim3 blocks, dim3 th
 
 }  // namespace cawa_fast::cuda
 
-// Since the last call of it.
+// The names of the kernels launched since the last call, each followed by a semicolon.
 extern "C" __attribute__((visibility("default"))) const char* cawa_fast_emulated_launches() {
   static std::string names;
   names = std::exchange(cawa_fast::cuda::launches().names, "");

@@ -1,7 +1,7 @@
-// The kernels of csrc/cpu/ without Python and torch, for the sanitizers: random problems, each computed in one piece
-// and by several threads at once that share it unevenly; the results must be the same bits. Arrays are exactly as long
-// as the operators make them, so that AddressSanitizer sees a step beyond. That the results are right is
-// tests/test_*.py's business; a few sums are checked here, so that a kernel that does nothing fails.
+// Runs the kernels of csrc/cpu/ without Python and torch, for the sanitizers. Each random problem is computed in one
+// piece, and by several threads that share it unevenly; both results must have the same bits. Arrays are exactly as
+// long as the operators make them, so that AddressSanitizer detects accesses beyond the end. The Python tests check
+// that results are right. A few sums are checked here, so that a kernel that does nothing fails.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -31,7 +31,7 @@ int64_t random_integer(int64_t low, int64_t high) {
   std::exit(1);
 }
 
-class Floats {  // aligned as the operators' scratch memory
+class Floats {  // aligned like the operators' scratch memory
  public:
   explicit Floats(int64_t n) : data_(static_cast<float*>(std::aligned_alloc(64, (n * 4 + 63) / 64 * 64))) {}
   Floats(const Floats&) = delete;
@@ -42,7 +42,7 @@ class Floats {  // aligned as the operators' scratch memory
   float* data_;
 };
 
-// work(begin, end) over [0, n): in one piece, or in uneven ones by a thread each.
+// Calls work(begin, end) for parts of [0, n): one, or `pieces` uneven ones, each in its own thread.
 using Work = std::function<void(int64_t begin, int64_t end)>;
 
 void run(int64_t n, int pieces, const Work& work) {
@@ -93,7 +93,7 @@ Problem random_problem(bool same_size) {
     if (random_integer(0, 999) == 0) value = -INFINITY;
     uint8_t bytes[4];
     std::memcpy(bytes, &value, 4);
-    // the upper half of a float is a bfloat16, and as float16 some number, not to say a random one
+    // The upper half of a float is a bfloat16. Read as float16, it is an arbitrary value, which will do.
     const int64_t first = 4 - p.element_size();
     p.logits.insert(p.logits.end(), bytes + first, bytes + 4);
   }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds the extension with each sanitizer and runs what it can watch (GCC, Linux): make sanitize
-#   AddressSanitizer, UndefinedBehaviorSanitizer: the tests of the operators, and the kernels alone
-#   ThreadSanitizer: the kernels alone, shared by std::threads; it does not know torch's OpenMP threads
+# Builds the extension with each sanitizer and runs tests under it (GCC, Linux): make sanitize
+#   AddressSanitizer, UndefinedBehaviorSanitizer: kernel_test and the tests of the operators
+#   ThreadSanitizer: only kernel_test, which uses std::thread; it does not understand torch's OpenMP threads
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
@@ -17,7 +17,7 @@ for sanitizer in ASAN UBSAN TSAN; do
   "$build/kernel_test" 60
   if [ $sanitizer = TSAN ]; then continue; fi
 
-  # the package beside the instrumented extension, in place of the one in the source tree
+  # A copy of the package with the instrumented extension, which the tests import instead of the source tree.
   site=$build/site
   rm -rf "$site"
   mkdir -p "$site"
@@ -26,11 +26,11 @@ for sanitizer in ASAN UBSAN TSAN; do
   cmake --install "$build" --prefix "$site/cawa_fast" > /dev/null
   preload=
   if [ $sanitizer = ASAN ]; then
-    # first in the process, and the C++ library with it, or exceptions are not seen
+    # The sanitizer must be loaded first, together with the C++ library; otherwise it does not see exceptions.
     preload="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)"
   fi
-  # Python does not free everything at its end. --capture=sys: or what a sanitizer says before it ends the process is
-  # lost with pytest's own capture.
+  # detect_leaks=0: Python does not free everything at exit. --capture=sys: with pytest's default capture, the report
+  # that a sanitizer prints before it ends the process would be lost.
   env LD_PRELOAD="$preload" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 \
     "$python" -m pytest -q -x --capture=sys -p no:cacheprovider -o pythonpath="$site" -k "not reference" $tests
 done
