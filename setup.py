@@ -22,7 +22,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 CUDA = {"0": "OFF", "1": "ON", "auto": "AUTO"}
-CUDA_LIBRARY = "_cuda.so"  # beside the extension; cawa_fast/native.py loads it
+CUDA_LIBRARY = "_cuda.so"  # beside the extension; cawa_fast/_ops/native.py loads it
 
 
 def cuda_options() -> list[str]:

@@ -51,7 +51,7 @@ std::vector<std::string> supported_instruction_sets() {
 
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Compiled operators of cawa_fast; importing this module registers torch.ops.cawa_fast_cpu.";
-  m.def("build_info", &build_info, "How this extension was built; cawa_fast._native.build_info lists the keys.");
+  m.def("build_info", &build_info, "How this extension was built; cawa_fast._ops.native.build_info lists the keys.");
   m.def("supported_instruction_sets", &supported_instruction_sets, "Those of build and processor, best last.");
   m.def(
       "instruction_set", [] { return cawa_fast::kernels().name; },

@@ -1,4 +1,4 @@
-"""Options of ``cawa-fast``: the settings of a run, and kinds of values that click does not know."""
+"""The settings of a run as command-line options, and the value types that click lacks."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _TYPES: dict[str, Any] = {
 
 
 def settings_options(command: Any, without: tuple[str, ...] = ()) -> Any:
-    """One option for each field of TrainConfig, so that a setting is described in one place."""
+    """Adds one option per field of TrainConfig. A setting is described only there."""
     for setting in reversed(fields(TrainConfig)):
         if setting.name in without:
             continue

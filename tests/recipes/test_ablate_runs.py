@@ -148,7 +148,7 @@ def test_a_failing_row_is_reported_at_the_end_and_stops_no_other(tmp_path: Path)
     assert shown.exit_code == 1
     assert "lr=1e+12-s0 failed: FloatingPointError: the training loss of epoch 2 is" in shown.output
     assert "worker.log" in shown.output
-    assert "The same command tries them again" in shown.output
+    assert "Run the same command to try them again" in shown.output
     assert "Traceback" in (tmp_path / "lr=1e+12-s0" / "worker.log").read_text()
     rows = {row["name"]: row["runs"][0] for row in json.loads((tmp_path / "ablation.json").read_text())["rows"]}
     assert {name: entry["status"] for name, entry in rows.items()} == {
@@ -221,7 +221,7 @@ def test_ctrl_c_ends_all_processes_and_the_same_command_continues(tmp_path: Path
         process.kill()
     wait_for_the_end(children)
     assert process.returncode == 130
-    assert "Stopped; all finished epochs are saved. The same command continues." in out
+    assert "Stopped; all finished epochs are saved. Run the same command to continue." in out
     assert "Traceback" not in error + out
     assert "FAILED" not in out
     assert not list(tmp_path.glob("*/worker.log"))  # they had nothing to complain of

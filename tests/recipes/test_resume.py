@@ -297,10 +297,10 @@ def test_interrupted_before_anything_was_begun_it_says_so(tmp_path: Path, monkey
     def interrupt(**_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cawa_fast.cli.commands.TrainConfig", interrupt)
+    monkeypatch.setattr("cawa_fast.cli.train.TrainConfig", interrupt)
     result = invoke("train", "--run-dir", str(tmp_path / "r"))
     assert result.exit_code == 130
-    assert "nothing was begun yet" in result.output
+    assert "the run had not begun" in result.output
 
 
 def test_a_checkpoint_without_settings_is_not_adopted(tmp_path: Path) -> None:

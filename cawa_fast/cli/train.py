@@ -1,0 +1,97 @@
+"""``cawa-fast train``."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from ..recipes.config import TrainConfig
+from ..recipes.parallel import cpu_count
+from .errors import error_messages
+from .options import settings_options
+
+
+@click.command(context_settings={"max_content_width": 110})
+@click.option(
+    "--run-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the run.  [default: runs/DATASET-MODEL[-BACKBONE]-WEIGHTING-sSEED]",
+)
+@click.option("--resume", is_flag=True, help="Continue the run in --run-dir with its stored settings, or begin it.")
+@click.option(
+    "--tables/--no-tables", default=True, show_default=True, help="Print the table per class after every epoch."
+)
+@settings_options
+@click.pass_context
+def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, **settings: Any) -> None:
+    """Train a network. After every validation pass, score the classes and update their weights.
+
+    Writes config.json, dataset.json, metrics.jsonl (one line per epoch), confusion.json, TensorBoard events, latest.pt
+    and best.pt into the run folder. A stopped or killed run continues with --resume. On the CPU it ends with the same
+    bits as an uninterrupted run.
+
+    Under torchrun the processes share every batch and the validation set. --batch-size is the total over all processes.
+    """
+    from ..recipes.runs.folder import RunFolder
+    from ..recipes.training import distributed
+    from ..recipes.training.progress import Display
+    from ..recipes.training.signals import sigterm_interrupts
+    from ..recipes.training.trainer import Trainer
+
+    console = Console(soft_wrap=True)
+    folder: RunFolder | None = None
+
+    def stopped() -> str:
+        if console.quiet:
+            return ""
+        if folder is not None and folder.exists():
+            path = folder.path
+            return f"Stopped; all finished epochs are saved. Continue with: cawa-fast train --resume --run-dir {path}"
+        return "Stopped; the run had not begun. Run the same command again."
+
+    with error_messages(stopped):
+        if settings["root"] is not None:  # so that the run can be resumed from another folder
+            settings["root"] = str(Path(settings["root"]).resolve())
+        config = TrainConfig(**settings)
+        folder = RunFolder(run_dir or config.default_run_dir())
+        with distributed.process_group(config.resolved_device()):
+            console.quiet = distributed.rank() > 0
+            if folder.exists():
+                if not resume:
+                    raise ValueError(
+                        f"{folder.path} already holds a run; add --resume to continue it, or choose another --run-dir"
+                    )
+                config = _resumed(ctx, config, folder.read_config(), folder.path)
+            elif config.threads is None:  # stored: their number decides the last bits
+                config = replace(config, threads=max(1, cpu_count() // distributed.local_processes()))
+            distributed.barrier()  # all have looked before the first one writes
+            with sigterm_interrupts(), Display(console, tables=tables) as display:
+                trainer = Trainer(config, folder, display)
+                trainer.fit()
+        final = trainer.records[-1]
+        console.print(
+            f"Done: mIoU {final['miou']:.4f} after {final['epoch']} epochs. "
+            f"See it with `cawa-fast report {folder.path}`.",
+            highlight=False,
+            markup=False,
+        )
+
+
+def _resumed(ctx: click.Context, given: TrainConfig, stored: TrainConfig, path: Path) -> TrainConfig:
+    """The stored settings, with those given now that change no result; others that differ are an error."""
+    changed = {}
+    for setting in fields(stored):
+        if ctx.get_parameter_source(setting.name) is click.core.ParameterSource.DEFAULT:
+            continue
+        now, then = getattr(given, setting.name), getattr(stored, setting.name)
+        if now != then and not setting.metadata["resume"]:
+            raise ValueError(
+                f"--{setting.name.replace('_', '-')} is {now!r}, but the run in {path} was begun with {then!r}; "
+                "leave it out to continue that run, or choose another --run-dir"
+            )
+        changed[setting.name] = now
+    return replace(stored, **changed)
