@@ -1,4 +1,4 @@
-"""A sum over all processes, after which the process may end at any time."""
+"""An all-reduce after which the process may exit at any time."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import time
 import torch.distributed as dist
 from torch import Tensor
 
-_PATIENCE = 1.0  # seconds; only somebody else who keeps the tensor (a hook, a profiler) can make the wait that long
+_PATIENCE = 1.0  # seconds; reached only if something else, such as a hook or a profiler, keeps the tensor
 
 
 def all_reduce(values: Tensor, group: dist.ProcessGroup | None = None) -> None:
-    """Sums ``values`` over the processes, in place; when it returns, the group's threads have let go of the tensor.
+    """Sum ``values`` over the processes, in place. On return, gloo's worker threads hold no reference to the tensor.
 
-    gloo's worker thread drops its reference only after it has woken the caller, and takes Python's lock to do so. If
-    the interpreter ends in between (the last step of a training that is done), the thread is ended inside C++ and the
-    process aborts with "terminate called without an active exception": https://github.com/pytorch/pytorch/issues/190489.
-    ``destroy_process_group`` does not help where DDP holds the group. Mostly the thread is done already; otherwise one
-    turn of the scheduler suffices.
+    gloo's worker thread wakes the caller first and drops its reference afterwards, for which it takes the GIL. If the
+    interpreter shuts down in between, after the last step of a training, the thread is terminated inside C++ and the
+    process aborts with "terminate called without an active exception":
+    https://github.com/pytorch/pytorch/issues/190489. ``destroy_process_group`` does not help if DDP holds the group.
+    The thread has usually finished already; otherwise yielding to the scheduler once is enough.
     """
     references = sys.getrefcount(values)
     dist.all_reduce(values, group=group)

@@ -1,8 +1,8 @@
-"""Checks of values: labels outside the classes, and the error that waits on the device until someone reads it.
+"""The check for labels outside the classes, whose error may wait on the device until the next synchronisation.
 
-Shapes, dtypes and ranges of plain arguments are checked where they enter, in :mod:`cawa_fast.functional`. What needs
-the values of a tensor is checked here, inside the operators, so that it neither breaks a compiled graph nor forces a
-GPU to wait: there, bad labels are only counted, and the error is raised at the next natural synchronisation.
+:mod:`cawa_fast.functional` checks shapes, dtypes and ranges of arguments. This check needs the values of a tensor. It
+runs inside the operators, so that it neither breaks a compiled graph nor synchronises with a GPU: kernels only count
+bad labels, and the error is raised at the next point that synchronises anyway.
 """
 
 from __future__ import annotations
@@ -17,26 +17,30 @@ MODES = ("auto", "sync", "deferred", "off")
 _INT64 = torch.iinfo(torch.int64)
 
 _mode = "auto"
-# What operators add to: by device, kind of labels, num_classes and ignore_index a (3,) int64 tensor (count, least,
-# largest). All of a device are rows of few tables, made once, so that a captured CUDA graph can write to them.
+# The reports that operators add to, by device, argument, num_classes and ignore_index: (3,) int64 (count, least,
+# largest). The reports of a device are rows of a few tables that live forever, so that a captured CUDA graph can write
+# to them.
 _deferred: dict[tuple[torch.device, str, int, int], Tensor] = {}
 _free: dict[torch.device, list[Tensor]] = {}
 _lock = threading.Lock()
-_ROWS = 64  # of a table: more than a program has combinations of classes and ignored labels; or another one is made
-_COLUMNS = 4  # 32 bytes a row: Triton compiles a kernel again for addresses that are no multiples of 16
+_ROWS = 64  # of a table: more than a program has pairs of num_classes and ignore_index; a full table gets a successor
+_COLUMNS = 4  # 32 bytes per row: Triton recompiles a kernel for addresses that are not multiples of 16
 
 
 def set_label_check(mode: str) -> str:
     """Set when labels outside ``[0, C)`` (other than ``ignore_index``) raise; returns the previous mode.
 
     Args:
-        mode: ``"auto"`` (the default): at once on the CPU, where it costs nothing to look, deferred elsewhere.
-            ``"sync"``: at once on every device (a GPU waits for each call). ``"deferred"``: bad labels are counted on
-            the device and the error comes from :func:`check_labels`, which ``AdaptiveClassWeights.step`` calls.
-            ``"off"``: never. In every mode a bad label is treated as ignored, and nothing is read out of bounds.
+        mode: ``"auto"`` (the default): at once on the CPU, where the check is free, and deferred on other devices.
+            ``"sync"``: at once on every device; each call then synchronises with the GPU. ``"deferred"``: the device
+            counts bad labels, and :func:`check_labels`, which ``AdaptiveClassWeights.step`` calls, raises the error.
+            ``"off"``: never. In every mode a bad label counts as ignored, and nothing is read out of bounds.
+
+    Returns:
+        The previous mode.
 
     Raises:
-        ValueError: ``mode`` is none of these.
+        ValueError: ``mode`` is not one of these.
 
     Example:
         >>> import cawa_fast as cf
@@ -51,11 +55,11 @@ def set_label_check(mode: str) -> str:
 
 
 def check_labels() -> None:
-    """Raise for bad labels that operators met since the last check. Waits for the devices that have any to report.
+    """Raise for bad labels that operators found since the last check. Synchronises with the GPUs that were used.
 
     Raises:
-        ValueError: naming the labels, how many pixels have them and the usual cause. The devices stay usable, and the
-            report is cleared.
+        ValueError: names the labels, how many pixels have them, and the usual cause. The CUDA context stays usable, and
+            the report is cleared.
 
     Example:
         >>> import cawa_fast as cf
@@ -75,7 +79,7 @@ def check_labels() -> None:
 
 
 def report_bad_labels(kind: str, bad: Tensor, num_classes: int, ignore_index: int) -> None:
-    """Hand over what an operator found: ``bad`` is ``(3,)`` int64 (count, least, largest) on the operator's device."""
+    """Report what an operator found: ``bad`` is ``(3,)`` int64 (count, least, largest) on the operator's device."""
     if label_check_is_off():
         return
     if _is_deferred(bad.device):
@@ -89,7 +93,7 @@ def report_bad_labels(kind: str, bad: Tensor, num_classes: int, ignore_index: in
 
 
 def open_report(kind: str, device: torch.device, num_classes: int, ignore_index: int) -> Tensor | None:
-    """``(3,)`` int64 for a kernel to add bad labels to, before :func:`close_report`; None if nobody looks."""
+    """``(3,)`` int64 to which a kernel adds bad labels, before :func:`close_report`; None if the check is off."""
     if label_check_is_off():
         return None
     if not _is_deferred(device):
@@ -116,8 +120,8 @@ def _reports(device: torch.device) -> list[Tensor]:
 def _cuda_table(device: torch.device) -> Tensor:
     """``(_ROWS, _COLUMNS)`` int64 of cleared reports, which no CUDA graph clears or frees."""
     if torch.cuda.is_current_stream_capturing():
-        # From the graph's memory, which stays as long as the table does (another stream's could need a cudaMalloc,
-        # which a capture forbids); cleared once, now, on a stream that is not captured.
+        # Allocated from the memory pool of the graph, which lives as long as the table. Memory of another stream could
+        # need a cudaMalloc, which is forbidden during a capture. Cleared once, on a stream that is not captured.
         table = _empty_table(device)
         with torch.cuda.stream(_uncaptured_stream(device)):
             return _clear(table)
@@ -128,8 +132,8 @@ def _cuda_table(device: torch.device) -> Tensor:
             torch.cuda.current_stream().record_event().synchronize()
             return table
 
-    # In a thread of its own: torch.compile's mode "reduce-overhead" takes all memory that a thread allocates, already
-    # while it warms up, from a pool whose blocks it reuses as if it alone knew what is in them.
+    # In a separate thread: torch.compile's mode "reduce-overhead" serves all allocations of its own thread from a pool,
+    # even during the warm-up, and reuses the pool's blocks without regard to other tensors in them.
     with ThreadPoolExecutor(1) as other:
         return other.submit(make).result()
 
@@ -139,7 +143,7 @@ def _empty_table(device: torch.device) -> Tensor:
 
 
 def _uncaptured_stream(device: torch.device) -> torch.cuda.Stream:
-    """New streams are few that come in turn: one that is not part of the capture."""
+    """A stream outside the capture. PyTorch reuses streams of a small pool in turn; the next may be a captured one."""
     while True:
         stream = torch.cuda.Stream(device)
         with torch.cuda.stream(stream):
@@ -148,7 +152,7 @@ def _uncaptured_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def close_report(kind: str, report: Tensor | None, num_classes: int, ignore_index: int) -> None:
-    """Raise for what a kernel has added, unless that waits for :func:`check_labels`."""
+    """Raise if a kernel has reported bad labels, unless :func:`check_labels` does it later."""
     if report is None or _is_deferred(report.device):
         return
     count, low, high = report.tolist()
@@ -161,7 +165,7 @@ def _is_deferred(device: torch.device) -> bool:
 
 
 def label_check_is_off() -> bool:
-    """Whether operators may skip looking for bad labels."""
+    """Whether operators may skip the search for bad labels."""
     return _mode == "off"
 
 

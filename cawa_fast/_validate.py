@@ -1,4 +1,4 @@
-"""Checks of plain arguments: shapes, dtypes, devices, ranges. Messages name the argument, its value, the way out."""
+"""Checks of arguments: shapes, dtypes, devices, ranges. Messages name the argument, its value and the way out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``AdaptiveClassWeights``: the state of CAWASeg between two validation passes."""
+"""``AdaptiveClassWeights``: counts, class weights and their history, from one validation pass to the next."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _RESULTS = ("iou", "pixel_accuracy", "csps", "base_weight", "ratio_weight", "sta
 class AdaptiveClassWeights(nn.Module):
     r"""Class weights from how well each class's activation map matches the ground truth (CAWASeg, Eq. 1 to 9).
 
-    Call :meth:`observe` for each validation batch and :meth:`step` after the last one; :attr:`weight` is then the
-    class weight for the next epoch's loss. Every step computes, for class i over all that was observed,
+    Call :meth:`observe` for each validation batch and :meth:`step` after the last one. :attr:`weight` then holds the
+    class weights for the loss of the next epoch. Every step computes, for class i over everything observed,
 
     .. math::
         CSPS_i &= \delta\, IoU_i + (1 - \delta)\, PA_i \\
@@ -35,53 +35,55 @@ class AdaptiveClassWeights(nn.Module):
                 \log\Bigl(1 + \frac{\sum_j n_j}{n_i + \epsilon}\Bigr) \\
         w_i &\propto \min(\max(BW_i \cdot RW_i, w_{min}), w_{max}), \quad \mathrm{mean}(w) = 1
 
-    with the pixel count :math:`n_i` and the ratio :math:`RW_i` of this CSPS to the last, which is 1 unless ``ratio``
-    says otherwise. A class without ground truth is left out of sums and mean; its weight is 1, its IoU, PA and CSPS are
-    NaN.
+    :math:`n_i` is the number of pixels of class i. :math:`RW_i` is the ratio of this step's CSPS to the last step's; it
+    is 1 with the default ``ratio="none"``. A class without ground truth is left out of the sums and of the mean: its
+    weight is 1, and its IoU, PA and CSPS are NaN.
 
-    All state are buffers: it moves with the module, is saved in ``state_dict``, and a resumed run continues with the
-    same bits. ``weight`` is updated in place, so that losses, CUDA graphs and DDP see it.
+    All state is in buffers. It moves with the module and is saved in ``state_dict``; a resumed run continues with the
+    same bits. ``weight`` is updated in place, so that losses, CUDA graphs and DDP use the new values.
 
     Args:
         num_classes: ``C``, at least 1.
-        delta: share of the IoU in CSPS, in ``[0, 1]``; the rest is pixel accuracy.
+        delta: weight of the IoU in CSPS, in ``[0, 1]``. The rest is the weight of the pixel accuracy.
         tau: threshold of the pseudo mask, in ``[0, 1]``.
         w_min: lower clip of the raw weight, at least 0.
-        w_max: upper clip, at least ``w_min``.
-        eps: keeps the quotients finite, positive.
-        ignore_index: label of pixels that count for nothing.
-        class_counts: ``(C,)`` pixels per class for :math:`n_i`; by default those observed. Better give those of the
-            training set, whose loss the weights are for: on CamVid, where a class has 0.3 % of the training pixels and
-            2.3 % of the validation pixels, that is worth 3 points of mIoU (docs/settings.md).
+        w_max: upper clip of the raw weight, at least ``w_min`` and positive.
+        eps: added to the divisors, positive.
+        ignore_index: label of the pixels that are left out.
+        class_counts: ``(C,)`` pixels per class for :math:`n_i`; by default those observed. Pass the counts of the
+            training set, because the weights are for its loss. On CamVid, where one class has 0.3 % of the training
+            pixels and 2.3 % of the validation pixels, this gains 3 points of mIoU (docs/settings.md).
         class_names: ``C`` names for tables.
-        source: ``"cam"``: :meth:`observe` takes activation maps. ``"argmax"``: it takes logits and scores their argmax
-            (the paper's ablation without pseudo masks).
-        ratio: ``"none"``: Eq. 6 is left out. ``"paper"``: ``CSPS(t) / (CSPS(t-1) + eps)`` to the letter, in which a
-            class with CSPS 0 falls to ``w_min`` and stays there. ``"smoothed"``: ``ratio_eps`` is added to both sides,
-            so that 0/0 is 1. Measured on CamVid, mean of three seeds, mIoU / mean IoU of the rare classes: none
-            0.519 / 0.220, smoothed 0.514 / 0.215, paper 0.479 / 0.146, uniform weights 0.425 / 0.040; with
-            ``source="argmax"`` none 0.523 / 0.236, smoothed 0.513 / 0.215, paper 0.369 / 0.000, where five of 11
-            classes died. None was best on drawn scenes too (docs/settings.md), hence the default.
+        source: ``"cam"``: :meth:`observe` takes activation maps. ``"argmax"``: it takes logits and scores the predicted
+            classes (the paper's ablation without pseudo masks).
+        ratio: ``"none"``: Eq. 6 is left out. ``"paper"``: ``CSPS(t) / (CSPS(t-1) + eps)`` to the letter. A class with
+            CSPS 0 then falls to ``w_min`` and stays there. ``"smoothed"``: ``ratio_eps`` is added to both sides, so
+            that 0/0 is 1. mIoU / mean IoU of the rare classes on CamVid, mean of three seeds: none 0.519 / 0.220,
+            smoothed 0.514 / 0.215, paper 0.479 / 0.146, uniform weights 0.425 / 0.040. With ``source="argmax"``: none
+            0.523 / 0.236, smoothed 0.513 / 0.215, paper 0.369 / 0.000, with five or six of 11 classes at IoU 0.
+            ``"none"`` was also best on the synthetic street scenes (docs/settings.md) and is therefore the default.
         ratio_eps: see ``ratio``; positive.
-        normalize: see :func:`cawa_fast.functional.cam_counts`.
-        classes: see :func:`cawa_fast.functional.cam_counts`.
-        align_corners: how maps are resized to the labels.
-        momentum: share of the earlier steps' counts that enters a step's, in ``[0, 1)``: ``counts(t) + momentum *
-            (counts(t-1) + momentum * ...)``. For small validation sets and samples; 0 takes each step by itself.
-        max_error: where the weights come from a sample (``CAWA(budget=...)``), a class whose CSPS has a larger standard
-            error than this keeps its weight; positive.
+        normalize: normalisation of the maps, see :func:`cawa_fast.functional.cam_counts`.
+        classes: which classes of an image are scored, see :func:`cawa_fast.functional.cam_counts`.
+        align_corners: convention of the resize to the label resolution.
+        momentum: weight of earlier steps in the counts of a step, in ``[0, 1)``: ``counts(t) + momentum * (counts(t-1)
+            + momentum * ...)``. For small validation sets and samples. With 0 each step uses its own counts only.
+        max_error: positive. Where the weights come from a sample of images (``CAWA(budget=...)``), a class whose CSPS
+            has a larger standard error than this keeps its weight.
         metrics: also keep a confusion matrix, from which each step computes :attr:`metrics`. :class:`cawa_fast.CAWA`
             fills it; without a CAWA, call :meth:`observe_metrics`.
         rule: ``"cawa"``: the equations above. ``"recall"``: ``1 - PA`` (recall loss, Tian et al. 2022, here per step
             instead of per batch). ``"difficulty"``: ``(1 - PA)^gamma`` (Sinha et al. 2020) with the paper's dynamic
-            exponent. Or a function from the recall ``(K,)`` of the classes with ground truth to their raw weights.
-            All but ``"cawa"`` are divided by their mean and not clipped; ``source="argmax"`` suits them best.
+            exponent. Or a function from the recall ``(K,)`` of the classes with ground truth to their raw weights,
+            finite and at least 0. All but ``"cawa"`` are divided by their mean and not clipped; use them with
+            ``source="argmax"``, for which they are defined.
 
     Attributes:
-        weight: ``(C,)`` float32, mean 1, ones before the first step.
+        weight: ``(C,)`` float32, mean 1; ones before the first step.
         counts: ``(3, C)`` int64: tp, fp, fn observed since the last step.
-        iou, pixel_accuracy, csps, base_weight, ratio_weight: ``(C,)`` float32, of the last step (NaN before it).
-        standard_error: ``(C,)`` float32, of CSPS: 0 where all images were observed, NaN where none has the class.
+        iou, pixel_accuracy, csps, base_weight, ratio_weight: ``(C,)`` float32, of the last step; NaN before it.
+        standard_error: ``(C,)`` float32, standard error of CSPS: 0 where all images were observed, NaN where no image
+            has the class.
         held: ``(C,)`` bool: the classes that kept their weight in the last step.
         history: one record per step: lists by class, for tables and plots.
 
@@ -190,30 +192,30 @@ class AdaptiveClassWeights(nn.Module):
 
     @property
     def metrics(self) -> MetricValues | None:
-        """mIoU, accuracies, IoU per class of the network's predictions at the last step; None without ``metrics``."""
+        """mIoU, accuracies and IoU per class of the predictions at the last step; None without ``metrics=True``."""
         matrix = self.last_confusion
         return segmentation_metrics(matrix.cpu()) if matrix is not None and self.history else None
 
     def observe(self, cam: Tensor, target: Tensor, *, mask: Tensor | Sequence[bool] | None = None) -> None:
-        """Add one batch to the counts, on its device and without waiting for it.
+        """Add one batch to the counts, on its device and without synchronising.
 
         Args:
-            cam: ``(N, C, h, w)`` maps after the ReLU at any resolution, as :class:`cawa_fast.GradCAM` returns them;
-                with ``source="argmax"`` logits. float32, float64, bfloat16 or float16.
+            cam: ``(N, C, h, w)`` maps after the ReLU, at any resolution, as :class:`cawa_fast.GradCAM` returns them.
+                With ``source="argmax"`` logits. float32, float64, bfloat16 or float16.
             target: labels ``(N, H, W)``, uint8, int16, int32 or int64.
-            mask: ``(N,)`` bool: the images that count. For those by which a ``DistributedSampler`` fills up the last
-                batch, which are others' too: see :func:`cawa_fast.unpadded`.
+            mask: ``(N,)`` bool: the images to count. Excludes the duplicates with which a ``DistributedSampler`` pads
+                the last batch, see :func:`cawa_fast.unpadded`.
 
         Raises:
-            ValueError: a shape or device that does not fit; labels outside ``[0, C)``.
+            ValueError: shape or device do not fit, or labels lie outside ``[0, C)``.
         """
         self._check_observed(cam)
         self.counts.add_(self._count(cam, _validate.masked(target, mask, self.ignore_index)))
 
     def observe_confusion(self, matrix: Tensor) -> None:
-        """Add a confusion matrix ``(C, C)`` int64 (rows = target) in place of a batch: what ``source="argmax"`` scores.
+        """Add a confusion matrix ``(C, C)`` int64 (rows = target) to the counts, in place of a batch.
 
-        For a validation loop that computes the matrix anyway, for its own metric.
+        Equals :meth:`observe` with ``source="argmax"``, for a validation loop that computes the matrix anyway.
         """
         if matrix.shape != (self.num_classes, self.num_classes):
             raise ValueError(
@@ -229,16 +231,16 @@ class AdaptiveClassWeights(nn.Module):
         self.confusion.add_(matrix)
 
     def begin_sample(self, probability: Tensor) -> None:
-        """From now until :meth:`step`, images are observed one by one, as a sample of the validation set.
+        """Until the next :meth:`step`, observe single images that are a sample of the validation set.
 
         Args:
-            probability: ``(n,)`` float64 in ``(0, 1]``: with which each image of the sample was drawn. None in it:
-                the next step changes nothing.
+            probability: ``(n,)`` float64 in ``(0, 1]``: the inclusion probability of each image of the sample. If it is
+                empty, the next step changes nothing.
         """
         self._drawn, self._rows = probability, None
 
     def observe_sample(self, cam: Tensor, target: Tensor, first: int, stride: int = 1) -> None:
-        """Add a batch of the sample: its images are those numbered ``first, first + stride, ...`` of it."""
+        """Add a batch whose images have the numbers ``first, first + stride, ...`` within the sample."""
         self._check_observed(cam)
         if self._drawn is None or first + (len(cam) - 1) * stride >= len(self._drawn):
             raise ValueError(
@@ -247,32 +249,32 @@ class AdaptiveClassWeights(nn.Module):
             )
         if self._rows is None:
             self._rows = torch.zeros(len(self._drawn), 3, self.num_classes, dtype=torch.int64, device=cam.device)
-        for image in range(len(cam)):  # few images, and each by itself: their spread is what tells the error
+        for image in range(len(cam)):  # one by one: the standard error comes from the spread over the images
             self._rows[first + image * stride] = self._count(cam[image : image + 1], target[image : image + 1])
 
     @torch.no_grad()
     def step(self, group: dist.ProcessGroup | None = None) -> Tensor:
-        """Turn the counts of all processes into the next weights (Eq. 2 to 9), and start counting anew.
+        """Compute the next weights from the counts of all processes (Eq. 2 to 9) and reset the counts.
 
-        One all-reduce of ``3 * C`` int64 where ``torch.distributed`` is initialised (``C * C`` more with ``metrics``;
-        of a sample of n images ``n * 3 * C``); then every process computes the same float64 arithmetic on the same
-        integers, so that all hold the same bits. Waits for the device.
+        If ``torch.distributed`` is initialised, one all-reduce sums ``3 * C`` int64 (``C * C`` more with ``metrics``;
+        ``n * 3 * C`` for a sample of n images). Then every process does the same float64 arithmetic on the same
+        integers, so that all processes get the same bits. Synchronises with the device.
 
         Args:
-            group: processes to sum over; by default all.
+            group: processes to sum over; default: all.
 
         Returns:
             :attr:`weight`, updated in place.
 
         Raises:
             RuntimeError: nothing with valid ground truth was observed since the last step.
-            ValueError: bad labels that were met on a GPU since the last check.
+            ValueError: a GPU found bad labels since the last check.
         """
         self.step_with(group)
         return self.weight
 
     def step_with(self, group: dist.ProcessGroup | None, others: Sequence[int] = ()) -> list[int]:
-        """:meth:`step`, with some integers of the caller's in the same all-reduce; returns their sums."""
+        """:meth:`step` that also sums ``others`` over the processes, in the same all-reduce; returns these sums."""
         counts, matrix, others = self._gather(group, others)
         # After the collective: a process that raises must not leave the others waiting in it.
         _label_check.check_labels()
@@ -295,7 +297,7 @@ class AdaptiveClassWeights(nn.Module):
             self.average.copy_(average.counts)
             self.average_variance.copy_(average.variance)
             score = average.estimate()
-        # what a sample does not have may still be in the set
+        # A class that the sample lacks may still occur in the validation set: its weight is held.
         held = ~(score.error <= self.max_error) if sampled else torch.zeros_like(score.error, dtype=torch.bool)
         update = _rules.next_weights(
             self.rule,
@@ -331,7 +333,8 @@ class AdaptiveClassWeights(nn.Module):
     def _gather(
         self, group: dist.ProcessGroup | None, others: Sequence[int]
     ) -> tuple[Tensor, Tensor | None, list[int]]:
-        """What was observed, summed over all processes, on the CPU: ``(3, C)`` or of a sample ``(n, 3, C)``."""
+        """The sums over all processes, on the CPU: counts ``(3, C)``, or ``(n, 3, C)`` for a sample; the confusion
+        matrix; ``others``."""
         counts = self.counts
         if self._drawn is not None:
             shape = (len(self._drawn), 3, self.num_classes)
@@ -377,8 +380,8 @@ class AdaptiveClassWeights(nn.Module):
         self.history = from_bytes(state)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptiveClassWeights:
-        # model.half() casts floating buffers; the weights stay float32 (checkpoints hold their last bits). And a
-        # buffer that is moved in inference mode must not become an inference tensor, which step() could not write to.
+        # model.half() casts floating-point buffers, but the weights stay float32: checkpoints hold all of their bits.
+        # A buffer moved in inference mode would become an inference tensor, and step() could not write to it.
         def keep_dtype(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
@@ -394,7 +397,7 @@ class AdaptiveClassWeights(nn.Module):
         self._check_device("observe: cam", cam)
 
     def _check_device(self, argument: str, tensor: Tensor) -> None:
-        if tensor.device != self.counts.device:  # moving it here would make the host wait, unseen
+        if tensor.device != self.counts.device:  # moving it here would be a hidden synchronisation
             raise ValueError(
                 f"{argument} is on {tensor.device}, but the weights are on {self.counts.device}; move them with .to()"
             )

@@ -23,7 +23,7 @@ from .sampling import HasPresence, ValidationSampler, as_presence
 
 
 class _Listener:
-    """The classifier's hook. A copy of the network (an average of weights, a saved file) is not listened to."""
+    """The forward hook of the classifier. In a copy of the network (a weight average, a saved file) it does nothing."""
 
     def __init__(self, owner: CAWA | None = None) -> None:
         self._owner = (lambda: None) if owner is None else weakref.ref(owner)
@@ -43,32 +43,32 @@ class _Listener:
 class CAWA(nn.Module):
     """Class-activation adaptive weights for a network that you already train.
 
-    Finds the network's 1x1 classifier and listens to it: the loss reads its low-resolution logits before any
-    upsampling, and the activation maps come from them in closed form. What the network does after the classifier does
-    not matter.
+    Finds the 1x1 convolution that computes the network's logits and registers a forward hook on it. The loss reads the
+    low-resolution logits before any upsampling, and the activation maps follow from them in closed form. Layers after
+    the classifier are not used.
 
-    Holds the adaptive weights, not the network: ``state_dict()`` is that of :attr:`weights` and of the budget, saved
-    beside the network's.
+    The module holds the adaptive weights but not the network. ``state_dict()`` contains the state of :attr:`weights`
+    and of the budget; save it beside the network's.
 
-    **How often.** For training that counts iterations, ``every=n`` and ``if cawa.due(): ...`` once an iteration. Where
-    validation is not run anyway, or its set is huge, ``budget=0.02`` and a loader with ``sampler=cawa.sampler(index)``
-    observe as many images as 2 % of the training time allow, forward passes included.
+    **How often.** For training that counts iterations, use ``every=n`` and ``if cawa.due(): ...`` once per iteration.
+    If there is no validation pass, or its set is huge, use ``budget=0.02`` and a loader with
+    ``sampler=cawa.sampler(index)``: they observe as many images as 2 % of the training time allows, forward passes
+    included.
 
-    **Processes.** Each observes its share of the images; :meth:`step` sums over all of them. Shares may differ in size,
-    and be empty. (A network in DDP is better validated by its ``.module``: DDP's own forward synchronises buffers, and
-    waits for processes that have no more images.)
+    **Processes.** Each process observes its share of the images, and :meth:`step` sums over all processes. Shares may
+    differ in size and may be empty. Validate the ``.module`` of a network in DDP: the forward pass of DDP synchronises
+    buffers and waits for processes that have no images left.
 
     Args:
-        model: the network, in its own hands; bare, or wrapped in DDP.
+        model: the network, bare or wrapped in DDP. The caller keeps it; CAWA only adds a hook.
         num_classes: ``C``.
-        classifier: the 1x1 ``nn.Conv2d`` that computes the logits, or its dotted name; default: found.
-        reduction, label_smoothing, ignore_index, align_corners: as in :class:`cawa_fast.CrossEntropyLoss`; the last two
-            also for the scoring.
-        budget: share of the training time that adaptive weighting may take with all that belongs to it, in ``(0, 1)``;
-            or a number of images for each step, an int of at least 2. Use :meth:`sampler` for the validation loader.
-            None: every image.
-        every: with :meth:`due`: at every how many calls the weights are due, at least 1.
-        method: of the activation maps, as in :class:`cawa_fast.GradCAM`; all have a closed form here.
+        classifier: the 1x1 ``nn.Conv2d`` that computes the logits, or its dotted name. Default: search for it.
+        reduction, label_smoothing, ignore_index, align_corners: as in :class:`cawa_fast.CrossEntropyLoss`. The last two
+            apply to the scores too.
+        budget: fraction of the training time that adaptive weighting may take in total, in ``(0, 1)``; or a number of
+            images per step, an int of at least 2. Use :meth:`sampler` for the validation loader. None: all images.
+        every: :meth:`due` is true at every ``every``-th call; at least 1.
+        method: kind of the activation maps, as in :class:`cawa_fast.GradCAM`; all have a closed form here.
         delta, tau, w_min, w_max, eps, class_counts, class_names, source, ratio, ratio_eps, normalize, classes,
             momentum, max_error, metrics, rule: as in :class:`cawa_fast.AdaptiveClassWeights`, with the same defaults.
 
@@ -77,7 +77,7 @@ class CAWA(nn.Module):
         criterion: the :class:`cawa_fast.CrossEntropyLoss` that uses its live weight.
 
     Raises:
-        ValueError: no classifier is found, or an option is out of range.
+        ValueError: no classifier was found, or an argument is out of range.
 
     Example:
         >>> import torch, cawa_fast as cf
@@ -157,13 +157,13 @@ class CAWA(nn.Module):
             metrics=metrics,
             rule=rule,
         ).to(module.weight.device)
-        # In a tuple, so that neither becomes a submodule whose state would be saved twice.
+        # In a tuple: as submodules, their state would be saved twice.
         self._parts = (module, CrossEntropyLoss(self.weights, ignore_index, reduction, label_smoothing, align_corners))
         self._record: tuple[Tensor, Tensor] | None = None
         self.budget, self.every = budget, every
         self._asked = 0
         self._sampler: ValidationSampler | None = None
-        self._sampler_state: dict[str, Any] | None = None  # of a loaded checkpoint, for the sampler that is yet to come
+        self._sampler_state: dict[str, Any] | None = None  # of a checkpoint, for a later sampler()
         self._listen()
 
     @property
@@ -177,7 +177,7 @@ class CAWA(nn.Module):
 
     @property
     def logits(self) -> Tensor:
-        """``(N, C, h, w)``: the classifier's output in the last forward pass, with its graph."""
+        """``(N, C, h, w)``: the output of the classifier in the last forward pass, with its autograd graph."""
         return self._last()[1]
 
     def maps(self) -> Tensor:
@@ -185,17 +185,17 @@ class CAWA(nn.Module):
         return closed_form(self._parts[0], *self._last(), self.method)
 
     def loss(self, target: Tensor) -> Tensor:
-        """The weighted cross-entropy of the last forward pass against labels ``(N, H, W)`` of any resolution."""
+        """Weighted cross-entropy between the last forward pass and labels ``(N, H, W)`` of any resolution."""
         logits = self.logits
         self._follow(logits.device)
         return self.criterion(logits, target)
 
     def observe(self, target: Tensor, *, mask: Tensor | Sequence[bool] | None = None) -> None:
-        """Score the last forward pass, of a validation batch, against its labels ``(N, H, W)``. No host sync.
+        """Score the last forward pass, of a validation batch, against its labels. Does not synchronise.
 
         Args:
-            target: the labels.
-            mask: ``(N,)`` bool: the images that count; see :meth:`AdaptiveClassWeights.observe`.
+            target: labels ``(N, H, W)`` of any resolution.
+            mask: ``(N,)`` bool: the images to count, see :meth:`AdaptiveClassWeights.observe`.
         """
         logits, weights = self.logits, self.weights
         self._follow(logits.device)
@@ -219,21 +219,21 @@ class CAWA(nn.Module):
             weights.observe(scored, target)
 
     def step(self, group: dist.ProcessGroup | None = None) -> Tensor:
-        """After the last validation batch: the new weights, ``(C,)``; see :meth:`AdaptiveClassWeights.step`."""
+        """Call after the last validation batch: the new weights ``(C,)``, see :meth:`AdaptiveClassWeights.step`."""
         if self.budget is None:
             return self.weights.step(group)
         sampler = self._needs_sampler()
-        if not sampler.taken:  # no image of the sample is this process's
+        if not sampler.taken:  # this process has no image of the sample
             self.weights.begin_sample(sampler.draw()[1])
         if self.weights.weight.is_cuda:
-            torch.cuda.synchronize(self.weights.weight.device)  # for the clock
+            torch.cuda.synchronize(self.weights.weight.device)  # so that the clock below measures the step alone
         times, began = sampler.times(), time.perf_counter_ns()
         sampler.stepped(self.weights.step_with(group, times))
         sampler.late(time.perf_counter_ns() - began)
         return self.weight
 
     def due(self) -> bool:
-        """Whether it is time for new weights: at every ``every``-th call. Ask once an iteration, or once an epoch.
+        """Whether new weights are due: true at every ``every``-th call. Call it once per iteration or once per epoch.
 
         Example:
             >>> import torch, cawa_fast as cf
@@ -245,13 +245,13 @@ class CAWA(nn.Module):
         return self._asked % self.every == 0
 
     def sampler(self, index: Tensor | np.ndarray | HasPresence | int, *, seed: int = 0) -> ValidationSampler:
-        """The sampler for the validation loader that keeps to the budget.
+        """A sampler for the validation loader that keeps to the budget.
 
         Args:
-            index: which image of the validation set has which classes, ``(images, C)`` bool, or an object with such a
-                ``presence``, as :class:`cawa_fast.recipes.datasets.ClassIndex` builds it from label files. A number of
-                images where that is not known: then rare classes are met by chance.
-            seed: of the draws, at least 0.
+            index: which classes each validation image contains: ``(images, C)`` bool, or an object with such an
+                attribute ``presence``, as :class:`cawa_fast.recipes.datasets.ClassIndex` builds it from label files. If
+                it is unknown, the number of images; rare classes are then sampled by chance.
+            seed: seed of the draws, at least 0.
 
         Example:
             >>> import torch, cawa_fast as cf
@@ -281,13 +281,13 @@ class CAWA(nn.Module):
     def _needs_sampler(self) -> ValidationSampler:
         if self._sampler is None:
             raise RuntimeError(
-                f"CAWA: budget={self.budget} chooses the validation images; make the validation loader with "
+                f"CAWA: budget={self.budget} samples the validation images; create the validation loader with "
                 "sampler=cawa.sampler(index)"
             )
         return self._sampler
 
     def close(self) -> None:
-        """Stop listening to the network, and let go of its last output."""
+        """Remove the hook from the network and release the last output."""
         self._handle.remove()
         self._record = None
 
@@ -297,7 +297,7 @@ class CAWA(nn.Module):
             del hooks[key]  # came with a copy of the network
         self._handle = self._parts[0].register_forward_hook(_Listener(self))
 
-    # A copy, together with its network, listens to the copied network and has seen no forward pass yet.
+    # A CAWA that is copied together with its network hooks the copied network and has no forward pass recorded.
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state["_record"] = None
@@ -316,8 +316,8 @@ class CAWA(nn.Module):
     def _last(self) -> tuple[Tensor, Tensor]:
         if self._record is None:
             raise RuntimeError(
-                "CAWA: the classifier has not run yet; call model(images) first. (A network that was compiled and run "
-                "before CAWA was made does not call new hooks: make CAWA first, or call torch._dynamo.reset())"
+                "CAWA: the classifier has not run yet; call model(images) first. A network that was compiled and run "
+                "before CAWA was created does not call new hooks: create CAWA first, or call torch._dynamo.reset()"
             )
         return self._record
 

@@ -1,4 +1,4 @@
-"""``torch.ops.cawa_fast``: shapes without computing, and derivatives."""
+"""Fake implementations and derivatives of ``torch.ops.cawa_fast``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import implementations
 from .backends import Saved, is_eager, saves, statistics_size
 from .library import LIBRARY
 
-# ---------------------------------------------------------------------------------- shapes without computing (fakes)
+# ---------------------------------------------------------------------------------- fake implementations (shapes only)
 
 
 @torch.library.register_fake("cawa_fast::cross_entropy", lib=LIBRARY)
@@ -86,11 +86,11 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
     if grad is None:
         return (None,) * 8
     input, target, weight, scale, saved = ctx.saved_tensors
-    # The gradient goes to the caller, who may change it; another backward pass computes its own. (Taken in one step:
-    # several threads may go backward at once.)
+    # The caller may modify the gradient, so that only one backward pass may return it. Any other computes its own.
+    # pop() is atomic: several threads may run backward at once.
     if not torch.is_grad_enabled() and vars(ctx).pop("has_grad", False):
         if saved.is_cuda and type(saved) is Tensor:
-            result = saved.data  # changes to it are not changes of what autograd has saved, which nobody reads again
+            result = saved.data  # .data bypasses the version counter; no later backward pass reads this tensor
             weight = None if weight is None else weight.to(torch.float32).contiguous()
             torch.ops.cawa_fast_cuda.cross_entropy_rescale_(
                 result, grad.to(torch.float32), input, target, weight, scale, ctx.ignore_index, ctx.label_smoothing
@@ -99,7 +99,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
         scaled = _scaled(saved, grad)
         if scaled is not None:
             return scaled, *(None,) * 7
-    # (with gradients enabled a second derivative is asked for, which the operator refuses)
+    # With gradients enabled the caller wants a second derivative, for which the operator raises an error.
     directly = not torch.is_grad_enabled() and is_eager(grad, input, target, weight)
     compute = implementations.compute_cross_entropy_backward if directly else torch.ops.cawa_fast.cross_entropy_backward
     grad_input = compute(
@@ -124,14 +124,14 @@ class EagerCrossEntropy(torch.autograd.Function):
 
 
 def _scaled(grad_input: Tensor, grad: Tensor) -> Tensor | None:
-    """``grad_input`` times the upstream gradient, in place where nobody else can see it; None if inexact. For CPUs."""
-    if type(grad_input) is not Tensor:  # a tracer's: in its graph nothing changes in place
+    """On CPUs: ``grad_input`` times the upstream gradient, in place if possible; None if rounding would differ."""
+    if type(grad_input) is not Tensor:  # a traced graph must not modify tensors in place
         return None if grad_input.dtype == torch.bfloat16 else grad_input * grad
     grad_input = grad_input.data
     factor = grad.item()
-    if factor == 1:  # of loss.backward(), the usual one
+    if factor == 1:  # the usual case, loss.backward()
         return grad_input
-    # A bfloat16 gradient must not be rounded twice; a power of two does not round.
+    # A bfloat16 gradient must not be rounded twice. Scaling by a power of two is exact.
     if grad_input.dtype == torch.bfloat16 and abs(math.frexp(factor)[0]) != 0.5:
         return None
     return grad_input.mul_(grad)

@@ -1,6 +1,6 @@
-"""What ``torch.ops.cawa_fast`` computes: each operator reports bad labels, then calls one kernel.
+"""Implementations of ``torch.ops.cawa_fast``: each reports bad labels and calls one kernel.
 
-The functions take valid arguments; :mod:`cawa_fast.functional` checks them.
+Arguments are valid here; :mod:`cawa_fast.functional` has checked them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .library import LIBRARY
 
 
 def _count_labels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """``(N, C)`` valid pixels of each class in each image, by a kernel; reports bad labels."""
+    """``(N, C)`` int64: the valid pixels of each class in each image. Reports bad labels."""
     if not backends.runs_triton(target.device):
         counts, bad = torch.ops.cawa_fast_cpu.label_histogram(target, num_classes, ignore_index)
         _label_check.report_bad_labels("target", bad, num_classes, ignore_index)
@@ -32,7 +32,7 @@ def _count_labels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor
 def _reduction_scale(
     target: Tensor, num_classes: int, weight: Tensor | None, ignore_index: int, reduction: str, like: Tensor
 ) -> Tensor:
-    """``(C,)`` float32, ``reference.reduction_scale`` by a kernel for GPUs; reports bad labels."""
+    """``(C,)`` float32: ``reference.reduction_scale``, computed by a GPU kernel. Reports bad labels."""
     if native.cuda_available() and num_classes <= backends.COUNTED_CLASSES:
         report = _label_check.open_report("target", target.device, num_classes, ignore_index)
         how = backends.REDUCTIONS.index(reduction)
@@ -131,7 +131,7 @@ def compute_cross_entropy_backward(
         )
     if backends.is_cuda_resized(input, target, align_corners):
         cuda = torch.ops.cawa_fast_cuda
-        if saved.numel() == 0:  # the forward pass did not expect this one
+        if saved.numel() == 0:  # the forward pass ran without gradients enabled
             _, saved = cuda.resized_cross_entropy(
                 input, target, weight, scale, ignore_index, False, label_smoothing, align_corners, True
             )

@@ -1,10 +1,10 @@
-"""The compiled extension ``cawa_fast._C``: loaded once, here, when it is there.
+"""Loads the compiled libraries: the extension ``cawa_fast._C`` and the CUDA operators in ``_cuda.so``.
 
-Loading it registers ``torch.ops.cawa_fast_cpu``. Without it the package works through its other backends;
-``CAWA_FAST_NATIVE=0`` in the environment asks for that, at run time as at build time.
+Loading the extension registers ``torch.ops.cawa_fast_cpu``. Without it the package uses its other backends.
+``CAWA_FAST_NATIVE=0`` in the environment disables it, at build time and at run time.
 
-The CUDA operators ``torch.ops.cawa_fast_cuda`` are a library of their own, beside the extension; a torch without CUDA
-never loads it.
+The CUDA operators ``torch.ops.cawa_fast_cuda`` are a separate library beside the extension. It is loaded only if torch
+was built with CUDA.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch  # first: the extension finds torch's libraries among those already loaded
+import torch  # before the extension, which uses the libraries that torch has loaded
 
 _NAME = "cawa_fast._C"
 
@@ -42,14 +42,14 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 _extension, _reason = _load()
 if _extension is not None:
-    _extension.instruction_set()  # a CAWA_FAST_CPU that this processor does not have is an error here, not in the loss
+    _extension.instruction_set()  # raises here, not in the loss, if this processor lacks CAWA_FAST_CPU
 
 
 _CUDA_LIBRARY = Path(__file__).parents[1] / "_cuda.so"
 
 
 def _load_cuda() -> str | None:
-    """Registers the CUDA operators; None, or the reason why not."""
+    """Registers the CUDA operators. Returns None, or the reason why it could not."""
     if _extension is None:
         return _reason
     if torch.version.cuda is None:
@@ -84,7 +84,7 @@ def cuda_available() -> bool:
 
 
 def why_no_cuda() -> str | None:
-    """Why there are no compiled CUDA operators and what to do about it; None if there are."""
+    """Why the compiled CUDA operators are missing and how to get them; None if they are loaded."""
     return _cuda_reason
 
 
@@ -100,22 +100,22 @@ def build_info() -> dict[str, Any] | None:
 
 
 def instruction_sets() -> list[str]:
-    """Those that this processor can run, the best one last."""
+    """The compiled instruction sets that this processor supports, the best one last."""
     return [] if _extension is None else _extension.supported_instruction_sets()
 
 
 def use_instruction_set(name: str) -> None:
-    """Run another instruction set from now on, for tests and benchmarks."""
+    """Switch to another instruction set, for tests and benchmarks."""
     assert _extension is not None, _reason
     _extension.use_instruction_set(name)
 
 
 def release_gradient_memory() -> None:
-    """Free the memory of the last large gradient, which is kept for the next one."""
+    """Free the buffer of the last large gradient, which is otherwise reused for the next one."""
     if _extension is not None:
         _extension.release_gradient_memory()
 
 
 def why_not() -> str | None:
-    """Why there is no compiled extension and what to do about it; None if there is one."""
+    """Why the compiled extension is missing and how to get it; None if it is loaded."""
     return _reason
