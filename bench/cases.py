@@ -3,7 +3,7 @@
 What the fused operators cost depends on their input: cells on which all corners agree are settled at once. So a
 benchmark on noise alone says too little, and one on a flat picture too much. :func:`realistic` draws scenes of regions
 with a long tail of classes and thin rare objects, and the logits of a network that half knows them; its constants are
-set so that what decides the cost agrees with the network that `make demo` trains (``python -m bench realism``).
+set so that what decides the cost agrees with the network that `make demo` trains (bench/results/realism.md).
 """
 
 from __future__ import annotations

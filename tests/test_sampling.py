@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import cawa_fast as cf
-from bench.population import Population, scores
+from population import Population, scores
 from cawa_fast import reference
 from cawa_fast.estimation import Average, Estimate, estimate
 from cawa_fast.sampling import Rarest, ValidationSampler, draw, inclusion_probabilities
