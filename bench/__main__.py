@@ -5,11 +5,11 @@ from __future__ import annotations
 try:
     import click
 
-    from .cpu import cpu
+    from .cpu.command import cpu
     from .epoch.command import epoch
     from .gpu.command import gpu
+    from .gpu.resources import resources
     from .readme import readme
-    from .resources import resources
 except ImportError as error:
     raise SystemExit(f"python -m bench needs {error.name}: pip install -e '.[train,test]'") from None
 

@@ -18,7 +18,7 @@ import torch
 
 from cawa_fast import _native
 
-from .peers import Contender
+from .baselines import Contender
 
 SHORTEST = 0.01
 """Seconds that one sample takes at least; faster calls are repeated, so that the clock and interrupts do not show."""

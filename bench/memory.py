@@ -56,7 +56,7 @@ def in_a_process(module: str, *arguments: str) -> dict[str, int]:
 
 
 def _measure(key: str, quick: bool, threads: int, names: list[str]) -> dict[str, int]:
-    from .rows import ROWS, contender
+    from .cpu.rows import ROWS, contender
 
     row = next(row for row in ROWS if row.key == key)
     torch.set_num_threads(threads)

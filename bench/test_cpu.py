@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from .peers import MEANING
-from .rows import ROWS, Row, contender
+from .baselines import MEANING
+from .cpu.rows import ROWS, Row, contender
 
 pytest.importorskip("pytest_benchmark")
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.compile's own, which no user of this library causes

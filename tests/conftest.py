@@ -32,7 +32,7 @@ import torch
 import cawa_fast as cf
 import emulation
 import interpreter
-from bench.peers import import_torchvision
+from bench.libraries import import_torchvision
 from cawa_fast import _native, _ops
 
 collect_ignore = [] if DEVICE == "pretend" else ["pretend.py"]  # collecting doctests imports it, and it makes a device

@@ -15,8 +15,9 @@ pytest.importorskip("rich")
 
 import click
 
-from bench import cases, cpu, measure, memory, peers
-from bench.rows import ROWS, Target, contender
+from bench import baselines, cases, measure, memory
+from bench.cpu import command as cpu
+from bench.cpu.rows import ROWS, Target, contender
 
 ROOT = Path(__file__).parents[1]
 BY_KEY = {row.key: row for row in ROWS}
@@ -27,7 +28,7 @@ def problem(content: str = "realistic", classes: int = 5, align_corners: bool = 
 
 
 def results(name: str, operator: str, of: cases.Problem) -> tuple[torch.Tensor, ...]:
-    competitor = peers.build(name, operator, of)
+    competitor = baselines.build(name, operator, of)
     competitor.reset()
     return competitor.run()
 
@@ -125,7 +126,7 @@ def test_half_precision_rivals_compute_the_loss() -> None:
 def test_inputs_are_taken_in_turn() -> None:
     given = problem()
     other = dataclasses.replace(given, logits=2 * given.logits)
-    both = peers.build("eager", "cross_entropy", given, other)
+    both = baselines.build("eager", "cross_entropy", given, other)
     assert both.copies == 2
     losses = []
     for _ in range(3):
@@ -224,12 +225,12 @@ def test_realistic_inputs_are_like_the_networks() -> None:
 def test_contenders_take_turns_in_rotating_order() -> None:
     calls: list[str] = []
 
-    def make(name: str) -> peers.Contender:
+    def make(name: str) -> baselines.Contender:
         def run() -> tuple[torch.Tensor, ...]:
             calls.append(name)
             return ()
 
-        return peers.Contender(name, run)
+        return baselines.Contender(name, run)
 
     seconds = measure.interleave([make("a"), make("b")], rounds=2, threads=1)
     assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
@@ -240,11 +241,11 @@ def test_contenders_take_turns_in_rotating_order() -> None:
 def test_another_clock_and_an_end() -> None:
     timed: list[int] = []
 
-    def clock(contender: peers.Contender, repeats: int) -> float:
+    def clock(contender: baselines.Contender, repeats: int) -> float:
         timed.append(repeats)
         return 0.004
 
-    contender = peers.Contender("a", lambda: ())
+    contender = baselines.Contender("a", lambda: ())
     assert measure.interleave([contender], rounds=3, threads=1, clock=clock) == {"a": [0.004] * 3}
     assert timed == [1, 1, 3, 3, 3]
     assert measure.interleave([contender], rounds=3, threads=1, clock=clock, until=0) == {"a": [0.004]}
@@ -253,12 +254,12 @@ def test_another_clock_and_an_end() -> None:
 def test_threads_are_set_for_each_contender_and_restored() -> None:
     seen: dict[str, set[int]] = {"one": set(), "two": set()}
 
-    def make(name: str, threads: int | None) -> peers.Contender:
+    def make(name: str, threads: int | None) -> baselines.Contender:
         def run() -> tuple[torch.Tensor, ...]:
             seen[name].add(torch.get_num_threads())
             return ()
 
-        return peers.Contender(name, run, threads=threads)
+        return baselines.Contender(name, run, threads=threads)
 
     before = torch.get_num_threads()
     measure.interleave([make("one", 1), make("two", None)], rounds=1, threads=2)
@@ -295,7 +296,7 @@ def test_peak_memory_counts_what_a_call_allocates() -> None:
 def test_rows_have_keys_targets_and_rivals_of_their_own() -> None:
     assert len(BY_KEY) == len(ROWS)
     for row in ROWS:
-        assert set(row.names) <= peers.MEANING.keys()
+        assert set(row.names) <= baselines.MEANING.keys()
         assert {target.rival for target in row.targets} <= set(row.names)
         assert row.targets
     assert BY_KEY["ce-19"].title == "cross_entropy 2×19×512×1024"

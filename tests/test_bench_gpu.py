@@ -23,7 +23,7 @@ pytest.importorskip("triton")
 import click
 from click.testing import CliRunner
 
-from bench import peers
+from bench import baselines
 from bench.epoch.rows import GPU_ROWS
 from bench.gpu import command, epochs, measure, profiled, report, sanitized, smi, steps, timing
 from bench.gpu.command import Step, execute
@@ -432,7 +432,7 @@ def test_the_present_kernels_are_importable() -> None:
 def test_rows_have_keys_rivals_and_goals_of_their_own() -> None:
     assert len(BY_KEY) == len(ROWS)
     assert set(REHEARSED) <= BY_KEY.keys()
-    known = {*peers.MEANING, "ours, realistic"}
+    known = {*baselines.MEANING, "ours, realistic"}
     for row in ROWS:
         assert {*row.rivals, *row.compiled} <= known
         measured = {*row.rivals, *row.compiled, "bytes", "exponentials"}

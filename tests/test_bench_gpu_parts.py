@@ -19,11 +19,11 @@ import torch
 pytest.importorskip("click")
 pytest.importorskip("triton")
 
+from bench.baselines import Contender
 from bench.gpu import command, digest, profiled, report, sweep, timing
 from bench.gpu.goals import goals, limit_share
 from bench.gpu.rows import ROWS, shrunk
 from bench.gpu.state import State
-from bench.peers import Contender
 from gpu_results import fake_row
 
 ROOT = Path(__file__).parents[1]

@@ -16,9 +16,9 @@ pytest.importorskip("rich")
 
 from click.testing import CliRunner
 
-from bench import measure, memory, peers, readme, table
+from bench import baselines, measure, memory, readme, table
 from bench.__main__ import main
-from bench.rows import ROWS
+from bench.cpu.rows import ROWS
 
 ROOT = Path(__file__).parents[1]
 BY_KEY = {row.key: row for row in ROWS}
@@ -53,7 +53,7 @@ def fake_result() -> dict[str, Any]:
         "machine": machine,
         "settings": {"rounds": 1, "quick": False},
         "exponentials_per_second": 2e9,
-        "meaning": {name: peers.MEANING[name] for name in ("ours", "eager", "copy", "one thread")},
+        "meaning": {name: baselines.MEANING[name] for name in ("ours", "eager", "copy", "one thread")},
         "rows": rows,
     }
 

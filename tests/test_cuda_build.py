@@ -16,8 +16,8 @@ from cawa_fast import _native
 pytest.importorskip("click")
 pytest.importorskip("rich")
 
-from bench import resources
-from bench.resources import Resources
+from bench.gpu import resources
+from bench.gpu.resources import Resources
 
 ROOT = Path(__file__).parents[1]
 NVCC = resources.nvcc()

@@ -10,7 +10,7 @@ pytest.importorskip("rich")
 
 from cawa_fast.kernels import _tiling
 
-from bench import resources, triton_resources
+from bench.gpu import resources, triton_resources
 from triton_versions import OLDEST, WHY_NOT
 
 

@@ -17,9 +17,9 @@ import cawa_fast.functional as CF
 from cawa_fast import reference
 from cawa_fast.recipes.stopwatch import Stopwatch
 
+from ..baselines import eager_cam_counts, eager_confusion_matrix, eager_cross_entropy, eager_present_cam_counts
 from ..cases import IGNORE, TAU
 from ..libraries import import_torchvision
-from ..peers import eager_cam_counts, eager_confusion_matrix, eager_cross_entropy, eager_present_cam_counts
 
 MEANING = {
     "a": "plain PyTorch: `F.interpolate` + `F.cross_entropy`; validation by `max`, `bincount`",

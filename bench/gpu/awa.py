@@ -14,8 +14,8 @@ import cawa_fast as cf
 from cawa_fast.recipes.models.libraries import without_source_tree
 
 from .. import cases
+from ..baselines import Contender
 from ..libraries import import_torchvision
-from ..peers import Contender
 from .timing import Machine, UncapturableError, replayed, samples
 
 KEY = "awa"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..cpu.rows import Target
 from ..floors import Floor, Limits
-from ..rows import Target
 from ..table import mebibytes
 from .rows import ROWS
 

@@ -9,9 +9,9 @@ import torch
 import triton
 from torch import Tensor
 
+from ..baselines import Contender
 from ..cases import Problem
 from ..floors import Limits
-from ..peers import Contender
 from . import kernels
 from .smi import LOAD, query
 from .timing import Gpu, Machine, UncapturableError, first_line, replayed, samples

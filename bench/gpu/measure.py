@@ -7,9 +7,9 @@ import time
 import traceback
 from typing import Any
 
+from ..baselines import MEANING, Contender
 from ..floors import Floor
 from ..measure import ratio
-from ..peers import MEANING, Contender
 from .awa import KEY as AWA
 from .awa import measure as measure_awa
 from .rows import REHEARSED, ROWS, Row, Unit, contender, problems, scored_maps, shrunk, units

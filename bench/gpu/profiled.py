@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-from ..peers import Contender
+from ..baselines import Contender
 from .rows import ROWS, contender, problems, shrunk
 from .state import State
 from .timing import Machine, first_line

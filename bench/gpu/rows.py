@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 
 from .. import cases, floors
+from ..baselines import Contender, build
 from ..cases import IGNORE, Problem
-from ..peers import Contender, build
-from ..rows import Target
+from ..cpu.rows import Target
 from .timing import Machine, copies_of
 
 IMAGES = 8

@@ -10,8 +10,8 @@ from typing import Protocol
 
 import torch
 
+from ..baselines import Contender
 from ..measure import interleave
-from ..peers import Contender
 
 
 class UncapturableError(RuntimeError):

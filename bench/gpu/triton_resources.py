@@ -1,6 +1,6 @@
 """Triton's kernels compiled for a GPU that is not there, and what they take of it.
 
-``python -m bench.triton_resources 80 90`` prints the rows as JSON. In a process of its own: a process in which
+``python -m bench.gpu.triton_resources 80 90`` prints the rows as JSON. In a process of its own: a process in which
 TRITON_INTERPRET was set cannot compile.
 """
 
@@ -234,8 +234,8 @@ def in_a_process(architectures: list[int], path: Path | None = None) -> list[Res
     if path is not None:
         environment["PYTHONPATH"] = str(path)
     run = subprocess.run(
-        [sys.executable, "-m", "bench.triton_resources", *map(str, architectures)],
-        cwd=Path(__file__).parents[1],
+        [sys.executable, "-m", "bench.gpu.triton_resources", *map(str, architectures)],
+        cwd=Path(__file__).parents[2],
         env=environment,
         capture_output=True,
         text=True,

@@ -6,8 +6,8 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 
-from . import floors, peers
-from .cases import Problem, make
+from .. import baselines, floors
+from ..cases import Problem, make
 
 EXPONENTIALS = ("exponentials", "exponentials, one thread")
 MACHINE = (*EXPONENTIALS, "copy", "copy, one thread")
@@ -90,13 +90,13 @@ class Row:
         return dataclasses.replace(self, low=small(self.low), high=small(self.high))
 
 
-def contender(row: Row, name: str) -> peers.Contender:
+def contender(row: Row, name: str) -> baselines.Contender:
     """The contender ``name`` of a row, with its input; the last problem made is kept."""
     low = row.low
     if name == "ratio 4":
         low = (row.high[0] // 4, row.high[1] // 4)
     align_corners = row.align_corners and name != "ratio 4"
-    return peers.build(name, row.operator, _problem(row.content, row.classes, low, row.high, align_corners))
+    return baselines.build(name, row.operator, _problem(row.content, row.classes, low, row.high, align_corners))
 
 
 @functools.lru_cache(maxsize=2)

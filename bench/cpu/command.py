@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import memory, table
-from .measure import exponential_rate, interleave, machine, ratio
-from .peers import MEANING
+from .. import memory, table
+from ..baselines import MEANING
+from ..measure import exponential_rate, interleave, machine, ratio
 from .rows import MACHINE, ROWS, Row, Target, contender
 
 WHOLE = table.ROOT / "bench" / "results" / "cpu"

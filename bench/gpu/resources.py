@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from .table import ROOT, write_text
+from ..table import ROOT, write_text
 
 OUT = ROOT / "bench" / "results" / "resources"
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
