@@ -14,28 +14,21 @@ except ImportError as error:
     raise SystemExit(f"python -m bench needs {error.name}: pip install -e '.[train,test]'") from None
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    commands=[cpu, epoch, gpu, resources, readme],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 def main() -> None:
-    """Measure cawa_fast against what one would use in its place; run it from the repository.
+    """Compare cawa_fast with its baselines; run it from the repository.
 
     \b
     python -m bench cpu         every operator on the CPU: time, memory, floor
-    python -m bench epoch       a training epoch with adaptive weights and without: the cost of the closed loop
-    python -m bench gpu         everything that needs a GPU, in one go
-    python -m bench readme      the measured tables into README.md
+    python -m bench epoch       the time of a training epoch with adaptive weights and without
+    python -m bench gpu         everything that needs a GPU, in one command
     python -m bench resources   registers, spills, shared memory of the GPU kernels; needs nvcc, no GPU
+    python -m bench readme      copy the measured tables into README.md
     """
 
-
-COMMANDS = {
-    "cpu": cpu,
-    "epoch": epoch,
-    "gpu": gpu,
-    "readme": readme,
-    "resources": resources,
-}
-for name, command in COMMANDS.items():
-    main.add_command(command, name)
 
 if __name__ == "__main__":
     main(prog_name="python -m bench")

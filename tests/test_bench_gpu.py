@@ -27,7 +27,7 @@ from bench import baselines
 from bench.epoch.rows import GPU_ROWS
 from bench.gpu import command, epochs, measure, profiled, report, sanitized, smi, steps, timing
 from bench.gpu.command import Step, execute
-from bench.gpu.rows import REHEARSED, ROWS, Unit, problems, scored_maps, shrunk, units
+from bench.gpu.rows import REHEARSED, ROWS, Unit, inputs_of, rehearsed, scored_maps, units_of
 from bench.gpu.runner import Done, Run
 from bench.gpu.state import State
 from gpu_results import fake_row
@@ -114,7 +114,7 @@ def test_a_failing_step_stops_no_other(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     assert not execute(run, (Step("limits", 1, 0, fails), Step("tests", 1, 0, works)))
     assert {name: step["status"] for name, step in run.result["steps"].items()} == {"limits": "failed", "tests": "ok"}
-    assert "2 passed" in report.summary(run.result)
+    assert "2 passed" in report.gpu_summary(run.result)
     assert not run.report_failed
 
 
@@ -132,7 +132,7 @@ def test_a_report_that_fails_costs_no_results(tmp_path: Path, monkeypatch: pytes
     def broken(result: dict[str, Any]) -> str:
         raise KeyError("planted")
 
-    monkeypatch.setattr(report, "markdown", broken)
+    monkeypatch.setattr(report, "gpu_page", broken)
     run = new_run(tmp_path)
     run.publish()
     assert run.report_failed
@@ -142,9 +142,9 @@ def test_a_report_that_fails_costs_no_results(tmp_path: Path, monkeypatch: pytes
 
 def test_steps_share_the_time() -> None:
     first, second = Step("build", 1, 0, steps.build), Step("tests", 3, 0, steps.tests)
-    assert command.budget((first, second), 400) == 100
-    assert command.budget((second,), 390) == 390  # what the first left over is there
-    assert command.budget((second,), -1) == 0
+    assert command.share_of_time((first, second), 400) == 100
+    assert command.share_of_time((second,), 390) == 390  # what the first left over is there
+    assert command.share_of_time((second,), -1) == 0
 
 
 def test_without_time_a_step_is_skipped_and_says_so(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_without_time_a_step_is_skipped_and_says_so(tmp_path: Path) -> None:
     run.rehearse = False
     assert execute(run, (Step("tests", 1, 60, steps.tests),))
     assert run.result["steps"]["tests"]["status"] == "skipped"
-    assert "no time left" in report.summary(run.result)
+    assert "no time left" in report.gpu_summary(run.result)
 
 
 def test_without_a_gpu_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,10 +164,10 @@ def test_without_a_gpu_nothing_is_overwritten(tmp_path: Path, monkeypatch: pytes
 
 
 def test_unknown_steps_are_refused() -> None:
-    assert [step.name for step in command.select("tests, limits")] == ["limits", "tests"]
-    assert command.select("") == command.STEPS
+    assert [step.name for step in command.select_steps("tests, limits")] == ["limits", "tests"]
+    assert command.select_steps("") == command.STEPS
     with pytest.raises(click.BadParameter, match="no step 'nothing'"):
-        command.select("nothing")
+        command.select_steps("nothing")
 
 
 # ------------------------------------------------------------------------------------------------------- the processes
@@ -261,16 +261,16 @@ def test_an_epoch_that_hangs_costs_no_other(tmp_path: Path, monkeypatch: pytest.
         state.data["rows"][key] = {"rounds": 2}
 
     monkeypatch.setattr(epochs, "MAIN", (first, second, third))
-    monkeypatch.setattr(epochs, "measure", measured)
+    monkeypatch.setattr(epochs, "measure_network", measured)
     state = State(tmp_path / "state.json", seconds=60, rehearse=False)
     state.data = {"begun": first}  # when the process was ended
-    epochs.run(state, timing.Host())
+    epochs.run_epochs(state, timing.Host())
     assert state.data["done"] == [first, second, third]
     assert state.data["rows"].keys() == {second}
     assert state.data["failed"][first].startswith("the process ended")
     assert state.data["failed"][third] == "RuntimeError: out of memory"
     late = State(tmp_path / "late.json", seconds=1, rehearse=False)
-    epochs.run(late, timing.Host())
+    epochs.run_epochs(late, timing.Host())
     assert late.data["note"] == f"out of time before {first}"
 
 
@@ -280,10 +280,10 @@ def test_rows_of_epochs_and_profiles_are_there() -> None:
 
 
 def test_a_unit_that_ended_its_process_is_not_tried_again(tmp_path: Path) -> None:
-    first, *others = measure._plan(rehearse=True)
+    first, *others = measure.plan(rehearse=True)
     state = State(tmp_path / "state.json", seconds=5, rehearse=True)
     state.data = {"begun": first.name, "done": [unit.name for unit in others] + ["awa"]}
-    measure.run(state, timing.Host())
+    measure.run_benchmarks(state, timing.Host())
     assert list(state.data["failed"]) == [first.name]
     assert state.data["rows"] == {}
 
@@ -429,33 +429,33 @@ def test_the_present_kernels_are_importable() -> None:
 # ------------------------------------------------------------------------------------------------------------- the rows
 
 
-def test_rows_have_keys_rivals_and_goals_of_their_own() -> None:
+def test_rows_have_keys_baselines_and_goals_of_their_own() -> None:
     assert len(BY_KEY) == len(ROWS)
     assert set(REHEARSED) <= BY_KEY.keys()
     known = {*baselines.MEANING, "ours, realistic"}
     for row in ROWS:
-        assert {*row.rivals, *row.compiled} <= known
-        measured = {*row.rivals, *row.compiled, "bytes", "exponentials"}
-        assert {target.rival for target in row.targets} <= measured
+        assert {*row.baselines, *row.compiled} <= known
+        measured = {*row.baselines, *row.compiled, "bytes", "exponentials"}
+        assert {target.baseline for target in row.targets} <= measured
     assert BY_KEY["resize-ce-150-x4-bf16"].title == (
         "resize + cross_entropy 8×150×128×128 to 512×512, bfloat16"
     )  # as in the table of goals
 
 
 def test_what_goals_ask_for_comes_first() -> None:
-    planned = units(ROWS)
+    planned = units_of(ROWS)
     assert len({unit.name for unit in planned}) == len(planned)
     kinds = [(unit.kind, bool(unit.row.targets)) for unit in planned]
     assert kinds == sorted(kinds, key=[*dict.fromkeys(kinds)].index), "each kind at one place"
-    assert kinds[0] == ("rivals", True)
+    assert kinds[0] == ("baselines", True)
     assert kinds[-1] == ("max-autotune", True)
-    assert Unit(BY_KEY["ce-19"], ("Liger",)).name == "ce-19: rivals"
+    assert Unit(BY_KEY["ce-19"], ("Liger",)).name == "ce-19: baselines"
 
 
 @pytest.mark.parametrize("key", REHEARSED)
 def test_inputs_of_a_row(key: str) -> None:
-    row = shrunk(BY_KEY[key])
-    made = problems(row, timing.Host())
+    row = rehearsed(BY_KEY[key])
+    made = inputs_of(row, timing.Host())
     logits, labels = made[0].logits, made[0].labels
     assert logits.shape == (2, row.classes, *row.low)
     assert labels.shape == (2, *row.high)
@@ -467,7 +467,7 @@ def test_inputs_of_a_row(key: str) -> None:
 
 
 def test_maps_of_classes_that_are_there() -> None:
-    row = shrunk(BY_KEY["cam-19"])
-    (given, *_) = problems(row, timing.Host())
+    row = rehearsed(BY_KEY["cam-19"])
+    (given, *_) = inputs_of(row, timing.Host())
     present = [{*image.flatten().tolist()} - {255} for image in given.labels]
     assert scored_maps(given, row.classes) == sum(len(classes) for classes in present)

@@ -1,7 +1,7 @@
-"""Triton's kernels compiled for a GPU that is not there, and what they take of it.
+"""Compiles Triton's kernels for GPUs that need not be present, and reads what each kernel needs.
 
-``python -m bench.gpu.triton_resources 80 90`` prints the rows as JSON. In a process of its own: a process in which
-TRITON_INTERPRET was set cannot compile.
+``python -m bench.gpu.triton_resources 80 90`` prints the rows as JSON. It runs in a process of its own, because a
+process in which TRITON_INTERPRET was set cannot compile.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from cawa_fast.kernels import _tiling, cam_counts, confusion_matrix, cross_entro
 from cawa_fast.kernels._launch import compiler_options
 from torch import Tensor
 
-from .resources import Resources
+from ..files import ROOT
+from .kernel_resources import Resources
 
 META = torch.device("meta")
 _TYPES = {
@@ -40,7 +41,7 @@ Call = tuple[Any, dict[str, Any], dict[str, Any]]  # kernel, arguments, options
 
 
 def _calls(operator: Callable[[], object]) -> list[Call]:
-    """What ``operator`` launches, without launching it: its tensors are on the device "meta"."""
+    """The launches of ``operator``, recorded instead of executed; its tensors are on the device "meta"."""
     calls: list[Call] = []
 
     def recorded(
@@ -69,7 +70,7 @@ def _problem(
 
 
 def _wide(classes: int = 150) -> tuple[Tensor, Tensor]:
-    """Offsets within a plane of more than 32 bits."""
+    """A problem whose offsets within a plane need 64 bits."""
     input, target = _problem(classes=classes, label=torch.int16)
     n, c, h, w = input.shape
     return input.as_strided((n, c, h, w), (1, 1, 2**32 // h, 1)), target
@@ -113,7 +114,7 @@ _BY_KERNEL: dict[str, tuple[str, Callable[[], None]]] = {
     "cross_entropy_backward": ("_backward", lambda: _loss(*_problem())),
     "cross_entropy_same": ("_forward", lambda: _loss(*_problem(ratio=1))),
 }
-# every kernel in the configuration that is chosen, on inputs that change its code
+# every kernel in its chosen configuration, on inputs that change its code
 _VARIANTS: dict[str, list[Callable[[], None]]] = {
     "float32": [
         lambda: _labels(_problem()[1]),
@@ -152,8 +153,8 @@ _VARIANTS: dict[str, list[Callable[[], None]]] = {
 }
 
 
-def cases() -> Iterator[tuple[str, str, Call]]:
-    """Kernel, configuration and call: each configuration of the tables, and each variant of the code."""
+def kernel_cases() -> Iterator[tuple[str, str, Call]]:
+    """Kernel, configuration and call of each configuration in the tables and each variant of the code."""
     for table, (kernel, operator) in _BY_KERNEL.items():
         for configuration in _tiling.TABLES[table]:
             with _tiling.forced(table, configuration):
@@ -172,7 +173,7 @@ def cases() -> Iterator[tuple[str, str, Call]]:
 
 
 def compile_for(call: Call, architecture: int) -> Any:
-    """As a launch would: with the same constants, alignments and options."""
+    """Compile as a launch does, with the same constants, alignments and options."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -203,7 +204,7 @@ _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 
 def resources_of(compiled: Any, kernel: str, configuration: str, architecture: int) -> Resources:
-    """Read from the machine code. (What spills lies in the stack frame: without one nothing does.)"""
+    """Read from the machine code. Spilled registers are part of the stack frame."""
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -219,8 +220,8 @@ def resources_of(compiled: Any, kernel: str, configuration: str, architecture: i
 
 
 def compile_triton(architectures: list[int]) -> list[Resources]:
-    """All cases, sorted."""
-    found = list(cases())
+    """All cases on all architectures, sorted."""
+    found = list(kernel_cases())
     return sorted(
         resources_of(compile_for(call, architecture), kernel, configuration, architecture)
         for architecture in architectures
@@ -229,13 +230,13 @@ def compile_triton(architectures: list[int]) -> list[Resources]:
 
 
 def in_a_process(architectures: list[int], path: Path | None = None) -> list[Resources]:
-    """The same, wherever this is called; with the Triton in the folder ``path``, if given."""
+    """The same in a new process, with the Triton in the folder ``path`` if given."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
     run = subprocess.run(
         [sys.executable, "-m", "bench.gpu.triton_resources", *map(str, architectures)],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
