@@ -76,7 +76,9 @@ MEANING = {
 _OURS = ("ours", "ours again", "one thread", "float32", "bfloat16", "ratio 4")
 
 
-def build(name: str, operator: str, problem: Problem, *more: Problem, backend: str = "inductor") -> Implementation:
+def make_implementation(
+    name: str, operator: str, problem: Problem, *more: Problem, backend: str = "inductor"
+) -> Implementation:
     """The implementation ``name`` of an operator.
 
     Args:

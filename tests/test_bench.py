@@ -29,7 +29,7 @@ def problem(content: str = "realistic", classes: int = 5, align_corners: bool = 
 
 
 def results(name: str, operator: str, of: cases.Problem) -> tuple[torch.Tensor, ...]:
-    implementation = baselines.build(name, operator, of)
+    implementation = baselines.make_implementation(name, operator, of)
     implementation.reset()
     return implementation.run()
 
@@ -127,7 +127,7 @@ def test_half_precision_baselines_compute_the_loss() -> None:
 def test_inputs_are_taken_in_turn() -> None:
     given = problem()
     other = dataclasses.replace(given, logits=2 * given.logits)
-    both = baselines.build("eager", "cross_entropy", given, other)
+    both = baselines.make_implementation("eager", "cross_entropy", given, other)
     assert both.copies == 2
     losses = []
     for _ in range(3):

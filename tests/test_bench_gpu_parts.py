@@ -217,7 +217,7 @@ def test_sweep_times_every_configuration_of_the_rows_kernels(tmp_path: Path) -> 
     tables = {"cam_counts": [{"ROWS": 8}, {"ROWS": 32}], "confusion_matrix": [{"ROWS": 8}, {"ROWS": 4}], "one": [{}]}
     state = State(tmp_path / "state.json", seconds=60, rehearse=True)
     rows = [rehearsed(BY_KEY["confusion-19"]), rehearsed(BY_KEY["cam-19"])]
-    sweep.sweep(tables, forced, rows, state, timing.Host())
+    sweep.time_configurations(tables, forced, rows, state, timing.Host())
     assert forced_now == [("confusion_matrix", 8), ("confusion_matrix", 4), ("cam_counts", 8)]
     times = state.data["times"]
     assert times["cam_counts"]["cam-19"][0] > 0
@@ -225,7 +225,7 @@ def test_sweep_times_every_configuration_of_the_rows_kernels(tmp_path: Path) -> 
     assert "out of registers" in next(iter(state.data["failed"].values()))
     # out of time: said, and nothing lost
     late = State(tmp_path / "late.json", seconds=0, rehearse=True)
-    sweep.sweep(tables, forced, rows, late, timing.Host())
+    sweep.time_configurations(tables, forced, rows, late, timing.Host())
     assert "out of time" in late.data["note"]
 
 

@@ -24,7 +24,7 @@ def assert_lanes_keep_to_themselves(table):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_kernels_compile_without_spills(architecture):
     """No local memory, no more shared memory than there is, and registers as in the committed table."""
-    table = triton_resources.in_a_process([architecture])
+    table = triton_resources.compile_in_a_process([architecture])
     assert not faults(table)
     assert_lanes_keep_to_themselves(table)
     configurations = {(row.kernel, row.configuration) for row in table}
@@ -40,7 +40,7 @@ def test_kernels_compile_without_spills(architecture):
 @pytest.mark.skipif(OLDEST is None, reason=WHY_NOT)
 @pytest.mark.parametrize("architecture", [80, 90])
 def test_the_oldest_triton_compiles_them_without_spills_too(architecture):
-    table = triton_resources.in_a_process([architecture], OLDEST)
+    table = triton_resources.compile_in_a_process([architecture], OLDEST)
     assert not faults(table)
     assert_lanes_keep_to_themselves(table)
 

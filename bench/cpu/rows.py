@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from ..baselines import Implementation, build
+from ..baselines import Implementation, make_implementation
 from ..cases import Problem, make
 from ..rows import SHAPES, Row, Size, Target
 
@@ -27,7 +27,7 @@ def implementation_of(row: Row, name: str) -> Implementation:
     low, align_corners = row.low, row.align_corners
     if name == "ratio 4":
         low, align_corners = (row.high[0] // 4, row.high[1] // 4), False
-    return build(name, row.operator, _problem(row.content, row.classes, low, row.high, align_corners))
+    return make_implementation(name, row.operator, _problem(row.content, row.classes, low, row.high, align_corners))
 
 
 @functools.lru_cache(maxsize=2)

@@ -40,14 +40,14 @@ class Step:
 
 
 STEPS = (
-    Step("build", 100, 10, steps.build),
-    Step("limits", 10, 8, steps.limits),
-    Step("tests", 38, 15, steps.tests),
-    Step("profile", 18, 8, steps.profile),
-    Step("benchmarks", 68, 15, steps.benchmarks),
-    Step("epoch", 38, 15, steps.epoch),
-    Step("sanitizer", 20, 12, steps.sanitizer),
-    Step("sweep", 8, 10, steps.sweep),
+    Step("build", 100, 10, steps.build_step),
+    Step("limits", 10, 8, steps.limits_step),
+    Step("tests", 38, 15, steps.tests_step),
+    Step("profile", 18, 8, steps.profile_step),
+    Step("benchmarks", 68, 15, steps.benchmarks_step),
+    Step("epoch", 38, 15, steps.epoch_step),
+    Step("sanitizer", 20, 12, steps.sanitizer_step),
+    Step("sweep", 8, 10, steps.sweep_step),
 )
 
 

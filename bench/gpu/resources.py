@@ -172,7 +172,7 @@ def resources(out: Path) -> None:
     if compiler is None:
         raise click.ClickException("there is no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda")
     compilers = {"nvcc": nvcc_version(compiler), "triton": version("triton")}
-    table = sorted([*compile_cuda(compiler), *triton_resources.in_a_process(list(ARCHITECTURES))])
+    table = sorted([*compile_cuda(compiler), *triton_resources.compile_in_a_process(list(ARCHITECTURES))])
     page = resources_page(compilers, table, commit() or "unknown")
     write_result(out, {"compilers": compilers, "kernels": [asdict(row) for row in table]}, page)
     click.echo(page)

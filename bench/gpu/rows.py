@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from .. import cases
-from ..baselines import Implementation, build
+from ..baselines import Implementation, make_implementation
 from ..cases import IGNORE, Problem
 from ..rows import DTYPES, SHAPES, WIDE, Row, Size, Target
 from .timing import Machine, copies_of
@@ -48,8 +48,8 @@ def implementation_on(
         return reads_labels(given)
     if name == "ours, realistic":
         mixed = inputs_of(dataclasses.replace(row, content="realistic"), machine)
-        return build("ours", row.operator, *mixed)._replace(name=name)
-    return build(name, row.operator, *given, backend=backend)
+        return make_implementation("ours", row.operator, *mixed)._replace(name=name)
+    return make_implementation(name, row.operator, *given, backend=backend)
 
 
 def scored_maps(problem: Problem, classes: int) -> int:

@@ -51,7 +51,7 @@ def importable_kernels() -> Iterator[str | None]:
 # ---------------------------------------------------------------------------------------------------------- build
 
 
-def build(run: Run, seconds: float, result: Found) -> None:
+def build_step(run: Run, seconds: float, result: Found) -> None:
     """Build the extension in place; without it the other steps run Triton's kernels and plain PyTorch."""
     cmake = shutil.which("cmake", path=_SCRIPTS)
     if cmake is None:
@@ -136,7 +136,7 @@ def pytest_command(run: Run, junit: Path) -> list[str]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "-rfE"]
     command += ["--maxfail=200", f"--junitxml={junit}"]
     if run.rehearse:
-        return [*command, "tests/test_floors.py"]
+        return [*command, _test_file("floors")]
     if importlib.util.find_spec("pytest_timeout") is not None:
         # by a thread, which ends the process: signals are not handled while the host waits for the device
         command += ["-p", "pytest_timeout", f"--timeout={_TEST_SECONDS}", "--timeout-method=thread"]
@@ -145,10 +145,16 @@ def pytest_command(run: Run, junit: Path) -> list[str]:
         # distribute the first tests, which matter most, over the processes.
         processes = max(1, min(14, (os.cpu_count() or 1) - 2))
         command += ["-p", "xdist.plugin", "-n", str(processes), "--maxschedchunk=2"]
-    return [*command, *(f"tests/test_{name}.py" for name in DEVICE_TESTS)]
+    return [*command, *map(_test_file, DEVICE_TESTS)]
 
 
-def tests(run: Run, seconds: float, result: Found) -> None:
+def _test_file(name: str) -> str:
+    """The path of ``test_{name}.py``, wherever it lies below ``tests``."""
+    (found,) = (ROOT / "tests").rglob(f"test_{name}.py")
+    return found.relative_to(ROOT).as_posix()
+
+
+def tests_step(run: Run, seconds: float, result: Found) -> None:
     """Run the tests that need a device."""
     junit = run.out / ".tests.xml"
     junit.unlink(missing_ok=True)
@@ -217,7 +223,7 @@ def _every_operator(run: Run, seconds: float) -> list[str]:
     return [sys.executable, "-m", "bench.gpu.sanitized", "cpu" if run.rehearse else "cuda", f"{seconds:.0f}"]
 
 
-def sanitizer(run: Run, seconds: float, result: Found) -> None:
+def sanitizer_step(run: Run, seconds: float, result: Found) -> None:
     """Run compute-sanitizer's memcheck and racecheck on every operator, at the same time."""
     tool = shutil.which("compute-sanitizer", path=f"{_SCRIPTS}{os.pathsep}/usr/local/cuda/bin")
     if run.rehearse or tool is None:
@@ -266,12 +272,12 @@ def parse_sanitizer(done: Done) -> Found:
 # ------------------------------------------------------------------------------------------------ on the device
 
 
-def limits(run: Run, seconds: float, result: Found) -> None:
+def limits_step(run: Run, seconds: float, result: Found) -> None:
     """Measure the limits of the device."""
     _succeeded(run.child("limits", seconds, result))
 
 
-def profile(run: Run, seconds: float, result: Found) -> None:
+def profile_step(run: Run, seconds: float, result: Found) -> None:
     """The time of each kernel of the main rows."""
     done = run.child("profile", seconds, result)
     if not any("ours" in row for row in result.get("rows", {}).values()):
@@ -279,12 +285,12 @@ def profile(run: Run, seconds: float, result: Found) -> None:
     _note_failures(result, done, "rows")
 
 
-def benchmarks(run: Run, seconds: float, result: Found) -> None:
+def benchmarks_step(run: Run, seconds: float, result: Found) -> None:
     """Measure all rows."""
     _in_pieces(run, "benchmarks", seconds, result)
 
 
-def epoch(run: Run, seconds: float, result: Found) -> None:
+def epoch_step(run: Run, seconds: float, result: Found) -> None:
     """Measure epochs of networks."""
     _in_pieces(run, "epoch", seconds, result)
 
@@ -315,7 +321,7 @@ def _note_failures(result: Found, done: Done, what: str) -> None:
         result["note"] = f"{len(reasons)} {what} failed, first {reasons[0]}" if reasons else done.how
 
 
-def sweep(run: Run, seconds: float, result: Found) -> None:
+def sweep_step(run: Run, seconds: float, result: Found) -> None:
     """Time the configurations of the tile tables."""
     _succeeded(run.child("sweep", seconds, result))
     if str(result.get("note", "")).startswith("skipped"):

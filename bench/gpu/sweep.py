@@ -66,7 +66,7 @@ def run_sweep(state: State, machine: Machine) -> None:
     rows = [row for key in _SWEPT for row in ROWS if row.key == key]
     if state.rehearse:
         rows = [rehearsed(row) for row in rows if row.key in ("resize-ce-19-x4", "confusion-19", "cam-19")]
-    sweep(module.TABLES, module.forced, rows, state, machine)
+    time_configurations(module.TABLES, module.forced, rows, state, machine)
     source = Path(module.__file__).read_text(encoding="utf-8")
     state.data["tables"] = dict(module.TABLES)
     state.data["order"] = best(state.data["times"], module.TABLES)
@@ -74,7 +74,7 @@ def run_sweep(state: State, machine: Machine) -> None:
     state.publish()
 
 
-def sweep(
+def time_configurations(
     tables: dict[str, list[Configuration]], forced: Any, rows: Iterable[Row], state: State, machine: Machine
 ) -> None:
     """Fill ``state.data["times"][kernel][row]`` with seconds per configuration, None where it failed."""

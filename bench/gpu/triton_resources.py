@@ -229,7 +229,7 @@ def compile_triton(architectures: list[int]) -> list[Resources]:
     )
 
 
-def in_a_process(architectures: list[int], path: Path | None = None) -> list[Resources]:
+def compile_in_a_process(architectures: list[int], path: Path | None = None) -> list[Resources]:
     """The same in a new process, with the Triton in the folder ``path`` if given."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     if path is not None:
