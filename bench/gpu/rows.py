@@ -74,10 +74,6 @@ def _bytes(images: int, classes: int, size: Size, dtype: str) -> int:
     return images * classes * size[0] * size[1] * DTYPES[dtype].itemsize
 
 
-def _notes(dtype: str, *more: str) -> str:
-    return ", ".join((dtype, *more))
-
-
 def _cross_entropy(classes: int, high: Size, dtype: str, layout: str) -> Row:
     goal = layout == "contiguous"
     targets = [Target("bytes", 0.85)]
@@ -97,7 +93,7 @@ def _cross_entropy(classes: int, high: Size, dtype: str, layout: str) -> Row:
         images=IMAGES,
         dtype=dtype,
         layout=layout,
-        note=_notes(dtype, *(() if goal else (layout,))),
+        note=dtype if goal else f"{dtype}, {layout}",
     )
 
 
@@ -122,7 +118,7 @@ def _resize(classes: int, high: Size, ratio: float, dtype: str) -> Row:
         _bytes(IMAGES, classes, low, dtype) + 8 * IMAGES * high[0] * high[1] if goal else None,
         images=IMAGES,
         dtype=dtype,
-        note=_notes(dtype),
+        note=dtype,
     )
 
 
@@ -151,7 +147,7 @@ def _counts(operator: str, classes: int, high: Size, content: str, dtype: str = 
         images=IMAGES,
         dtype=dtype,
         content=content,
-        note=_notes(dtype, content),
+        note=f"{dtype}, {content}",
     )
 
 
@@ -211,18 +207,12 @@ def units_of(rows: tuple[Row, ...]) -> list[Unit]:
     """
     goals = [row for row in rows if row.targets]
     others = [row for row in rows if not row.targets]
-    ordered = [Unit(row, _quick(row)) for row in goals]
+    slow = {row: tuple(name for name in row.baselines if name.startswith("torchmetrics")) for row in rows}
+    quick = {row: tuple(name for name in row.baselines if name not in slow[row]) for row in rows}
+    ordered = [Unit(row, quick[row]) for row in goals]
     ordered += [Unit(row, row.compiled[:1], "compile") for row in goals if row.compiled]
-    ordered += [Unit(row, slow, "torchmetrics") for row in goals if (slow := _torchmetrics(row))]
-    ordered += [Unit(row, _quick(row)) for row in others]
+    ordered += [Unit(row, slow[row], "torchmetrics") for row in goals if slow[row]]
+    ordered += [Unit(row, quick[row]) for row in others]
     ordered += [Unit(row, row.compiled[:1], "compile") for row in others if row.compiled]
     ordered += [Unit(row, row.compiled[1:], "max-autotune") for row in goals if row.compiled[1:]]
     return ordered
-
-
-def _torchmetrics(row: Row) -> tuple[str, ...]:
-    return tuple(name for name in row.baselines if name.startswith("torchmetrics"))
-
-
-def _quick(row: Row) -> tuple[str, ...]:
-    return tuple(name for name in row.baselines if not name.startswith("torchmetrics"))

@@ -123,9 +123,7 @@ DEVICE_TESTS = (
 )
 """Test files that need a device. Collecting the other files would take every process seconds."""
 
-_TEST_SECONDS = (
-    30  # of one test with the compilation of its kernels; a test that hangs must not use up the time of the others
-)
+_TEST_SECONDS = 30  # of one test with the compilation of its kernels, so that one that hangs leaves time to the others
 
 
 def pytest_command(run: Run, junit: Path) -> list[str]:

@@ -6,6 +6,7 @@ process in which TRITON_INTERPRET was set cannot compile.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -99,66 +100,50 @@ def _cam(input: Tensor, target: Tensor, normalize: str = "max", *, corners: bool
     cam_counts.cam_counts(input, target, truth, 0.5, normalize, "present", 255, corners)
 
 
-def _labels(target: Tensor) -> None:
+def _labels(input: Tensor, target: Tensor) -> None:
     counts, report = (torch.empty(8, n, dtype=torch.int64, device=META) for n in (150, 3))
     labels.label_histogram(target, counts, report, 150, 255)
     labels.confusion_matrix_labels(target, target, counts, report, 150, 255)
 
 
-_BY_KERNEL: dict[str, tuple[str, Callable[[], None]]] = {
-    "label_histogram": ("_label_histogram", lambda: _labels(_problem()[1])),
-    "confusion_matrix": ("_confusion_matrix", lambda: _confusion(*_problem())),
-    "cam_counts": ("_counts", lambda: _cam(*_problem())),
-    "cam_extremes": ("_extremes", lambda: _cam(*_problem())),
-    "cross_entropy": ("_forward", lambda: _loss(*_problem())),
-    "cross_entropy_backward": ("_backward", lambda: _loss(*_problem())),
-    "cross_entropy_same": ("_forward", lambda: _loss(*_problem(ratio=1))),
+Operator = Callable[[], None]
+
+
+def _on(problem: tuple[Tensor, Tensor], *operators: Callable[..., None], **options: Any) -> list[Operator]:
+    return [functools.partial(operator, *problem, **options) for operator in operators]
+
+
+_RESIZING = (_confusion, _cam, _loss)
+_BY_KERNEL: dict[str, tuple[str, list[Operator]]] = {
+    "label_histogram": ("_label_histogram", _on(_problem(), _labels)),
+    "confusion_matrix": ("_confusion_matrix", _on(_problem(), _confusion)),
+    "cam_counts": ("_counts", _on(_problem(), _cam)),
+    "cam_extremes": ("_extremes", _on(_problem(), _cam)),
+    "cross_entropy": ("_forward", _on(_problem(), _loss)),
+    "cross_entropy_backward": ("_backward", _on(_problem(), _loss)),
+    "cross_entropy_same": ("_forward", _on(_problem(ratio=1), _loss)),
 }
 # every kernel in its chosen configuration, on inputs that change its code
-_VARIANTS: dict[str, list[Callable[[], None]]] = {
-    "float32": [
-        lambda: _labels(_problem()[1]),
-        lambda: _confusion(*_problem()),
-        lambda: _cam(*_problem()),
-        lambda: _loss(*_problem()),
-    ],
-    "same size": [
-        lambda: _confusion(*_problem(ratio=1)),
-        lambda: _cam(*_problem(ratio=1)),
-        lambda: _loss(*_problem(ratio=1)),
-    ],
-    "bfloat16, int64 labels": [
-        lambda: _confusion(*_problem(torch.bfloat16, label=torch.int64)),
-        lambda: _cam(*_problem(torch.bfloat16, label=torch.int64)),
-        lambda: _loss(*_problem(torch.bfloat16, label=torch.int64)),
-    ],
-    "float16, x8, label smoothing": [lambda: _loss(*_problem(torch.float16, ratio=8), smoothing=0.1)],
-    "x3.7, per pixel": [lambda: _loss(*_problem(ratio=3.7), per_pixel=True)],
-    "downscaled, align_corners, int32 labels": [
-        lambda: _confusion(*_problem(ratio=0.125, label=torch.int32), corners=True),
-        lambda: _cam(*_problem(ratio=0.125, label=torch.int32), corners=True),
-        lambda: _loss(*_problem(ratio=0.125, label=torch.int32), corners=True),
-    ],
-    "64-bit offsets, int16 labels": [
-        lambda: _confusion(*_wide()),
-        lambda: _cam(*_wide()),
-        lambda: _loss(*_wide()),
-    ],
-    "4000 classes": [
-        lambda: _cam(*_problem(classes=4000, label=torch.int16)),
-        lambda: _loss(*_problem(classes=4000, label=torch.int16)),
-    ],
-    "minmax": [lambda: _cam(*_problem(), normalize="minmax")],
-    "gradcam": [lambda: _cam(*_problem(), normalize="gradcam")],
+_VARIANTS: dict[str, list[Operator]] = {
+    "float32": _on(_problem(), _labels, *_RESIZING),
+    "same size": _on(_problem(ratio=1), *_RESIZING),
+    "bfloat16, int64 labels": _on(_problem(torch.bfloat16, label=torch.int64), *_RESIZING),
+    "float16, x8, label smoothing": _on(_problem(torch.float16, ratio=8), _loss, smoothing=0.1),
+    "x3.7, per pixel": _on(_problem(ratio=3.7), _loss, per_pixel=True),
+    "downscaled, align_corners, int32 labels": _on(_problem(ratio=0.125, label=torch.int32), *_RESIZING, corners=True),
+    "64-bit offsets, int16 labels": _on(_wide(), *_RESIZING),
+    "4000 classes": _on(_problem(classes=4000, label=torch.int16), _cam, _loss),
+    "minmax": _on(_problem(), _cam, normalize="minmax"),
+    "gradcam": _on(_problem(), _cam, normalize="gradcam"),
 }
 
 
 def kernel_cases() -> Iterator[tuple[str, str, Call]]:
     """Kernel, configuration and call of each configuration in the tables and each variant of the code."""
-    for table, (kernel, operator) in _BY_KERNEL.items():
+    for table, (kernel, operators) in _BY_KERNEL.items():
         for configuration in _tiling.TABLES[table]:
             with _tiling.forced(table, configuration):
-                for call in _calls(operator):
+                for call in (call for operator in operators for call in _calls(operator)):
                     if call[0].fn.__name__ == kernel:
                         yield kernel, ", ".join(f"{key} {value}" for key, value in configuration.items()), call
     for name, operators in _VARIANTS.items():
