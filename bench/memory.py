@@ -1,9 +1,9 @@
 """Peak resident memory of a call, measured in a process of its own.
 
-The peak is the resident memory that a call adds at its highest to what was there before it. Inputs are not in it;
-gradients and temporary memory are, whoever allocates them. Linux keeps the peak of a process (``VmHWM``) and resets it
-on request. The C library is told to return freed memory to the system at once, because memory that an earlier call
-freed could be used again without raising the peak.
+The peak is the most resident memory that a call adds at any time. It includes gradients and temporary memory, and not
+the inputs. Linux keeps the peak of a process (``VmHWM``) and resets it on request. The C library is told to return
+freed memory to the system at once, because memory that an earlier call freed could be used again without raising the
+peak.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def in_a_process(module: str, *arguments: str) -> dict[str, int]:
 
 
 def peak(run: Callable[[], object]) -> int:
-    """Bytes that ``run()`` adds at its highest to what this process holds."""
+    """Peak bytes that ``run()`` adds to the memory of this process."""
     _native.release_gradient_memory()  # a buffer kept from an earlier step counts as memory of this one
     ctypes.CDLL(None).malloc_trim(0)
     _RESET.write_text("5")

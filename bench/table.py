@@ -56,7 +56,7 @@ def _width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
-# ---------------------------------------------------------------------------------- cells: a dash for what is not known
+# ----------------------------------------------------------------------------------- cells: a dash for unknown values
 
 
 def milliseconds(seconds: float | None) -> str:

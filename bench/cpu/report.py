@@ -72,8 +72,8 @@ def cpu_page(result: Found) -> str:
             "ratios are medians of the rounds' own ratios. Cross-entropy is forward and backward, with class weights.",
             "",
             *(f"- {name}: {meaning}." for name, meaning in result["meaning"].items()),
-            "- memory: the resident memory that one call adds at its highest. It includes the gradient and not the "
-            "inputs, and is measured in a process of its own.",
+            "- memory: the peak resident memory that one call adds. It includes the gradient and not the inputs, and "
+            "is measured in a process of its own.",
             "- floor: the longer of two times. One is that of moving the bytes (logits read, gradient written, labels "
             "read) at the speed of `out.copy_(logits)` in the same rounds; the other that of computing the "
             f"exponentials at {rate:.2f} billion a second (the faster of `torch.exp` and `torch.exp2` within the "

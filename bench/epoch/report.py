@@ -118,7 +118,7 @@ def epoch_page(result: Found, picture: str | None) -> str:
             "the most of the rounds.",
             "- **b** is measured on one image and scaled to the validation set. The table shows its time as a share "
             "of a's epoch, and as a multiple of e's time for adaptive weights.",
-            "- **MiB**: what one training and one validation step add at their highest to the memory allocated before.",
+            "- **MiB**: the peak memory that one training and one validation step add.",
             "",
             "Times are of one epoch, training and validation, without data loading, which is the same for all "
             "variants. Two batches of drawn scenes take turns. All variants compute each batch in turn and start from "

@@ -23,7 +23,7 @@ from ..libraries import import_torchvision
 
 MEANING = {
     "a": "plain PyTorch: `F.interpolate` + `F.cross_entropy`; validation by `max`, `bincount`",
-    "b": "a + CAWASeg as one would write it from the paper: pytorch-grad-cam per class of the image, eager counting",
+    "b": "a + CAWASeg written directly from the paper: pytorch-grad-cam per class of the image, eager counting",
     "c": "a + CAWASeg with closed-form maps, eager counting",
     "d": "cawa_fast's operators, no adaptive weights",
     "e": "cawa_fast's operators, adaptive weights",

@@ -199,7 +199,7 @@ def _benchmarks(result: Found) -> list[str]:
         "fastest form of eager. Cross-entropy is forward and backward, with class weights. In a graph: the same calls "
         "replayed by a CUDA graph, without the gaps that Python leaves. The limit is the longest of the times that "
         "the fewest bytes, exponentials and multiply-adds take at the measured rates (bench/floors.py). It is compared "
-        "with the graph's time where there is one. Memory is what one call adds at its highest, results included.",
+        "with the graph's time where there is one. Memory is the peak that one call adds, results included.",
         "",
     ]
     noise = [abs(row["faster"]["ours again"] - 1) for row in rows.values() if "ours again" in row["faster"]]

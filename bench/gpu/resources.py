@@ -134,7 +134,7 @@ def _registers(architecture: int, found: dict[tuple[str, str, int], str]) -> Col
 
 
 def resources_page(compilers: dict[str, str], table: Iterable[Resources], source: str) -> str:
-    """One line per kernel and configuration with the registers on each architecture; then what is wrong, if anything.
+    """One line per kernel and configuration with the registers on each architecture; then the faults, if there are any.
 
     Args:
         compilers: versions by name.

@@ -33,7 +33,7 @@ class Machine(Protocol):
         """Seconds per call of ``repeats`` calls in succession."""
 
     def peak(self, implementation: Implementation) -> int | None:
-        """Bytes that one call adds at its highest, results included; None where that is unknown."""
+        """Peak bytes that one call adds, results included; None where that is unknown."""
 
     def replay(self, implementation: Implementation) -> Implementation:
         """The same calls captured in a CUDA graph, one for each of the implementation's copies.
