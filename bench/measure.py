@@ -52,7 +52,9 @@ def interleave(
     timed = clock or _time
     seconds: dict[str, list[float]] = {implementation.name: [] for implementation in implementations}
     repeats: dict[str, int] = {}
-    with without_garbage_collection():
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_num_threads, threads)
+        stack.enter_context(without_garbage_collection())
         for implementation in implementations:
             _set_threads(implementation.threads or threads)
             timed(implementation, 1)  # compiles, and touches memory and thread pools for the first time
@@ -66,7 +68,6 @@ def interleave(
                 _set_threads(implementation.threads or threads)
                 seconds[implementation.name].append(timed(implementation, repeats[implementation.name]))
                 advance(1)
-    torch.set_num_threads(threads)
     return seconds
 
 

@@ -69,7 +69,7 @@ def test_bfloat16_computes_the_same_loss() -> None:
 @pytest.mark.parametrize("baseline", ["eager", "eager, channels_last", "torchmetrics", "torchmetrics, deterministic"])
 def test_confusion_matrix_baselines_agree(baseline: str, content: str, request: pytest.FixtureRequest) -> None:
     if baseline.startswith("torchmetrics"):
-        request.getfixturevalue("torchmetrics")  # imports it, or fails as the tests of the peers do
+        request.getfixturevalue("torchmetrics")  # imports it, or fails as the tests of the baselines do
     given = problem(content)
     (ours,), (theirs,) = results("ours", "confusion_matrix", given), results(baseline, "confusion_matrix", given)
     assert ours.sum() == theirs.sum() == (given.labels != cases.IGNORE).sum()
