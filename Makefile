@@ -1,7 +1,7 @@
 # make setup   a virtual environment in .venv with torch pinned and everything built
 # make demo    train with uniform and with adaptive weights, side by side, and show the difference
 # make test    style, types, tests, coverage
-# make bench   every operator against its rivals on this CPU, and the table in README.md; ten minutes
+# make bench   every operator against its baselines on this CPU, and the table in README.md; ten minutes
 # make sanitize   the compiled code under AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer; five minutes
 # make help    this list
 
@@ -24,7 +24,7 @@ help:
 setup: $(VENV)/.done
 
 # torch first: csrc/ compiles against it, and build isolation would fetch another. torchvision without its
-# dependencies: only the tests' peers import it. Triton 3.6, which came with torch 2.11, for tests beside the newest. CAWA_FAST_PORTABLE: so that the tests run what other processors run.
+# dependencies: only the baselines in tests and benchmarks import it. Triton 3.6, which came with torch 2.11, for tests beside the newest. CAWA_FAST_PORTABLE: so that the tests run what other processors run.
 $(VENV)/.done: pyproject.toml setup.py CMakeLists.txt $(wildcard cmake/* csrc/* csrc/*/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel

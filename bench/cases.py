@@ -1,9 +1,9 @@
-"""The benchmarks' inputs, made from a seed: logits as a network gives them, and noise.
+"""The benchmarks' inputs, made from a seed: logits like those of a network, and noise.
 
-What the fused operators cost depends on their input: cells on which all corners agree are settled at once. So a
-benchmark on noise alone says too little, and one on a flat picture too much. :func:`realistic` draws scenes of regions
-with a long tail of classes and thin rare objects, and the logits of a network that half knows them; its constants are
-set so that what decides the cost agrees with the network that `make demo` trains (``python -m bench realism``).
+The cost of the fused operators depends on their input, because cells whose corners agree are cheap. Noise alone would
+show the operators too slow, and flat images too fast. :func:`realistic` draws scenes of regions with a long tail of
+classes and thin rare objects, and the logits of a network that recognises some of them. Its constants are chosen so
+that the properties that determine the cost agree with the network of `make demo` (bench/results/realism.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ IGNORED_SHARE = 0.05  # of the pixels
 TAU = 0.5  # the threshold of CAM counts
 SEED = 20260101
 
-# The belief of the imitated network, in logits. Noise is what makes its borders ragged and its areas doubtful.
+# The imitated network's logits. Noise makes its borders ragged and its areas uncertain.
 _GAIN = 7.0  # of a class where the network sees it
 _FLOOR = -1.0  # of a class of the scene where the network does not see it
 _ABSENT = -3.5  # of a class that is not in the scene
@@ -30,7 +30,7 @@ _GRAIN = 0.12  # white noise, standard deviation
 _MISSED = 0.4  # share of the thin objects that the network does not see
 _REGIONS = 26  # areas of a scene
 _OBJECTS = 14  # thin objects of a scene
-_STRIDE = 4  # where logits have the labels' size, they are a network's at this stride, upsampled
+_STRIDE = 4  # logits of the labels' size are made at this stride and upsampled
 
 
 @dataclass(frozen=True)
@@ -77,19 +77,19 @@ def make(
 
 
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
-"""What makes four scenes of one: the dimensions that are flipped."""
+"""The dimensions to flip, which make four scenes of one."""
 
 
 def repeat(
     problem: Problem, images: int, device: torch.device | str, logits_size: tuple[int, int] | None = None
 ) -> Problem:
-    """``problem`` on ``device`` with as many ``images``: its own, which are slow to draw, and their mirror images.
+    """``problem`` on ``device`` with as many ``images``: its own scenes, which are slow to draw, and mirror images.
 
     Args:
         problem: a few scenes.
-        images: how many there shall be, at most four times as many.
-        device: where the result is.
-        logits_size: what logits are upsampled to on the device, if they are smaller.
+        images: the number wanted, at most four times that of ``problem``.
+        device: of the result.
+        logits_size: the size to which logits are upsampled on the device, if they are smaller.
     """
     logits, labels = problem.logits.to(device), problem.labels.to(device)
     flips = FLIPS[: -(-images // len(labels))]
@@ -104,7 +104,7 @@ def repeat(
 def noise(
     classes: int, low: tuple[int, int], high: tuple[int, int], images: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Normal logits, uniform labels, ignored pixels strewn: no two neighbours alike, the worst case."""
+    """Normal logits, uniform labels, scattered ignored pixels: the worst case, in which no two neighbours agree."""
     logits = torch.randn(images, classes, *low, generator=generator)
     labels = torch.randint(0, classes, (images, *high), generator=generator)
     ignored = torch.rand(images, *high, generator=generator) < IGNORED_SHARE
@@ -128,9 +128,9 @@ def realistic(
 def one_class(
     classes: int, low: tuple[int, int], high: tuple[int, int], images: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Realistic within a window of a thirtieth of the image, class 0 and confidence in it elsewhere.
+    """Realistic within a window of a thirtieth of the image; elsewhere class 0 with confident logits.
 
-    Where nearly all pixels fall into one bin, counting with atomics may collapse.
+    It is hard for counting with atomics, because nearly all pixels fall into one bin.
     """
     logits, labels = realistic(classes, low, high, images, generator)
 
@@ -154,7 +154,7 @@ def _scene(
     size = torch.cat((share, share[more])).sqrt() * 0.1 * (0.5 + torch.rand(len(kind), generator=generator))
     site = torch.rand(len(kind), 2, generator=generator)
 
-    # the network draws the same borders a little elsewhere
+    # the network sees the same borders slightly displaced
     bend = _smooth((2, *high), 6, generator) * 0.05
     truth = _regions(site, size, kind, high, bend)
     seen = _regions(site, size, kind, high, bend + _smooth((2, *high), max(grid) // 6, generator) * 0.004)
@@ -165,10 +165,10 @@ def _scene(
         if torch.rand((), generator=generator) > _MISSED:
             seen[window] = rare
 
-    # the largest of many grows with the logarithm of their number; so many more classes would drown the scene's
+    # lower for more classes, because the largest of many absent logits grows with the logarithm of their number
     absent = _ABSENT - math.log(max(classes / 10, 1))
     belief = torch.full((classes, *grid), (absent - _FLOOR) / (_GAIN - _FLOOR))
-    for label in present.tolist():  # one at a time: classes that are absent cost nothing
+    for label in present.tolist():  # only the present classes, one at a time, to save memory
         belief[label] = F.adaptive_avg_pool2d((seen == label).float()[None], grid)[0]
     belief = F.avg_pool2d(F.pad(belief[None], (1, 1, 1, 1), mode="replicate"), 3, stride=1)[0]
     logits = belief * (_GAIN - _FLOOR) + _FLOOR
@@ -178,7 +178,7 @@ def _scene(
     logits = _TOP * torch.tanh(logits / _TOP)
 
     labels = truth.to(torch.uint8)
-    # as in drawn and real data sets alike: the own bonnet at the bottom, and objects that have no class
+    # ignored, as in real datasets: the car's own bonnet at the bottom, and objects without a class
     labels[round(high[0] * (1 - 0.6 * IGNORED_SHARE)) :] = IGNORE
     blob = _smooth((1, *high), 8, generator)[0]
     labels[blob > blob.flatten()[:: max(blob.numel() // 10000, 1)].quantile(1 - 0.4 * IGNORED_SHARE)] = IGNORE
@@ -193,7 +193,7 @@ def _present_classes(classes: int, generator: torch.Generator) -> Tensor:
 
 
 def _regions(site: Tensor, size: Tensor, kind: Tensor, high: tuple[int, int], bend: Tensor) -> Tensor:
-    """``(H, W)`` int64: the class of the nearest site, larger ones reaching farther, borders bent by ``bend``."""
+    """``(H, W)`` int64: the class of the nearest site; ``size`` extends a site's reach, ``bend`` displaces borders."""
     ratio = high[1] / high[0]
     y = (torch.arange(high[0]) / high[0])[:, None] + bend[0]
     x = (torch.arange(high[1]) / high[1])[None] * ratio + bend[1]
@@ -214,7 +214,7 @@ def _thin_object(high: tuple[int, int], generator: torch.Generator) -> tuple[sli
     height = (0.1 + 0.3 * length) if kind < 0.5 else (0.02 + 0.04 * length)
     width = 0.006 if kind < 0.5 else 0.03
     top, first = int(where * (1 - height) * high[0]), int(left * high[1])
-    # widths are shares of the height: a pole in a wide picture is no thicker
+    # widths are shares of the image's height, so that poles are not thicker in wide images
     return slice(top, top + max(int(height * high[0]), 1)), slice(first, first + max(int(width * high[0]), 1))
 
 
@@ -223,5 +223,5 @@ def _smooth(shape: tuple[int, int, int], waves: int, generator: torch.Generator)
     channels, height, width = shape
     knots = [max(round(waves * side / max(height, width)), 1) + 1 for side in (height, width)]
     coarse = torch.randn(channels, *knots, generator=generator)
-    # interpolation averages: without the factor the deviation would be about 0.75
+    # the factor restores the deviation, which interpolation reduces to about 0.75
     return F.interpolate(coarse[None], size=(height, width), mode="bicubic", align_corners=True)[0] * 1.3

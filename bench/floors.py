@@ -1,8 +1,8 @@
-"""What no implementation of an operator escapes: the fewest bytes, exponentials and multiply-adds, and their time.
+"""Lower bounds of the operators: the fewest bytes, exponentials and multiply-adds, and the time that they take.
 
-A count is of work that every implementation with the same contract does. It leaves out what depends on the input
-(cells that must be looked at pixel by pixel) and what is small (weights, the loss). The three kinds of work overlap on
-any processor, so that a floor in seconds is the longest of the three and not their sum.
+The counts include the work that every implementation with the same contract does. They leave out work that depends on
+the input (cells that must be computed pixel by pixel) and small work (weights, the loss). The three kinds of work can
+overlap on any processor, so the floor in seconds is the longest of the three and not their sum.
 
 Symbols: ``N`` images, ``C`` classes, ``(h, w)`` size of the logits or maps, ``(H, W)`` of the labels.
 """

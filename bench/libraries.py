@@ -1,14 +1,14 @@
-"""Other people's libraries as rivals: Liger-Kernel, torchmetrics, and MMSegmentation's way of counting.
+"""Baselines from other libraries: Liger-Kernel, torchmetrics, and MMSegmentation's way of counting.
 
-None of them is needed: what is not installed is left out. Labels are int64, 255 where ignored.
+They are optional: the benchmarks leave out what is not installed. Labels are int64, 255 where ignored.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,20 +17,20 @@ from torch import Tensor
 
 from .cases import IGNORE, TAU
 
-_libraries: list[torch.library.Library] = []  # a library's definitions live as long as the object
+_libraries: list[torch.library.Library] = []  # definitions live as long as these objects
 
 
 def import_torchvision() -> None:
-    """Make torchvision importable also where its compiled part does not fit this torch, for what imports it in turn.
+    """Import torchvision even where its compiled part does not fit this torch; other libraries import it in turn.
 
-    Its Python code needs the schemas of its operators, and a CUDA build beside a CPU build of torch cannot load those.
-    With the schemas declared it imports; nobody calls them.
+    A CUDA build of torchvision cannot load its operators beside a CPU build of torch, but its Python code needs their
+    schemas. This declares the schemas; the operators are never called.
 
     Raises:
         ImportError: there is no torchvision.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # other people's deprecations, while they are imported
+        warnings.simplefilter("ignore")  # deprecations within the library
         try:
             import torchvision  # noqa: F401
         except RuntimeError as error:
@@ -44,6 +44,7 @@ def import_torchvision() -> None:
                 library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
+@functools.cache
 def import_torchmetrics() -> Any:
     """``torchmetrics.functional.classification``; it imports torchvision where that is installed."""
     with contextlib.suppress(ImportError):
@@ -82,24 +83,22 @@ def mmsegmentation_areas(logits: Tensor, labels: Tensor, align_corners: bool) ->
     return intersection, predictions, truths
 
 
-def torchmetrics_confusion_matrix(
-    matrix_of: Callable[..., Tensor], logits: Tensor, labels: Tensor, align_corners: bool
-) -> Tensor:
+def torchmetrics_confusion_matrix(logits: Tensor, labels: Tensor, align_corners: bool) -> Tensor:
     """``(C, C)`` int64 by torchmetrics' ``multiclass_confusion_matrix``, of the resized logits."""
+    matrix_of = import_torchmetrics().multiclass_confusion_matrix
     resized = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=align_corners)
-    return matrix_of(resized, labels, num_classes=logits.shape[1], ignore_index=IGNORE, validate_args=False)
+    matrix: Tensor = matrix_of(resized, labels, num_classes=logits.shape[1], ignore_index=IGNORE, validate_args=False)
+    return matrix
 
 
-def torchmetrics_cam_counts(
-    stat_scores: Callable[..., Tensor], cam: Tensor, labels: Tensor, align_corners: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def torchmetrics_cam_counts(cam: Tensor, labels: Tensor, align_corners: bool) -> tuple[Tensor, Tensor, Tensor]:
     """``(tp, fp, fn)`` by torchmetrics' ``multilabel_stat_scores``: a label per class, ignored where not scored."""
     classes = cam.shape[1]
     resized = F.interpolate(cam, size=labels.shape[-2:], mode="bilinear", align_corners=align_corners)
     share = resized / resized.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(resized.dtype).tiny)
     truth = labels.unsqueeze(1) == torch.arange(classes, device=labels.device).view(-1, 1, 1)
     scored = truth.any(-1).any(-1)[..., None, None] & (labels != IGNORE).unsqueeze(1)
-    scores = stat_scores(
+    scores = import_torchmetrics().multilabel_stat_scores(
         share,
         truth.to(torch.int8).where(scored, -1),
         num_labels=classes,

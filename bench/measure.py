@@ -1,7 +1,8 @@
-"""Measuring: contenders in turn, what the machine can do at best, and what machine it is."""
+"""Timing implementations in turn, the machine's rate of exponentials, and a description of the machine."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import gc
 import math
@@ -10,7 +11,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,71 +19,77 @@ import torch
 
 from cawa_fast._ops import native
 
-from .peers import Contender
+from .baselines import Implementation
+from .files import ROOT
 
 SHORTEST = 0.01
-"""Seconds that one sample takes at least; faster calls are repeated, so that the clock and interrupts do not show."""
-
-
-def _nothing(steps: int) -> None:
-    return None
+"""Seconds that one sample takes at least; faster calls are repeated within a sample."""
 
 
 def interleave(
-    contenders: Sequence[Contender],
+    implementations: Sequence[Implementation],
     rounds: int,
     threads: int,
-    advance: Callable[[int], None] = _nothing,
+    advance: Callable[[int], None] = lambda steps: None,
     *,
-    clock: Callable[[Contender, int], float] | None = None,
+    clock: Callable[[Implementation, int], float] | None = None,
     until: float = math.inf,
 ) -> dict[str, list[float]]:
-    """Seconds per call of each contender, one value per round.
+    """Seconds per call of each implementation, one value per round.
 
-    In every round each contender is called in turn, so that a machine that slows down slows all of them, and the order
-    rotates from round to round, so that none always inherits the same one's caches. Garbage collection is off.
+    Every round calls each implementation in turn, so that a slow phase of the machine affects all of them. The order
+    rotates from round to round, so that the cache contents that one leaves behind do not always affect the same other
+    one. Garbage collection is off.
 
     Args:
-        contenders: at least one.
+        implementations: at least one.
         rounds: at least 1.
-        threads: of the contenders that do not set their own number.
+        threads: of the implementations that do not set their own number.
         advance: called with 1 after every sample and every warm-up.
-        clock: what times a contender's calls in succession: seconds per call of that many. By default the CPU's.
-        until: when ``time.monotonic()`` has passed this, no other round begins but the first.
+        clock: times an implementation: seconds per call of so many calls in succession. By default the CPU's clock.
+        until: after this value of ``time.monotonic()`` no round begins, except the first.
     """
     timed = clock or _time
-    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    seconds: dict[str, list[float]] = {implementation.name: [] for implementation in implementations}
     repeats: dict[str, int] = {}
-    collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        for contender in contenders:
-            _set_threads(contender.threads or threads)
-            timed(contender, 1)  # compiles, and touches memory and thread pools for the first time
-            repeats[contender.name] = max(1, min(1000, math.ceil(SHORTEST / max(timed(contender, 1), 1e-9))))
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_num_threads, threads)
+        stack.enter_context(without_garbage_collection())
+        for implementation in implementations:
+            _set_threads(implementation.threads or threads)
+            timed(implementation, 1)  # compiles, and touches memory and thread pools for the first time
+            repeats[implementation.name] = max(1, min(1000, math.ceil(SHORTEST / max(timed(implementation, 1), 1e-9))))
             advance(1)
         for turn in range(rounds):
             if turn and time.monotonic() > until:
                 break
-            first = turn % len(contenders)
-            for contender in (*contenders[first:], *contenders[:first]):
-                _set_threads(contender.threads or threads)
-                seconds[contender.name].append(timed(contender, repeats[contender.name]))
+            first = turn % len(implementations)
+            for implementation in (*implementations[first:], *implementations[:first]):
+                _set_threads(implementation.threads or threads)
+                seconds[implementation.name].append(timed(implementation, repeats[implementation.name]))
                 advance(1)
-    finally:
-        if collecting:
-            gc.enable()
-        torch.set_num_threads(threads)
     return seconds
 
 
-def _time(contender: Contender, repeats: int) -> float:
+@contextlib.contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Collects once, then not again within the block: a collection would be timed with whatever it interrupts."""
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _time(implementation: Implementation, repeats: int) -> float:
     total = 0.0
     for _ in range(repeats):
-        contender.reset()
+        implementation.reset()
         begin = time.perf_counter()
-        contender.run()
+        implementation.run()
         total += time.perf_counter() - begin
     return total / repeats
 
@@ -90,18 +97,18 @@ def _time(contender: Contender, repeats: int) -> float:
 def _set_threads(threads: int) -> None:
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
-        torch.ones(1 << 17).exp_()  # wakes the pool, which is then not timed
+        torch.ones(1 << 17).exp_()  # starts the thread pool outside of the timed calls
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
-    """Median of the rounds' own ratios: what slows a whole round cancels."""
+    """Median of the rounds' own ratios, in which whatever slows a whole round cancels."""
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
 def exponential_rate(threads: int) -> float:
     """Exponentials per second on ``threads`` threads: the faster of ``torch.exp`` and ``torch.exp2``, within the cache.
 
-    PyTorch's are vectorised and accurate to an ulp or so. A kernel that needs less may be faster than this "floor".
+    PyTorch's functions are vectorised and accurate to about an ulp. A kernel that needs less accuracy may be faster.
     """
     _set_threads(threads)
     x = torch.linspace(-20, 0, threads * 32768)  # PyTorch gives a thread 32768 values: 128 KiB in, 128 KiB out
@@ -117,7 +124,7 @@ def exponential_rate(threads: int) -> float:
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What a reader must know to place the numbers; nothing that names the computer or its owner."""
+    """Hardware, versions, date and commit; nothing that identifies the computer or its owner."""
     build = native.build_info() or {}
     return {
         "cpu": _cpu_model(),
@@ -130,7 +137,7 @@ def machine(threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.system(),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -144,18 +151,17 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
-    """The commit of the sources, with a plus where they have been changed since; None outside a clone."""
-    root = Path(__file__).parents[1]
+def commit() -> str | None:
+    """The commit of the sources, with a plus where they have been changed since; None outside of a clone."""
     try:
-        head = _git(root, "rev-parse", "--short=10", "HEAD")
-        # results and texts do not change what is measured
-        changed = _git(root, "status", "--porcelain", "--", "cawa_fast", "csrc", "bench/*.py", "CMakeLists.txt")
+        head = _git("rev-parse", "--short=10", "HEAD")
+        # only these folders affect what is measured
+        changed = _git("status", "--porcelain", "--", "cawa_fast", "csrc", "bench/*.py", "CMakeLists.txt")
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+" if changed else "")
 
 
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()

@@ -1,47 +1,43 @@
-"""The rows of ``python -m bench cpu`` for pytest-benchmark: ``pytest bench/``, ``pytest bench/ -k cam --quick``.
+"""The rows of ``python -m bench cpu`` for pytest-benchmark: ``pytest bench/ -k cam --quick``.
 
-One benchmark per row and contender, in one table per row. Contenders run one after the other here; the numbers that are
-published come from ``python -m bench cpu``, where they take turns.
+Each implementation is a benchmark, grouped by row. Unlike in ``python -m bench cpu``, which makes the published
+numbers, implementations run one after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from .peers import MEANING
-from .rows import ROWS, Row, contender
+from .baselines import MEANING
+from .cpu.rows import ROWS, implementation_of
+from .rows import Row
 
 pytest.importorskip("pytest_benchmark")
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch.compile's own, which no user of this library causes
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch.compile's own warnings
 
-_CASES = [(row, name) for row in ROWS for name in row.names if name != "copy" or "copy" in row.rivals]
-_IDS = [f"{row.key}-{name.replace(', ', '-').replace(' ', '-')}" for row, name in _CASES]
-
-
-@pytest.fixture(autouse=True)
-def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.config.getoption("--bench-threads"))
-    yield
-    torch.set_num_threads(before)
+_CASES = [
+    pytest.param(row, name, id=f"{row.key}-{name.replace(', ', '-').replace(' ', '-')}")
+    for row in ROWS
+    for name in row.names
+    if name != "copy" or "copy" in row.baselines
+]
 
 
-@pytest.mark.parametrize(("row", "name"), _CASES, ids=_IDS)
-def test_cpu(row: Row, name: str, benchmark: Any, request: pytest.FixtureRequest) -> None:
-    if name == "compile" and request.config.getoption("--no-compile"):
+@pytest.mark.parametrize(("row", "name"), _CASES)
+def test_cpu(row: Row, name: str, benchmark: Any, pytestconfig: pytest.Config) -> None:
+    if name == "compile" and pytestconfig.getoption("--no-compile"):
         pytest.skip("--no-compile")
-    sized = row.shrunk() if request.config.getoption("--quick") else row
+    sized = row.shrunk() if pytestconfig.getoption("--quick") else row
     try:
-        competitor = contender(sized, name)
+        implementation = implementation_of(sized, name)
     except ImportError as error:
         pytest.skip(f"{error.name} is not installed")
-    if competitor.threads:
-        torch.set_num_threads(competitor.threads)
-    benchmark.group = sized.title
-    benchmark.extra_info["contender"] = MEANING[name]
-    rounds = request.config.getoption("--rounds")
-    benchmark.pedantic(competitor.run, setup=competitor.reset, rounds=rounds, warmup_rounds=1)
+    benchmark.group, benchmark.extra_info["contender"] = sized.title, MEANING[name]
+    before = torch.get_num_threads()
+    torch.set_num_threads(implementation.threads or pytestconfig.getoption("--bench-threads"))
+    rounds = pytestconfig.getoption("--rounds")
+    benchmark.pedantic(implementation.run, setup=implementation.reset, rounds=rounds, warmup_rounds=1)
+    torch.set_num_threads(before)

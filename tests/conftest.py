@@ -30,7 +30,7 @@ import pytest
 import torch
 
 import cawa_fast as cf
-from bench.peers import import_torchvision
+from bench.libraries import import_torchvision
 from cawa_fast._ops import backends, native
 from tests.support import emulation, interpreter
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -10,39 +10,38 @@ from typing import Any
 import click
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .. import table
+from .. import options
+from ..files import RESULTS, write_result
 from ..measure import machine
-from . import memory, report
-from .measure import measure, step_of
+from ..rows import select
+from ..table import console_table, percent, spread
+from . import memory
+from .measure import measure_epoch
+from .report import CONSOLE_COLUMNS, CONSOLE_TITLE, epoch_page, epoch_picture
 from .rows import CPU_ROWS, GPU_ROWS
 from .variants import MEANING
 
-RESULTS = table.ROOT / "bench" / "results"
-
 
 @click.command()
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Results, without ending: .json, .md and .png.  [default: bench/results/epoch-cpu or -gpu for all rows; "
-    "trials and single rows are only shown]",
+@options.out(
+    "Results, without suffix: .json, .md and .png.  [default: bench/results/epoch-cpu or -gpu for all rows; trials "
+    "and single rows are only shown]"
 )
+@options.rows
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to train.")
-@click.option("--rows", default="*", show_default=True, help="Rows to measure: glob patterns, comma-separated.")
 @click.option("--rounds", type=click.IntRange(1), default=9, show_default=True, help="Rounds of a row, at most.")
 @click.option(
     "--minutes", type=click.FloatRange(0.1), default=2.5, show_default=True, help="Minutes a row; at least 3 rounds."
 )
-@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads.")
-@click.option("--memory/--no-memory", "with_memory", default=True, show_default=True, help="Measure peak memory.")
-@click.option("--quick", is_flag=True, help="Tiny images and one batch: a trial of the benchmark, no measurement.")
-@click.option("--list", "show_list", is_flag=True, help="List the rows and the variants, and stop.")
+@options.threads
+@options.memory
+@options.quick
+@options.show_list
 def epoch(
     out: Path | None,
-    device: str,
     rows: str,
+    device: str,
     rounds: int,
     minutes: float,
     threads: int,
@@ -50,58 +49,50 @@ def epoch(
     quick: bool,
     show_list: bool,
 ) -> None:
-    """The time of a training epoch with validation: plain PyTorch, naive CAWASeg, and this library with it and without.
+    """Time a training epoch with validation: plain PyTorch, CAWASeg written by hand, and this library.
 
     \b
-    python -m bench epoch                     all rows on the CPU: half an hour, quiet machine
+    python -m bench epoch                     all rows on the CPU: half an hour on an idle machine
     python -m bench epoch --rows '*ade20k'    some rows, shown and not written
-    python -m bench epoch --device cuda       the paper's shapes on a GPU
+    python -m bench epoch --device cuda       the paper's image sizes on a GPU
     """
     console = Console()
     known = CPU_ROWS if device == "cpu" else GPU_ROWS
+    chosen = select(known, rows)
     if show_list:
-        for row in known:
-            console.print(f"{row.key:24} {row.title} on {row.data.title}", highlight=False)
+        for row in chosen:
+            console.print(f"{row.key:30} {row.title} on {row.data.title}", highlight=False)
         for name, text in MEANING.items():
-            console.print(f"{name:24} {text}", highlight=False)
+            console.print(f"variant {name:22} {text}", highlight=False)
         return
-    patterns = [pattern.strip() for pattern in rows.split(",")]
-    wanted = [row for row in known if any(fnmatch.fnmatch(row.key, pattern) for pattern in patterns)]
-    if not wanted:
-        raise click.BadParameter(f"no row matches {rows!r}; --list shows them", param_hint="--rows")
     if device == "cuda" and not torch.cuda.is_available():
         raise click.ClickException("torch sees no GPU here; leave out --device cuda")
-    if out is None and len(wanted) == len(known) and not quick:
+    if out is None and len(chosen) == len(known) and not quick:
         out = RESULTS / ("epoch-cpu" if device == "cpu" else "epoch-gpu")
     torch.set_num_threads(threads)
     result: dict[str, Any] = {"benchmark": "epoch", "quick": quick, "device": device, "machine": machine(threads)}
     if device == "cuda":
         result["machine"]["gpu"] = torch.cuda.get_device_name()
     result["rows"] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        for row in wanted:
+    where = torch.device(device)
+    with options.progress(console) as progress:
+        for row in chosen:
             task = progress.add_task(row.key, total=None)
-            measured = row.shrunk() if quick else row
-            found = measure(
-                measured,
-                torch.device(device),
-                1 if quick else rounds,
-                time.monotonic() + 60 * minutes,
-                lambda steps, task=task: progress.advance(task, steps),  # type: ignore[misc]
+            sized = row.shrunk() if quick else row
+            until = time.monotonic() + 60 * minutes
+            found = measure_epoch(
+                sized, where, 1 if quick else rounds, until, functools.partial(progress.advance, task)
             )
-            if with_memory and device == "cpu":
-                found["peak_bytes"] = memory.peaks(row.key, quick, threads)
-            elif with_memory:
-                found["peak_bytes"] = {
-                    name: memory.cuda_peak(step_of(measured, torch.device(device), name), torch.device(device))
-                    for name in "acde"
-                }
+            if with_memory:
+                on_cpu = device == "cpu"
+                peaks = memory.step_peaks(row, quick, threads) if on_cpu else memory.cuda_step_peaks(sized, where)
+                found["peak_bytes"] = peaks
             progress.remove_task(task)
             result["rows"].append(found)
-            console.print(f"{row.key}: {report.cells(found)[5]}, marginal {report.cells(found)[6]}", highlight=False)
-            if out is not None:  # after each row: an interrupted benchmark has those that are done
-                report.write(result, out)
-    console.print(report.rich_table(result))
+            net, marginal = spread(found["net"]), percent(found["marginal"]["median"], 2)
+            console.print(f"{row.key}: net {net}, marginal {marginal}", highlight=False)
+            if out is not None:  # after each row, so that an interrupted benchmark keeps what is done
+                write_result(out, result, epoch_page(result, f"{out.name}.png"), epoch_picture(result))
+    console.print(console_table(CONSOLE_COLUMNS, result["rows"], CONSOLE_TITLE))
     if out is not None:
-        console.print(f"Written: {out.with_suffix('.md')}, .json, .png", highlight=False)
+        console.print(f"Written: {out}.json, .md and .png", highlight=False)

@@ -1,10 +1,9 @@
-"""Measures one row: all variants in turn batch by batch, so that whatever slows the machine slows all of them."""
+"""Measures one row. All variants compute each batch in turn, so that a slow phase of the machine affects them all."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 import itertools
 import statistics
 import time
@@ -21,8 +20,9 @@ from cawa_fast.recipes.training.stopwatch import Stopwatch
 
 from .. import cases
 from ..libraries import import_torchvision
+from ..measure import without_garbage_collection
 from .networks import TORCHVISION, TorchvisionNetwork
-from .rows import Row
+from .rows import EpochRow
 from .variants import Batch, Ours, OursAdaptive, Plain, PlainAdaptive, naive_counts, quiet
 
 _AWA = ("observe", "step")
@@ -39,8 +39,8 @@ def _drawn(classes: int, size: tuple[int, int]) -> cases.Problem:
     return cases.make("realistic", classes, (size[0] // 4, size[1] // 4), size, images=_SCENES)
 
 
-def batches(row: Row, size: tuple[int, int], images: int, device: torch.device) -> list[Batch]:
-    """Two batches of drawn scenes in colours by class, with noise."""
+def batches(row: EpochRow, size: tuple[int, int], images: int, device: torch.device) -> list[Batch]:
+    """Two batches of drawn scenes; each class has a colour, and noise is added."""
     labels = cases.repeat(_drawn(row.data.classes, size), min(images, 4 * _SCENES), device).labels
     labels = labels.repeat(-(-images // len(labels)), 1, 1)[:images]
     generator = torch.Generator().manual_seed(cases.SEED)
@@ -63,10 +63,10 @@ class Epoch:
         names: of the variants.
     """
 
-    def __init__(self, row: Row, device: torch.device, names: str = "acde") -> None:
+    def __init__(self, row: EpochRow, device: torch.device, names: str = "acde") -> None:
         self.row, self.device = row, device
         with contextlib.suppress(ImportError):
-            import_torchvision()  # the networks' libraries import it, whether or not it works
+            import_torchvision()  # the networks' libraries import it, even if it is broken
         torch.manual_seed(0)
         classes = row.data.classes
         options = {"auxiliary": 0} if row.model in WITH_AUXILIARY else {}
@@ -87,13 +87,13 @@ class Epoch:
                 self.variants[name] = _VARIANTS[name](network, classes, device, contiguous)
 
     def _best_layout_for_plain(self, network: nn.Module) -> bool:
-        """Whether plain PyTorch is faster with contiguous logits: a rival at its best."""
+        """Whether plain PyTorch is faster with contiguous logits."""
         plains = {flag: Plain(network, self.row.data.classes, self.device, flag) for flag in (True, False)}
         seconds: dict[bool, list[float]] = {True: [], False: []}
         for _ in range(4):
             for flag, plain in plains.items():
                 found = self._timed(plain.train, self.train_batches[0])
-                seconds[flag].append(found["loss"] + found["backward"])  # (whose layout follows from the loss's)
+                seconds[flag].append(found["loss"] + found["backward"])  # whose layout follows from that of the loss
         return min(seconds[True][1:]) < min(seconds[False][1:])
 
     def _best_way_to_count(self, network: nn.Module, contiguous: bool) -> bool:
@@ -153,7 +153,7 @@ class Epoch:
         one = Batch(batch.images[:1], batch.bytes[:1])
         classifier = cf.cam.find_classifier(variant.network, self.row.data.classes)
         with quiet():
-            naive_counts(variant.network, classifier, one, self.row.data.classes)  # for the first time
+            naive_counts(variant.network, classifier, one, self.row.data.classes)  # warm-up
             begin = time.perf_counter()
             naive_counts(variant.network, classifier, one, self.row.data.classes)
         if self.device.type == "cuda":
@@ -161,34 +161,28 @@ class Epoch:
         return time.perf_counter() - begin, 1
 
 
-def measure(row: Row, device: torch.device, rounds: int, until: float, advance: Advance) -> dict[str, Any]:
-    """Everything of one row but memory.
+def measure_epoch(row: EpochRow, device: torch.device, rounds: int, until: float, advance: Advance) -> dict[str, Any]:
+    """The result of one row except for memory.
 
     Args:
         row: what.
         device: where.
         rounds: at least 1.
-        until: when ``time.monotonic()`` has passed this, no other round begins but the third.
+        until: after this value of ``time.monotonic()`` no round begins, except the first three.
         advance: called with 1 after every step.
     """
     epoch = Epoch(row, device)
-    collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
+    with without_garbage_collection():
         epoch.round(0, lambda steps: None)  # compiles, and touches memory for the first time
         found = []
         for turn in range(rounds):
             if turn >= 3 and time.monotonic() > until:
                 break
             found.append(epoch.round(turn, advance))
-    finally:
-        if collecting:
-            gc.enable()
-    return summary(row, found) | {"choices": epoch.choices} | _naive(epoch, row)
+    return epoch_summary(row, found) | {"choices": epoch.choices} | _naive(epoch, row)
 
 
-def _naive(epoch: Epoch, row: Row) -> dict[str, Any]:
+def _naive(epoch: Epoch, row: EpochRow) -> dict[str, Any]:
     try:
         seconds, images = epoch.naive()
     except ImportError as error:
@@ -196,7 +190,7 @@ def _naive(epoch: Epoch, row: Row) -> dict[str, Any]:
     return {"naive": {"seconds_an_image": seconds, "images": images, "epoch": seconds * row.data.val_images}}
 
 
-def summary(row: Row, rounds: Sequence[dict[str, Parts]]) -> dict[str, Any]:
+def epoch_summary(row: EpochRow, rounds: Sequence[dict[str, Parts]]) -> dict[str, Any]:
     """Medians of the rounds: seconds by part, and the ratios of what was measured in the same round."""
 
     def over_rounds(value: Callable[[dict[str, Parts]], float]) -> dict[str, float]:
@@ -223,12 +217,9 @@ def summary(row: Row, rounds: Sequence[dict[str, Parts]]) -> dict[str, Any]:
         "crop": list(row.crop),
         "val": list(row.val),
         "scale": row.scale,
-        "batch": row.batch,
-        "val_batch": row.val_batch,
+        **{name: getattr(row, name) for name in ("batch", "val_batch", "train_batches", "val_batches")},
         "train_images": row.data.train_images,
         "val_images": row.data.val_images,
-        "train_batches": row.train_batches,
-        "val_batches": row.val_batches,
         "rounds": len(rounds),
         "seconds": parts,
         "marginal": over_rounds(added("e")),
@@ -237,7 +228,7 @@ def summary(row: Row, rounds: Sequence[dict[str, Parts]]) -> dict[str, Any]:
     } | ({"eager_marginal": over_rounds(added("c"))} if "c" in names else {})
 
 
-def step_of(row: Row, device: torch.device, name: str) -> Callable[[], Tensor]:
+def step_of(row: EpochRow, device: torch.device, name: str) -> Callable[[], Tensor]:
     """A training and a validation step of one variant, for :mod:`bench.epoch.memory`; returns a result to keep."""
     epoch = Epoch(row, device)
     variant = epoch.variants[name]

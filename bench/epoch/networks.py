@@ -1,4 +1,4 @@
-"""torchvision's networks, as the recipes' are: with logits at low resolution as output."""
+"""torchvision's networks with low-resolution logits as output, like the networks of the recipes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TORCHVISION = ("deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large", "fcn_resnet
 
 
 class TorchvisionNetwork(nn.Module):
-    """Backbone and head of a network with random weights; torchvision's own ``forward`` would upsample.
+    """Backbone and head of a network with random weights. (torchvision's own ``forward`` upsamples the logits.)
 
     Args:
         name: of :data:`TORCHVISION`.
@@ -28,6 +28,6 @@ class TorchvisionNetwork(nn.Module):
         self.backbone, self.head = whole.backbone, whole.classifier
 
     def forward(self, images: Tensor) -> Tensor:
-        """``(N, 3, H, W)`` to ``(N, C, H / 8, W / 8)`` or so."""
+        """``(N, 3, H, W)`` to about ``(N, C, H / 8, W / 8)``."""
         logits: Tensor = self.head(self.backbone(images)["out"])
         return logits

@@ -1,18 +1,14 @@
-"""The result of ``python -m bench epoch`` as a table, as Markdown and as one picture."""
+"""The result of ``python -m bench epoch`` as a page, as tables and as one picture."""
 
 from __future__ import annotations
 
 import io
-import json
-from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
-from ..table import aligned, mebibytes, write_bytes, write_text
+from ..table import Column, duration, machine_line, markdown_table, mebibytes, percent, spread
 from .variants import MEANING
 
-Result = dict[str, Any]
+Found = dict[str, Any]
 
 PARTS = (
     ("forward", "forward", "#0072B2"),
@@ -23,142 +19,120 @@ PARTS = (
     ("val_metric", "validation: metric", "#F0E442"),
     ("awa", "adaptive weights", "#D55E00"),
 )
-"""Key, text and colour (Okabe and Ito's, which the colour-blind can tell apart) of an epoch's parts."""
+"""Key, text and colour of an epoch's parts; the colours are Okabe and Ito's, which the colour-blind can tell apart."""
 
-MARGINAL_GOAL, MARGINAL_AIM = 0.01, 0.002
+_MARGINAL_GOAL = 0.01
 
 
-def awa(parts: dict[str, float]) -> float:
+def adaptive_seconds(parts: dict[str, float]) -> float:
     """Seconds of adaptive weighting in an epoch."""
     return parts.get("observe", 0.0) + parts.get("step", 0.0)
 
 
-def percent(value: float | None, digits: int = 1) -> str:
-    """With sign and digits; a dash for None."""
-    return "–" if value is None else f"{100 * value:+.{digits}f} %"
+def total(name: str) -> Column:
+    """The time of a variant's epoch."""
+    titles = {"a": "a: PyTorch", "d": "d: ours", "e": "e: ours + CAWA"}
+    return Column(titles[name], lambda row: duration(row["seconds"][name]["total"]))
 
 
-def spread(values: dict[str, float], digits: int = 1) -> str:
-    """Median, and the least and the most of the rounds."""
-    least, most = (f"{100 * values[name]:+.{digits}f}" for name in ("least", "most"))
-    return f"{percent(values['median'], digits)} ({least} … {most})"
+def _sizes(row: Found) -> str:
+    return f"{row['data']}, C={row['classes']}, {'x'.join(map(str, row['crop']))} / {'x'.join(map(str, row['val']))}"
 
 
-def time(seconds: float) -> str:
-    """Seconds, minutes or hours."""
-    if seconds < 180:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.3g} min" if seconds < 2 * 3600 else f"{seconds / 3600:.3g} h"
+def _net(row: Found) -> str:
+    mark = "" if row["classes"] < 19 else " ✓" if row["net"]["median"] < 0 else " ✗"
+    return spread(row["net"]) + mark
 
 
+def _marginal(row: Found) -> str:
+    return spread(row["marginal"], 2) + (" ✓" if row["marginal"]["median"] < _MARGINAL_GOAL else " ✗")
+
+
+def _naive(row: Found) -> str:
+    naive, seconds = row["naive"], row["seconds"]
+    if naive is None:
+        return "–"
+    share = percent(naive["epoch"] / seconds["a"]["total"], 0)
+    return f"{share}; {naive['epoch'] / adaptive_seconds(seconds['e']):.0f}x e's"
+
+
+def _peaks(row: Found) -> str:
+    return " / ".join(mebibytes((row.get("peak_bytes") or {}).get(name)) for name in "ade")
+
+
+_EAGER = Column("c: eager CAWA", lambda row: percent(row["eager_marginal"]["median"]))
+_BY_HAND = Column("b: naive CAWA", _naive)
 COLUMNS = (
-    "network",
-    "data",
-    "a: PyTorch",
-    "d: ours",
-    "e: ours + CAWA",
-    "net (e−a)/a",
-    "marginal, by parts",
-    "marginal (e−d)/d",
-    "c: eager CAWA",
-    "b: naive CAWA",
-    "MiB a / d / e",
+    Column("network", lambda row: row["network"], left=True),
+    Column("data", _sizes, left=True),
+    *map(total, "ade"),
+    Column("net (e−a)/a", _net),
+    Column("marginal, by parts", _marginal),
+    Column("marginal (e−d)/d", lambda row: spread(row["marginal_by_difference"], 1)),
+    _EAGER,
+    _BY_HAND,
+    Column("MiB a / d / e", _peaks),
+)
+CONSOLE_TITLE = "Time of an epoch; net: e against a, marginal: what adaptive weights add to ours"
+CONSOLE_COLUMNS = (
+    Column("row", lambda row: row["key"], left=True),
+    *map(total, "ae"),
+    Column("net", lambda row: percent(row["net"]["median"])),
+    Column("marginal", lambda row: percent(row["marginal"]["median"], 2)),
+    _EAGER,
+    _BY_HAND,
 )
 
 
-def cells(row: Result) -> list[str]:
-    """A row of the table."""
-    seconds, naive, memory = row["seconds"], row["naive"], row.get("peak_bytes") or {}
-    plain = seconds["a"]["total"]
-    by_hand = "–"
-    if naive is not None:
-        by_hand = f"{percent(naive['epoch'] / plain, 0)}; {naive['epoch'] / awa(seconds['e']):.0f}x e's"
-    met = "✓" if row["marginal"]["median"] < MARGINAL_GOAL else "✗"
-    below = "" if row["classes"] < 19 else " ✓" if row["net"]["median"] < 0 else " ✗"
-    return [
-        row["network"],
-        f"{row['data']}, C={row['classes']}, {'x'.join(map(str, row['crop']))} / {'x'.join(map(str, row['val']))}",
-        time(plain),
-        time(seconds["d"]["total"]),
-        time(seconds["e"]["total"]),
-        spread(row["net"]) + below,
-        spread(row["marginal"], 2) + " " + met,
-        spread(row["marginal_by_difference"], 1),
-        percent(row["eager_marginal"]["median"]),
-        by_hand,
-        " / ".join(mebibytes(memory.get(name)) for name in "ade"),
-    ]
+def _how_measured(row: Found) -> str:
+    counts = f"{row['train_batches']} training and {row['val_batches']} validation"
+    scale = f", each side 1/{row['scale']} of the dataset's" if row["scale"] > 1 else ""
+    yes = {True: "yes", False: "no"}
+    return (
+        f"- {row['network']}, {row['data']}: {counts if row['train_batches'] else 'all'} batches of {row['batch']} and "
+        f"{row['val_batch']}{scale}; {row['rounds']} rounds. Plain PyTorch at its best: contiguous logits "
+        f"{yes[row['choices']['contiguous logits']]}, counting class by class "
+        f"{yes[row['choices']['count present classes alone']]}."
+    )
 
 
-def markdown(result: Result, picture: str | None) -> str:
-    """The whole result as a page."""
-    from ..table import machine_line
-
-    rows, gpu = result["rows"], result["machine"].get("gpu")
-    lines = [
-        "# What an epoch costs",
-        "",
-        f"{gpu + '; ' if gpu else ''}{machine_line(result)}. Made by `python -m bench epoch`"
-        + (" --quick: a trial, no measurement." if result["quick"] else "."),
-        "",
-        *([f"**{result['note']}**", ""] if result.get("note") else []),
-        aligned(COLUMNS, [cells(row) for row in rows], left=COLUMNS[:2]),
-        "",
-    ]
-    lines += [f"- **{name}**: {text}." for name, text in MEANING.items()]
-    lines += [
-        "- **net**: a whole epoch with the library and adaptive weights against plain PyTorch without; below 0 is "
-        "faster.",
-        "- **marginal**: what adaptive weights add, as seconds of `observe` and `step` over the rest of the same "
-        "epoch, and as the difference of e and d, which has the noise of two whole epochs. Least … most of the rounds "
-        "in brackets.",
-        "- **b** is measured on one image and scaled to the validation set: its time as a share of a's epoch, and over "
-        "e's.",
-        "- **MiB**: what one training and one validation step add at their highest to what was allocated before them.",
-        "",
-        "Times are of one epoch, training and validation, loading of data left out (the same for all). Two batches of "
-        "drawn scenes take turns; all variants compute each batch in turn, and start from the same network. Sizes are "
-        "crops / validation images; an epoch has the data set's number of images, and its time is extended from:",
-        "",
-    ]
-    for row in rows:
-        what = (
-            "all"
-            if not row["train_batches"]
-            else f"{row['train_batches']} training and {row['val_batches']} validation"
-        )
-        scale = f", each side 1/{row['scale']} of the data set's" if row["scale"] > 1 else ""
-        lines.append(
-            f"- {row['network']}, {row['data']}: {what} batches of {row['batch']} and {row['val_batch']}{scale}; "
-            f"{row['rounds']} rounds. Plain PyTorch at its best: contiguous logits "
-            f"{'yes' if row['choices']['contiguous logits'] else 'no'}, counting class by class "
-            f"{'yes' if row['choices']['count present classes alone'] else 'no'}."
-        )
-    if picture is not None:
-        lines += ["", f"![Time of an epoch by part]({picture})"]
-    return "\n".join(lines) + "\n"
+def epoch_page(result: Found, picture: str | None) -> str:
+    """The whole result as a page; ``picture`` is the name of its file."""
+    machine = result["machine"]
+    gpu = f"{machine['gpu']}; " if machine.get("gpu") else ""
+    trial = " --quick: a trial, no measurement." if result["quick"] else "."
+    return "\n".join(
+        [
+            "# What an epoch costs",
+            "",
+            f"{gpu}{machine_line(machine)}. Made by `python -m bench epoch`{trial}",
+            "",
+            *([f"**{result['note']}**", ""] if result.get("note") else []),
+            markdown_table(COLUMNS, result["rows"]),
+            "",
+            *(f"- **{name}**: {text}." for name, text in MEANING.items()),
+            "- **net**: a whole epoch with the library and adaptive weights, compared with plain PyTorch without them; "
+            "below 0 is faster.",
+            "- **marginal**: what adaptive weights add. By parts: the seconds of `observe` and `step` over the rest of "
+            "the same epoch. By difference: (e−d)/d, which has the noise of two whole epochs. In brackets the least … "
+            "the most of the rounds.",
+            "- **b** is measured on one image and scaled to the validation set. The table shows its time as a share "
+            "of a's epoch, and as a multiple of e's time for adaptive weights.",
+            "- **MiB**: the peak memory that one training and one validation step add.",
+            "",
+            "Times are of one epoch, training and validation, without data loading, which is the same for all "
+            "variants. Two batches of drawn scenes take turns. All variants compute each batch in turn and start from "
+            "the same network. Sizes are crops / validation images. An epoch has the dataset's number of images; its "
+            "time is extrapolated from:",
+            "",
+            *map(_how_measured, result["rows"]),
+            *(["", f"![Time of an epoch by part]({picture})"] if picture else []),
+            "",
+        ]
+    )
 
 
-def rich_table(result: Result) -> Table:
-    """The medians, for the console."""
-    table = Table(title="Time of an epoch; net: e against a, marginal: what adaptive weights add to ours")
-    for name in ("row", "a: PyTorch", "e: ours+CAWA", "net", "marginal", "c adds", "b adds"):
-        table.add_column(name, justify="left" if name == "row" else "right")
-    for row in result["rows"]:
-        plain, naive = row["seconds"]["a"]["total"], row["naive"]
-        table.add_row(
-            row["key"],
-            time(plain),
-            time(row["seconds"]["e"]["total"]),
-            percent(row["net"]["median"]),
-            percent(row["marginal"]["median"], 2),
-            percent(row["eager_marginal"]["median"]),
-            "–" if naive is None else percent(naive["epoch"] / plain, 0),
-        )
-    return table
-
-
-def picture(result: Result) -> bytes:
+def epoch_picture(result: Found) -> bytes:
     """Stacked bars by part, plain PyTorch's epoch = 100 %, as PNG."""
     import matplotlib
 
@@ -176,7 +150,7 @@ def picture(result: Result) -> bytes:
         for index, name in enumerate(names):
             y = place * (len(names) + 1.4) + index
             parts = dict(row["seconds"][name])
-            parts["awa"] = awa(parts)
+            parts["awa"] = adaptive_seconds(parts)
             left = 0.0
             for key, text, colour in PARTS:
                 width = 100 * parts.get(key, 0.0) / whole
@@ -188,7 +162,7 @@ def picture(result: Result) -> bytes:
             texts.append(labels[name])
         naive = row["naive"]
         more = "" if naive is None else f"; naive CAWA: +{100 * naive['epoch'] / whole:.0f} %"
-        title = f"{row['network']}, {row['data']}, {row['classes']} classes: {time(whole)} an epoch{more}"
+        title = f"{row['network']}, {row['data']}, {row['classes']} classes: {duration(whole)} an epoch{more}"
         axes.text(0, place * (len(names) + 1.4) - 0.78, title, fontsize=9, fontweight="bold", va="center")
     axes.set_yticks(ticks, texts, fontsize=8)
     axes.invert_yaxis()
@@ -202,10 +176,3 @@ def picture(result: Result) -> bytes:
     figure.savefig(buffer, format="png", dpi=130)
     plt.close(figure)
     return buffer.getvalue()
-
-
-def write(result: Result, out: Path) -> None:
-    """``out``.json, .md and .png, each whole or not at all."""
-    write_text(out.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
-    write_bytes(out.with_suffix(".png"), picture(result))
-    write_text(out.with_suffix(".md"), markdown(result, out.with_suffix(".png").name))

@@ -1,4 +1,4 @@
-"""The ways to train and validate that are compared; each has a network of its own, and all start from the same one."""
+"""The variants of training and validation that are compared; each trains its own copy of the same network."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import cawa_fast.functional as CF
 from cawa_fast import _rules
 from cawa_fast.recipes.training.stopwatch import Stopwatch
 
+from ..baselines import eager_cam_counts, eager_confusion_matrix, eager_cross_entropy, eager_present_cam_counts
 from ..cases import IGNORE, TAU
 from ..libraries import import_torchvision
-from ..peers import eager_cam_counts, eager_confusion_matrix, eager_cross_entropy, eager_present_cam_counts
 
 MEANING = {
     "a": "plain PyTorch: `F.interpolate` + `F.cross_entropy`; validation by `max`, `bincount`",
-    "b": "a + CAWASeg as one would write it from the paper: pytorch-grad-cam per class of the image, eager counting",
+    "b": "a + CAWASeg written directly from the paper: pytorch-grad-cam per class of the image, eager counting",
     "c": "a + CAWASeg with closed-form maps, eager counting",
     "d": "cawa_fast's operators, no adaptive weights",
     "e": "cawa_fast's operators, adaptive weights",
@@ -31,7 +31,7 @@ MEANING = {
 
 
 class Batch:
-    """Images and labels, the labels as PyTorch wants them and as bytes."""
+    """Images and labels; the labels as int64 for PyTorch and as bytes for this library."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images = images.contiguous(memory_format=torch.channels_last)
@@ -39,7 +39,7 @@ class Batch:
 
 
 class Plain:
-    """(a): plain PyTorch, logits in the layout that suits it best on this machine."""
+    """(a): plain PyTorch, with logits in the layout that is fastest on this machine."""
 
     def __init__(self, network: nn.Module, classes: int, device: torch.device, contiguous: bool) -> None:
         self.network = copy.deepcopy(network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -53,7 +53,7 @@ class Plain:
         self.network.train()
         with watch.part("forward"):
             logits = self.network(batch.images)
-        with watch.part("loss"):  # its gradient too, so that the rest is the network's
+        with watch.part("loss"):  # including its gradient, so that "backward" is that of the network
             (gradient,) = torch.autograd.grad(self.loss(logits, batch), logits)
         with watch.part("backward"):
             self.optimizer.zero_grad()
@@ -63,7 +63,7 @@ class Plain:
 
     @torch.no_grad()
     def validate(self, batch: Batch, watch: Stopwatch) -> None:
-        """One validation step: the confusion matrix, and what the method observes."""
+        """One validation step: the confusion matrix, and the counts for adaptive weights."""
         self.network.eval()
         with watch.part("val_forward"):
             logits = self.network(batch.images)
@@ -78,17 +78,17 @@ class Plain:
         return eager_confusion_matrix(self._arranged(logits), batch.labels, False)
 
     def observe(self, logits: Tensor, batch: Batch, watch: Stopwatch) -> None:
-        """Nothing: without adaptive weights."""
+        """Does nothing without adaptive weights."""
 
     def step(self, watch: Stopwatch) -> None:
-        """Nothing: without adaptive weights."""
+        """Does nothing without adaptive weights."""
 
     def _arranged(self, logits: Tensor) -> Tensor:
         return logits.contiguous() if self.contiguous else logits
 
 
 class PlainAdaptive(Plain):
-    """(c): closed-form maps by hand, counted with PyTorch; the cheaper of two ways to count."""
+    """(c): closed-form maps, counted with PyTorch by the faster of two functions."""
 
     def __init__(self, network: nn.Module, classes: int, device: torch.device, contiguous: bool, present: bool) -> None:
         super().__init__(network, classes, device, contiguous)
@@ -120,7 +120,7 @@ class Ours(Plain):
 
 
 class OursAdaptive(Ours):
-    """(e): the library as one uses it."""
+    """(e): the library with adaptive weights."""
 
     def __init__(self, network: nn.Module, classes: int, device: torch.device, contiguous: bool) -> None:
         super().__init__(network, classes, device, contiguous)
@@ -201,7 +201,7 @@ def feeding(network: nn.Module, classifier: nn.Conv2d, image: Tensor) -> nn.Modu
 
 
 class _AtImageSize(nn.Module):
-    """The network with logits at the images' size, as models that one loads have them."""
+    """The network with logits upsampled to the images' size, as pytorch-grad-cam expects."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -213,7 +213,7 @@ class _AtImageSize(nn.Module):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Other people's warnings are left out."""
+    """Hides the warnings of other libraries."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,7 +1,7 @@
 """``python -m bench gpu``: everything that needs a GPU, in one command.
 
-``command`` runs the steps one after the other, each in processes of its own (``runner``, ``steps``), and writes what
-there is after every step (``report``). What runs on the device lies in ``child`` (the processes' entry), ``limits``,
-``profiled``, ``rows`` and ``measure`` (benchmarks), ``awa``, ``epochs``, ``sweep`` and ``sanitized``; ``timing`` holds
-what differs between a GPU and the CPU of a rehearsal.
+``command`` runs the steps in order, each in processes of its own (``runner``, ``steps``), and writes the results after
+every step (``report``). The processes on the device start in ``child``; their steps are ``limits``, ``profiled``,
+``measure`` (benchmarks), ``epochs``, ``sweep`` and ``sanitized``. ``timing`` holds what differs between a GPU and the
+CPU of a rehearsal. ``resources`` is a command of its own: what the compilers give each kernel.
 """

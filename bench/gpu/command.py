@@ -1,4 +1,4 @@
-"""``python -m bench gpu``: the steps one after the other, within the time that there is."""
+"""``python -m bench gpu``: runs the steps in order, within the given time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import Any
 import click
 import torch
 
-from .. import table
+from .. import options
+from ..files import RESULTS
 from ..measure import machine
 from . import report, smi, steps
+from .rows import ROWS
 from .runner import Run
 
 
@@ -25,10 +27,10 @@ class Step:
 
     Attributes:
         name: as ``--only`` takes it.
-        share: of the time that is left, against the shares of the steps after it. What one leaves over, others get:
-            the build's is twice what it takes, since without it the others have little to show.
-        least: seconds under which it is not begun.
-        run: does it; given the run, the seconds it may take, and where its findings go.
+        share: of the time that is left, relative to the shares of the later steps; they get what it leaves over. The
+            build's share is twice what it takes, because the other steps depend on it.
+        least: seconds under which the step is skipped.
+        run: the step; its arguments are the run, the seconds it may take, and the dictionary for what it finds.
     """
 
     name: str
@@ -38,14 +40,14 @@ class Step:
 
 
 STEPS = (
-    Step("build", 100, 10, steps.build),
-    Step("limits", 10, 8, steps.limits),
-    Step("tests", 38, 15, steps.tests),
-    Step("profile", 18, 8, steps.profile),
-    Step("benchmarks", 68, 15, steps.benchmarks),
-    Step("epoch", 38, 15, steps.epoch),
-    Step("sanitizer", 20, 12, steps.sanitizer),
-    Step("sweep", 8, 10, steps.sweep),
+    Step("build", 100, 10, steps.build_step),
+    Step("limits", 10, 8, steps.limits_step),
+    Step("tests", 38, 15, steps.tests_step),
+    Step("profile", 18, 8, steps.profile_step),
+    Step("benchmarks", 68, 15, steps.benchmarks_step),
+    Step("epoch", 38, 15, steps.epoch_step),
+    Step("sanitizer", 20, 12, steps.sanitizer_step),
+    Step("sweep", 8, 10, steps.sweep_step),
 )
 
 
@@ -55,10 +57,11 @@ STEPS = (
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder of gpu.json, gpu.md and gpu.log.  [default: bench/results for all steps; else a temporary one]",
 )
-@click.option("--minutes", type=click.FloatRange(0.1), default=8.0, show_default=True, help="Time for everything.")
-@click.option("--rehearse", is_flag=True, help="The same on a CPU with Triton's interpreter and tiny sizes.")
+@click.option("--minutes", type=click.FloatRange(0.1), default=8.0, show_default=True, help="Time for all steps.")
+@click.option("--rehearse", is_flag=True, help="A trial on a CPU: Triton's interpreter, tiny sizes, no measurement.")
 @click.option("--only", default="", help=f"Steps to run, comma-separated: {', '.join(step.name for step in STEPS)}.")
-def gpu(out: Path | None, minutes: float, rehearse: bool, only: str) -> None:
+@options.show_list
+def gpu(out: Path | None, minutes: float, rehearse: bool, only: str, show_list: bool) -> None:
     """Everything that needs a GPU: build, limits, tests, profile, benchmarks, epochs, sanitizer, tile tables.
 
     \b
@@ -66,14 +69,20 @@ def gpu(out: Path | None, minutes: float, rehearse: bool, only: str) -> None:
     python -m bench gpu --only limits,benchmarks   some steps, which share the time
     python -m bench gpu --rehearse                 does it run? (on a CPU, a minute)
 
-    A step that fails does not stop the others; the exit status is then 1. Files are written after every step.
+    A step that fails does not stop the others; the exit status is then 1. The files are written after every step.
     """
-    wanted = select(only)
+    wanted = select_steps(only)
+    if show_list:
+        for step in wanted:
+            click.echo(f"step {step.name}")
+        for row in ROWS:
+            click.echo(f"{row.key:32} {row.title}")
+        return
     if not rehearse and not torch.cuda.is_available():
         raise click.ClickException("torch sees no GPU here; --rehearse runs the same code on the CPU")
     if out is None:
         whole = wanted == STEPS and not rehearse
-        out = table.ROOT / "bench" / "results" if whole else Path(tempfile.mkdtemp(prefix="bench-gpu-"))
+        out = RESULTS if whole else Path(tempfile.mkdtemp(prefix="bench-gpu-"))
     signal.signal(signal.SIGTERM, _interrupted)
     run = Run(out, minutes, rehearse, _new_result(minutes, rehearse))
     with steps.importable_kernels() as note:
@@ -84,12 +93,12 @@ def gpu(out: Path | None, minutes: float, rehearse: bool, only: str) -> None:
         ok = False
         click.echo((out / "gpu.md").read_text(encoding="utf-8"))
     else:
-        click.echo("\n" + report.summary(run.result))
+        click.echo("\n" + report.gpu_summary(run.result))
     click.echo(f"\nWritten: {out}/gpu.json, gpu.md and gpu.log, in {run.elapsed():.0f} s")
     raise SystemExit(0 if ok else 1)
 
 
-def select(only: str) -> tuple[Step, ...]:
+def select_steps(only: str) -> tuple[Step, ...]:
     """The steps named in ``only``, in their order; all if it is empty.
 
     Raises:
@@ -103,9 +112,9 @@ def select(only: str) -> tuple[Step, ...]:
 
 
 def execute(run: Run, wanted: tuple[Step, ...]) -> bool:
-    """Run the steps; whether none failed. After each the files are written."""
+    """Run the steps and write the files after each; returns whether none failed."""
     for place, step in enumerate(wanted):
-        seconds = budget(wanted[place:], run.remaining())
+        seconds = share_of_time(wanted[place:], run.remaining())
         found: dict[str, Any] = {"status": "ok", "budget": round(seconds, 1)}
         run.result["steps"][step.name] = found
         if seconds < step.least and not run.rehearse:
@@ -132,13 +141,13 @@ def execute(run: Run, wanted: tuple[Step, ...]) -> bool:
     return all(found["status"] != "failed" for found in run.result["steps"].values())
 
 
-def budget(left: tuple[Step, ...], seconds: float) -> float:
+def share_of_time(left: tuple[Step, ...], seconds: float) -> float:
     """Seconds for the first of the steps that are left."""
     return max(seconds, 0) * left[0].share / sum(step.share for step in left)
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)  # so that what runs is ended and what was found is written
+    raise SystemExit(128 + number)  # an exception, so that running processes are ended and the results written
 
 
 def _new_result(minutes: float, rehearse: bool) -> dict[str, Any]:

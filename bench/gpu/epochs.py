@@ -1,24 +1,23 @@
-"""The headline: an epoch with this library and adaptive weights against plain PyTorch without, network by network."""
+"""The step "epoch": epochs of networks with this library and adaptive weights, compared with plain PyTorch."""
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
-import gc
+import functools
 import time
-import traceback
-from typing import Any
 
-from ..epoch.measure import Epoch, summary
-from ..epoch.rows import GPU_ROWS, Row
+from ..epoch.measure import Epoch, epoch_summary
+from ..epoch.rows import GPU_ROWS, EpochRow
+from ..measure import without_garbage_collection
 from .state import State
-from .timing import Machine, first_line
+from .timing import Machine
 
 MAIN = (
     *("segformer-ade20k", "torchvision-deeplab-cityscapes", "compact-cityscapes", "compact-ade20k"),
     *("torchvision-mobile-coco", "segformer-cityscapes", "compact-camvid"),
 )
-"""Rows of :data:`bench.epoch.rows.GPU_ROWS`, the most important first. The others need more packages."""
+"""Keys of :data:`bench.epoch.rows.GPU_ROWS`, the most important first. The other rows need more packages."""
 
 _REHEARSED = ("compact-camvid",)
 _VARIANTS = "ade"  # plain PyTorch, ours, ours with adaptive weights
@@ -26,62 +25,43 @@ _ROUNDS = 7
 _LONGEST = 12.0  # seconds of a row
 
 
-def run(state: State, machine: Machine) -> None:
-    """Measure all rows that are not in ``state`` yet, until its time is up; what there is, is published every round.
+def run_epochs(state: State, machine: Machine) -> None:
+    """Measure the rows that are not in ``state`` yet, until its time is up; every round is published.
 
-    A row that takes three times its time ends the process, and is not tried again by the next one.
+    A row that takes three times its share ends the process, and the next process skips it.
     """
-    rows: dict[str, Any] = state.data.setdefault("rows", {})
-    failed: dict[str, str] = state.data.setdefault("failed", {})
-    done: list[str] = state.data.setdefault("done", [])
-    begun = state.data.pop("begun", None)
-    if begun is not None and begun not in done:
-        failed[begun] = "the process ended while this was measured; see the log"
-        done.append(begun)
-    by_key = {row.key: row for row in GPU_ROWS}
+    done = state.resume()
     keys = [key for key in (_REHEARSED if state.rehearse else MAIN) if key not in done]
-    for place, key in enumerate(keys):
-        seconds = min(_LONGEST, 1.6 * state.remaining() / (len(keys) - place))
-        if seconds < 4 and not state.rehearse:
-            state.data["note"] = f"out of time before {key}"
-            break
-        state.data["begun"] = key
-        state.publish()
-        row = by_key[key].shrunk() if state.rehearse else by_key[key]
-        faulthandler.dump_traceback_later(max(3 * seconds, 20), exit=True)  # also where the host waits for the device
-        try:
-            with contextlib.ExitStack() as stack:
-                stack.callback(faulthandler.cancel_dump_traceback_later)
-                measure(row, key, state, machine, time.monotonic() + min(seconds, state.remaining()))
-        except Exception as error:
-            failed[key] = first_line(error)
-            traceback.print_exc()
-        done.append(key)
-        del state.data["begun"]
-        state.publish()
-        print(f"{key}: {rows[key]['rounds'] if key in rows else 'no'} rounds", flush=True)
-        machine.release()
-        machine.synchronize()  # a device that has failed ends this process; the next one goes on behind this row
+
+    def share() -> float:
+        return min(_LONGEST, 1.6 * state.remaining() / sum(key not in done for key in keys))
+
+    def piece(key: str) -> None:
+        (row,) = (row for row in GPU_ROWS if row.key == key)
+        seconds = share()
+        # by a thread of its own, because it must also end a process that waits for the device
+        faulthandler.dump_traceback_later(max(3 * seconds, 20), exit=True)
+        with contextlib.ExitStack() as stack:
+            stack.callback(faulthandler.cancel_dump_traceback_later)
+            until = time.monotonic() + min(seconds, state.remaining())
+            measure_network(row.shrunk() if state.rehearse else row, key, state, machine, until)
+
+    pieces = {key: functools.partial(piece, key) for key in keys}
+    state.complete(pieces, machine, lambda: state.rehearse or share() >= 4)
 
 
-def measure(row: Row, key: str, state: State, machine: Machine, until: float) -> None:
-    """One row into ``state.data["rows"]``: after a round that compiles as many as there is time for, at least one."""
+def measure_network(row: EpochRow, key: str, state: State, machine: Machine, until: float) -> None:
+    """Measure one row into ``state.data["rows"]``: after a warm-up at least one round, and more while there is time."""
     epoch = Epoch(row, machine.device, _VARIANTS)
     epoch.round(0, lambda steps: None)
-    collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        rounds = []
-        last = 0.0
+    rounds = []
+    last = 0.0
+    with without_garbage_collection():
         for turn in range(1 if state.rehearse else _ROUNDS):
             begin = time.monotonic()
             if turn and begin + last > until:
                 break
             rounds.append(epoch.round(turn, lambda steps: None))
             last = time.monotonic() - begin
-            state.data["rows"][key] = summary(row, rounds) | {"choices": epoch.choices}
+            state.data["rows"][key] = epoch_summary(row, rounds) | {"choices": epoch.choices}
             state.publish()
-    finally:
-        if collecting:
-            gc.enable()

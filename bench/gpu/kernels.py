@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs
 # (Triton reads annotations as its own, so that kernels have none.)
-"""Kernels that do one thing each, for the limits of a device.
+"""Kernels that measure the limits of a device.
 
-The number of loops is a constant, since the interpreter of Triton 3.6 cannot loop to an argument with NumPy 2.4.
+The number of loops is a constant, because the interpreter of Triton 3.6 cannot loop to an argument with NumPy 2.4.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def exponentials(out, LOOPS: tl.constexpr, WIDTH: tl.constexpr, UNROLLED: tl.con
     x = offsets.to(tl.float32) * 1e-9
     for _ in range(LOOPS):
         for _ in tl.static_range(UNROLLED):
-            x = tl.exp2(-x)  # nears 0.64: nothing overflows, and the minus costs no instruction of its own
+            x = tl.exp2(-x)  # converges to 0.64, so nothing overflows; the minus needs no instruction of its own
     tl.store(out + offsets, x)
 
 
@@ -37,7 +37,7 @@ def multiply_adds(out, LOOPS: tl.constexpr, WIDTH: tl.constexpr, UNROLLED: tl.co
 
 @triton.jit
 def nothing(out):
-    """A launch."""
+    """Does nothing: the time of a launch."""
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""What the device can do at best, measured: copies, exponentials, multiply-adds, launches; and what device it is."""
+"""The step "limits": measured rates of copies, exponentials, multiply-adds and launches; and what device it is."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import torch
 import triton
 from torch import Tensor
 
+from ..baselines import Implementation
 from ..cases import Problem
-from ..floors import Limits
-from ..peers import Contender
 from . import kernels
 from .smi import LOAD, query
 from .timing import Gpu, Machine, UncapturableError, first_line, replayed, samples
@@ -20,8 +19,8 @@ _WIDTH = 1024  # values of a program, in registers
 _UNROLLED = 16  # operations on each value between two tests of the loop
 
 
-def reads_labels(problems: list[Problem]) -> Contender:
-    """A contender that reads the uint8 labels once and does nothing else with them, the ``problems`` in turn."""
+def reads_labels(problems: list[Problem]) -> Implementation:
+    """An implementation that only reads the uint8 labels once, those of the ``problems`` in turn."""
     width = 4096
     pixels = problems[0].labels.numel()
     sums = problems[0].labels.new_empty(-(-pixels // width), dtype=torch.int32)
@@ -35,11 +34,11 @@ def reads_labels(problems: list[Problem]) -> Contender:
         kernels.add_up[(len(sums),)](problems[turn].labels, sums, pixels, WIDTH=width, num_warps=4)
         return (sums,)
 
-    return Contender("labels", run, reset, copies=len(problems))
+    return Implementation("labels", run, reset, copies=len(problems))
 
 
-def measure(machine: Machine) -> dict[str, Any]:
-    """The device, its limits, and how they were measured, as plain values."""
+def measure_limits(machine: Machine) -> dict[str, Any]:
+    """The device, its limits, and the clocks under load, as plain values."""
     gpu = isinstance(machine, Gpu)
     found: dict[str, Any] = {
         "bytes": _copy_rate(machine, (1 << 31) if gpu else (1 << 16)),
@@ -66,21 +65,16 @@ def measure(machine: Machine) -> dict[str, Any]:
     return found
 
 
-def limits_of(found: dict[str, Any]) -> Limits:
-    """What :func:`measure` found, for the floors."""
-    return Limits(found["bytes"], found["exponentials"], found["fmas"])
-
-
 def _copy_rate(machine: Machine, size: int) -> float:
     """Bytes read plus bytes written per second by a copy within the device's memory."""
     source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=machine.device)
     target = torch.empty_like(source)
-    copy = Contender("copy", lambda: (target.copy_(source),))
+    copy = Implementation("copy", lambda: (target.copy_(source),))
     return 2 * size / min(samples(machine, [copy], 7)["copy"])
 
 
-def _arithmetic(machine: Machine, kernel: Any) -> tuple[Contender, int]:
-    """A contender that computes in registers alone, and how many operations that are."""
+def _arithmetic(machine: Machine, kernel: Any) -> tuple[Implementation, int]:
+    """An implementation that computes only in registers, and its number of operations."""
     programs, loops, unrolled = 2, 1, 2
     if isinstance(machine, Gpu):
         # 32 programs of 1024 values on a multiprocessor, one after the other: many waves, milliseconds
@@ -91,12 +85,12 @@ def _arithmetic(machine: Machine, kernel: Any) -> tuple[Contender, int]:
         kernel[(programs,)](out, LOOPS=loops, WIDTH=_WIDTH, UNROLLED=unrolled, num_warps=4)
         return (out,)
 
-    return Contender("arithmetic", run), programs * _WIDTH * loops * unrolled
+    return Implementation("arithmetic", run), programs * _WIDTH * loops * unrolled
 
 
 def _rate(machine: Machine, kernel: Any) -> float:
-    contender, operations = _arithmetic(machine, kernel)
-    return operations / min(samples(machine, [contender], 5)[contender.name])
+    implementation, operations = _arithmetic(machine, kernel)
+    return operations / min(samples(machine, [implementation], 5)[implementation.name])
 
 
 def _launches(machine: Machine, launches: int) -> dict[str, Any]:
@@ -108,22 +102,22 @@ def _launches(machine: Machine, launches: int) -> dict[str, Any]:
             kernels.nothing[(1,)](out)
         return ()
 
-    contender = Contender("launches", run)
-    found: dict[str, Any] = {"launch": min(samples(machine, [contender], 3)["launches"]) / launches}
+    implementation = Implementation("launches", run)
+    found: dict[str, Any] = {"launch": min(samples(machine, [implementation], 3)["launches"]) / launches}
     try:
-        found["launch_in_graph"] = replayed(machine, contender, 5) / launches
+        found["launch_in_graph"] = replayed(machine, implementation, 5) / launches
     except UncapturableError as error:
         found["launch_in_graph_failed"] = first_line(error)
     return found
 
 
 def _clock_under_load(machine: Gpu) -> dict[str, Any]:
-    """What nvidia-smi says while the device computes exponentials."""
-    contender, _ = _arithmetic(machine, kernels.exponentials)
-    calls = max(1, int(2.0 / machine.clock(contender, 5)))
+    """What nvidia-smi reports while the device computes exponentials."""
+    implementation, _ = _arithmetic(machine, kernels.exponentials)
+    calls = max(1, int(2.0 / machine.clock(implementation, 5)))
     begin = time.monotonic()
-    for _ in range(min(calls, 900)):  # queued, not waited for; a thousand launches may wait at once
-        contender.run()
+    for _ in range(min(calls, 900)):  # without synchronisation; about a thousand launches fit into the queue
+        implementation.run()
     found = query(LOAD)
     found["queued_seconds"] = time.monotonic() - begin
     machine.synchronize()

@@ -1,105 +1,86 @@
-"""The benchmarks' process: measures unit after unit, and publishes after each, so that what is done stays done."""
+"""The step "benchmarks": measures unit after unit, and publishes after each."""
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
-import traceback
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
-from ..floors import Floor
+from ..baselines import MEANING, Implementation
 from ..measure import ratio
-from ..peers import MEANING, Contender
-from .awa import KEY as AWA
-from .awa import measure as measure_awa
-from .rows import REHEARSED, ROWS, Row, Unit, contender, problems, scored_maps, shrunk, units
+from ..rows import Row
+from .awa import measure_adaptive
+from .rows import REHEARSED, ROWS, Unit, implementation_on, inputs_of, rehearsed, scored_maps, units_of
 from .state import State
 from .timing import Machine, UncapturableError, first_line, replayed, samples
 
+AWA = "awa"
+"""The piece, and key of the result, that holds the cost of adaptive weights."""
+
 ROUNDS = 7
-_SLOW = 0.2  # seconds of one call, from which on a contender is called once and not in turns
-_IN_TURNS = 3.0  # seconds of a piece, in which contenders take turns; fewer rounds rather than more
+_SLOW = 0.2  # seconds of one call from which on an implementation is called once and takes no turns
+_IN_TURNS = 3.0  # seconds of a unit in which implementations take turns; then no further round begins
 
 Found = dict[str, Any]
 
 
-def run(state: State, machine: Machine) -> None:
-    """Measure all that is not in ``state`` yet, until its time is up.
+def run_benchmarks(state: State, machine: Machine) -> None:
+    """Measure everything that is not in ``state`` yet, until its time is up."""
+    units = plan(state.rehearse)
+    important = sum(1 for unit in units if unit.kind == "baselines" and unit.row.targets)
 
-    A unit during which the process died is not tried again.
-    """
-    rows: Found = state.data.setdefault("rows", {})
-    failed: Found = state.data.setdefault("failed", {})
-    done: list[str] = state.data.setdefault("done", [])
-    begun = state.data.pop("begun", None)
-    if begun is not None and begun not in done:
-        failed[begun] = "the process ended while this was measured; see the log"
-        done.append(begun)
-    todo = [unit for unit in _plan(state.rehearse) if unit.name not in done]
-    state.data["planned"] = len(done) + len(todo) + (AWA not in done)
-    goals = sum(1 for unit in todo if unit.kind == "rivals" and unit.row.targets)
-    for place, unit in enumerate([*todo[:goals], None, *todo[goals:]]):
-        name = AWA if unit is None else unit.name
-        if name in done:
-            continue
-        if state.remaining() < 4:
-            state.data["note"] = f"out of time before {name}"
-            break
-        state.data["begun"] = name
-        state.publish()
-        begin = time.monotonic()
+    def piece(unit: Unit) -> None:
         try:
-            if unit is None:
-                state.data["awa"] = measure_awa(machine, state.rehearse)
-            else:
-                _measure(unit, rows, machine, state)
-        except Exception as error:
-            failed[name] = first_line(error)
-            traceback.print_exc()
-        print(f"{name}: {time.monotonic() - begin:.1f} s ({place})", flush=True)
-        done.append(name)
-        del state.data["begun"]
-        names = {contender for row in rows.values() for contender in row["contenders"]}
-        state.data["meaning"] = {contender: text for contender, text in MEANING.items() if contender in names}
-        state.publish()
-        machine.release()
-        machine.synchronize()  # a device that has failed ends this process; the next one goes on behind this unit
+            _measure_unit(unit, state, machine)
+        finally:
+            names = {name for row in state.data["rows"].values() for name in row["contenders"]}
+            state.data["meaning"] = {name: text for name, text in MEANING.items() if name in names}
+
+    def adaptive() -> None:
+        state.data[AWA] = measure_adaptive(machine, state.rehearse)
+
+    pieces: dict[str, Callable[[], None]] = {unit.name: functools.partial(piece, unit) for unit in units[:important]}
+    pieces[AWA] = adaptive
+    pieces |= {unit.name: functools.partial(piece, unit) for unit in units[important:]}
+    state.data["planned"] = len({*pieces, *state.data.get("done", [])})
+    state.complete(pieces, machine, lambda: state.remaining() >= 4)
 
 
 def warm_up(state: State, machine: Machine) -> None:
-    """Compile what the rows are compared with, beside other steps: torch.compile finds it in its cache later."""
+    """Compile the rows' baselines while other steps run; later torch.compile finds them in its cache."""
     for row in [row for row in ROWS if row.compiled and row.targets]:
         if state.remaining() < 5:
             break
-        contender(row, row.compiled[0], machine, problems(row, machine)[:1]).run()
+        implementation_on(machine, row, row.compiled[0], inputs_of(row, machine)[:1]).run()
         print(f"{row.key}: compiled, {state.remaining():.0f} s left", flush=True)
         machine.release()
 
 
-def _plan(rehearse: bool) -> list[Unit]:
-    rows = ROWS
-    if rehearse:
-        rows = tuple(shrunk(row) for row in ROWS if row.key in REHEARSED)
-        # each kind of unit, few times: the interpreter is slow
-        kept: list[Unit] = []
-        for unit in units(rows):
-            if unit.kind in ("rivals", "torchmetrics") or unit.kind not in [other.kind for other in kept]:
-                kept.append(unit)
-        return kept
-    return units(rows)
+def plan(rehearse: bool) -> list[Unit]:
+    """All units; for a rehearsal few of each kind, because the interpreter is slow."""
+    if not rehearse:
+        return units_of(ROWS)
+    kept: list[Unit] = []
+    for unit in units_of(tuple(rehearsed(row) for row in ROWS if row.key in REHEARSED)):
+        if unit.kind in ("baselines", "torchmetrics") or unit.kind not in [other.kind for other in kept]:
+            kept.append(unit)
+    return kept
 
 
-def _measure(unit: Unit, rows: Found, machine: Machine, state: State) -> None:
+def _measure_unit(unit: Unit, state: State, machine: Machine) -> None:
     row = unit.row
-    given = problems(row, machine)
-    found = rows.setdefault(row.key, _empty(row, len(given)))
-    backend = "eager" if state.rehearse else "inductor"  # of torch.compile, whose C++ takes a CPU half a minute
-    first = unit.kind == "rivals"
-    ours: list[Contender] = []
-    rivals: list[Contender] = []
+    given = inputs_of(row, machine)
+    found = state.data["rows"].setdefault(row.key, _empty(row, len(given)))
+    backend = "eager" if state.rehearse else "inductor"  # of torch.compile, whose C++ takes half a minute on a CPU
+    first = unit.kind == "baselines"
+    ours: list[Implementation] = []
+    others: list[Implementation] = []
     for name in ("ours", *(("ours again",) if first else ()), *unit.names):
         try:
-            made = contender(row, name, machine, given, backend)
+            made = implementation_on(machine, row, name, given, backend)
             seconds = _warmed(machine, made)
         except Exception as error:
             if name == "ours":
@@ -110,13 +91,13 @@ def _measure(unit: Unit, rows: Found, machine: Machine, state: State) -> None:
             continue
         if name == "ours":
             ours = [made]
-        elif seconds > _SLOW:  # in turns it would use up everyone's time
+        elif seconds > _SLOW:  # its turns would use up the time of all
             found["contenders"][name] = {"median": seconds, "seconds": [seconds]}
         else:
-            rivals.append(made)
+            others.append(made)
     rounds = 2 if state.rehearse else ROUNDS
     until = time.monotonic() + min(_IN_TURNS, max(state.remaining() / 4, 1.0))
-    measured = samples(machine, [*ours, *rivals], rounds, until)
+    measured = samples(machine, [*ours, *others], rounds, until)
     for name, values in measured.items():
         if name != "ours" or first:
             found["contenders"][name] = {"median": statistics.median(values), "seconds": values}
@@ -127,15 +108,15 @@ def _measure(unit: Unit, rows: Found, machine: Machine, state: State) -> None:
         if together:
             best = [min(values) for values in zip(*(measured[name] for name in together), strict=True)]
             found["faster"]["best eager"] = ratio(best, measured["ours"])
-        if row.operator == "cam_counts":  # only the maps of the classes that are there must be read
-            found["floor"] = _as_dict(row.floor(scored_maps(given[0], row.classes)))
+        if row.operator == "cam_counts":  # only the maps of present classes must be read
+            found["floor"] = asdict(row.floor(gather=True, maps=scored_maps(given[0], row.classes)))
     state.publish()
-    for made in [*(ours if first else []), *rivals]:
+    for made in [*(ours if first else []), *others]:
         if made.name != "ours again":
             found["contenders"][made.name]["peak_bytes"] = machine.peak(made)
     if first:
         # last: a failed capture may leave the device in a state from which only a new process recovers
-        graphed = [*ours, *(made for made in rivals if made.name == "labels" or _captured(row, made.name))]
+        graphed = [*ours, *(made for made in others if made.name == "labels" or _captured(row, made.name))]
         for made in graphed:
             _replay(made, found, machine, rounds)
 
@@ -149,20 +130,16 @@ def _empty(row: Row, copies: int) -> Found:
         "faster": {},
         "graph": {},
         "failed": {},
-        "floor": _as_dict(row.floor()),
+        "floor": asdict(row.floor(gather=True)),
     }
 
 
-def _as_dict(floor: Floor) -> dict[str, int]:
-    return {"bytes": floor.bytes, "exponentials": floor.exponentials, "fmas": floor.fmas}
-
-
 def _captured(row: Row, name: str) -> bool:
-    """Whether PyTorch's way is captured too: of the losses. Its counting waits for the device (``bincount``)."""
+    """Whether PyTorch is captured too: its losses are, but its counting (``bincount``) waits for the device."""
     return row.operator == "cross_entropy" and name in ("eager", "eager, channels_last")
 
 
-def _warmed(machine: Machine, made: Contender) -> float:
+def _warmed(machine: Machine, made: Implementation) -> float:
     """Seconds of a second call; the first one compiles."""
     for _ in range(2):
         seconds = machine.clock(made, 1)
@@ -170,7 +147,7 @@ def _warmed(machine: Machine, made: Contender) -> float:
     return seconds
 
 
-def _replay(made: Contender, found: Found, machine: Machine, rounds: int) -> None:
+def _replay(made: Implementation, found: Found, machine: Machine, rounds: int) -> None:
     try:
         found["graph"][made.name] = replayed(machine, made, rounds)
     except UncapturableError as error:

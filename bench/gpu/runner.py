@@ -1,4 +1,4 @@
-"""Runs processes with a time limit, and keeps the log and what the whole command has found."""
+"""Runs processes with a time limit; holds the log and the result of the whole command."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
-from ..table import ROOT, write_text
+from ..files import ROOT, write_result
 from . import report
 
 LOG_BYTES = 400_000
-"""What a step may leave in the log; of more, the beginning and the end are kept."""
+"""Bytes that a step may add to the log; of more, the beginning and the end are kept."""
 
 _numbers = itertools.count()
-_GRACE = 8.0  # seconds that a process gets to end after it was asked to
-_REFRESH = 5.0  # seconds after which the files follow what a running step publishes
+_GRACE = 8.0  # seconds that a process has to end after an interrupt
+_REFRESH = 5.0  # seconds between two looks at what a running step has published
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Done:
     """How a process ended.
 
     Attributes:
-        code: its exit status; None if its time was up.
-        output: what it wrote, both streams.
+        code: the exit status; None if its time was up.
+        output: of both streams.
         seconds: how long it took.
     """
 
@@ -74,7 +74,7 @@ class Run:
         return self.seconds - self.elapsed()
 
     def say(self, text: str) -> None:
-        """A line for whoever watches, with the time; also into the log."""
+        """Print a line with the time, and write it into the log."""
         line = f"[{self.elapsed():4.0f} s, {max(self.remaining(), 0):4.0f} s left] {text}"
         click.echo(line)
         sys.stdout.flush()
@@ -82,17 +82,16 @@ class Run:
             log.write(f"\n=== {line}\n")
 
     def publish(self) -> None:
-        """Write ``gpu.json`` and ``gpu.md`` anew."""
-        write_text(self.out / "gpu.json", json.dumps(self.result, indent=1, ensure_ascii=False) + "\n")
+        """Rewrite ``gpu.json`` and ``gpu.md``."""
         try:
-            text = report.markdown(self.result)
-        except Exception:  # a fault of the table must not end what measures
+            page = report.gpu_page(self.result)
+        except Exception:  # an error in the table must not end the measurement
             self.report_failed = True
-            text = f"gpu.json holds the results; this table could not be made:\n\n```\n{traceback.format_exc()}```\n"
-        write_text(self.out / "gpu.md", text)
+            page = f"gpu.json holds the results; this table could not be made:\n\n```\n{traceback.format_exc()}```\n"
+        write_result(self.out / "gpu", self.result, page)
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Of the processes: the device or the interpreter, and nothing that a shell left from other tests."""
+        """The environment of the processes: the device or the interpreter, and no settings of other test runs."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
         kept.pop("TRITON_INTERPRET", None)
         kept |= {"CAWA_FAST_TEST_DEVICE": "cpu" if self.rehearse else "cuda", "PYTHONUNBUFFERED": "1"}
@@ -108,9 +107,9 @@ class Run:
         environment: dict[str, str] | None = None,
         refresh: Callable[[], None] | None = None,
     ) -> Done:
-        """Run ``command`` in the repository, its output into the log, for ``seconds`` at most.
+        """Run ``command`` in the repository for at most ``seconds``; its output goes into the log.
 
-        When they are over it is asked to end, as by Ctrl-C, and a little later ended, with what it has started.
+        When the time is up, the process and those that it has started get SIGINT, and a little later SIGKILL.
 
         Args:
             command: program and arguments.
@@ -122,15 +121,7 @@ class Run:
         offset = self.log.stat().st_size
         code: int | None = None
         with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=environment or self.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # so that what it starts can be ended with it
-            )
+            process = self._start(command, log, environment)
             try:
                 code = _wait(process, seconds, refresh)
             finally:
@@ -148,22 +139,14 @@ class Run:
     def beside(
         self, command: list[str], *, environment: dict[str, str] | None = None
     ) -> Iterator[Callable[[float], Done]]:
-        """Within it ``command`` runs beside whatever else does; what it gives waits for that so many seconds.
+        """Run ``command`` in the background of the block; yields a function that waits some seconds for its end.
 
-        At the end it is ended if it still runs, and its output goes into the log.
+        At the end of the block the process is killed if it still runs, and its output goes into the log.
         """
         begin = time.monotonic()
         path = self.out / f".beside-{next(_numbers)}.log"
         with path.open("wb") as log:
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=environment or self.environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            process = self._start(command, log, environment)
         code: int | None = None
 
         def finish(seconds: float) -> Done:
@@ -178,18 +161,29 @@ class Run:
         finally:
             if process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)  # nobody waits for what it would still say
+                    os.killpg(process.pid, signal.SIGKILL)  # its remaining output is not needed
                 process.wait()
             data = path.read_bytes()[-LOG_BYTES // 4 :]
             with self.log.open("ab") as log:
                 log.write(b"\n--- beside: " + " ".join(command[1:6]).encode() + b"\n" + data)
             path.unlink()
 
+    def _start(self, command: list[str], log: BinaryIO, environment: dict[str, str] | None) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment or self.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that _end also reaches the processes that it starts
+        )
+
     def child(self, step: str, seconds: float, into: dict[str, Any]) -> Done:
-        """Run a step of :mod:`bench.gpu.child`, or go on with it; ``into`` follows what it publishes."""
+        """Run a step of :mod:`bench.gpu.child`, or continue it; ``into`` gets what the step publishes."""
         path = self.out / f".{step}.json"
         if "processes" not in into:
-            path.unlink(missing_ok=True)  # of an earlier run of the command
+            path.unlink(missing_ok=True)  # from an earlier run of the command
         into["processes"] = into.get("processes", 0) + 1
         last = 0
 
@@ -200,7 +194,7 @@ class Run:
                 into.update(json.loads(path.read_text(encoding="utf-8")))
                 self.publish()
 
-        # its own limit is tighter, so that it ends by itself and not in the middle of a measurement
+        # the limit of the child itself is tighter, so that it ends between two measurements
         command = [sys.executable, "-m", "bench.gpu.child", step, str(path), f"{max(seconds - 2, 1):.1f}"]
         done = self.spawn(command + (["--rehearse"] if self.rehearse else []), seconds + _GRACE, refresh=refresh)
         refresh()
@@ -222,11 +216,11 @@ def _wait(process: subprocess.Popen[bytes], seconds: float, refresh: Callable[[]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask the process and all that it started to end, then end them."""
+    """Interrupt the process and all that it started, then kill them."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=_GRACE)
-    with contextlib.suppress(ProcessLookupError):  # what it started may not have heard
+    with contextlib.suppress(ProcessLookupError):  # processes that it started may ignore the interrupt
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

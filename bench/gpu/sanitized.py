@@ -1,7 +1,7 @@
 """Every operator on small inputs, for compute-sanitizer: ``python -m bench.gpu.sanitized DEVICE SECONDS``.
 
-Out-of-bounds accesses and races are what is looked for, not results, which the tests compare. What comes first covers
-every operator once, at sizes that vectorised loads take; then sizes whose tiles are cut by every border.
+The sanitizer finds out-of-bounds accesses and races; results are compared by the tests. The first calls cover every
+operator at sizes with vectorised loads, the later ones sizes whose tiles are cut by every border.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SIZES = (
 
 
 def calls(device: torch.device) -> Iterator[str]:
-    """Makes the calls, and names each when it is done."""
+    """Make the calls; yields the name of each when it is done."""
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for layout in (torch.contiguous_format, torch.channels_last):
@@ -50,7 +50,7 @@ def calls(device: torch.device) -> Iterator[str]:
 
 
 def main() -> None:
-    """Make the calls on a device, for a while: a sanitizer sums up only what ends by itself."""
+    """Make the calls for some seconds; a sanitizer writes its summary only if the program ends by itself."""
     device, seconds = torch.device(sys.argv[1]), float(sys.argv[2])
     end = time.monotonic() + seconds
     done: list[str] = []

@@ -1,4 +1,4 @@
-"""What nvidia-smi says of the first device. It is only ever asked; nothing is set."""
+"""Queries of nvidia-smi about the first device. No setting is changed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import subprocess
 from typing import Any
 
 LOAD = ("clocks.sm", "clocks.max.sm", "clocks.mem", "temperature.gpu", "power.draw")
-"""What changes under load."""
+"""Fields that change under load."""
 
 IDENTITY = ("name", "compute_cap", "driver_version", "memory.total")
-"""What tells one device from another."""
+"""Fields that identify the kind of device."""
 
 
 def query(fields: tuple[str, ...]) -> dict[str, Any]:
-    """Values that nvidia-smi reports for the first device, numbers where they are; empty where it does not answer."""
+    """What nvidia-smi reports about the first device, numbers as floats; empty where it does not answer."""
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

@@ -1,6 +1,6 @@
-"""The steps of ``python -m bench gpu``, as the parent process sees them; each returns what goes into the result.
+"""The steps of ``python -m bench gpu``, which start processes and put what they find into the result.
 
-A step that finds a failure says so in ``"status"``; what it raises is turned into a failure by the command.
+A step that finds a failure sets ``"status"``; the command turns an exception into a failure too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..table import ROOT
+from ..files import ROOT
 from .runner import Done, Run
 from .smi import query
 
@@ -30,9 +30,9 @@ _SCRIPTS = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH"
 
 @contextlib.contextmanager
 def importable_kernels() -> Iterator[str | None]:
-    """Within it ``cawa_fast.kernels`` is the folder ``kernels`` of this source tree; gives what was done, if anything.
+    """Within it ``cawa_fast.kernels`` is the folder ``kernels`` of this source tree; yields a note if it was changed.
 
-    An installation maps it; a bare source tree has no such package, and gets a link for the time.
+    An editable installation maps the package to the folder. A bare source tree gets a link for the time of the block.
     """
     package, link = ROOT / "kernels", ROOT / "cawa_fast" / "kernels"
     found = importlib.util.find_spec("cawa_fast.kernels")
@@ -51,8 +51,8 @@ def importable_kernels() -> Iterator[str | None]:
 # ---------------------------------------------------------------------------------------------------------- build
 
 
-def build(run: Run, seconds: float, result: Found) -> None:
-    """Build the extension in place; without it the rest runs on Triton and plain PyTorch."""
+def build_step(run: Run, seconds: float, result: Found) -> None:
+    """Build the extension in place; without it the other steps run Triton's kernels and plain PyTorch."""
     cmake = shutil.which("cmake", path=_SCRIPTS)
     if cmake is None:
         raise RuntimeError("there is no cmake; the rest runs without the extension")
@@ -67,7 +67,7 @@ def build(run: Run, seconds: float, result: Found) -> None:
         [cmake, "--install", str(folder), "--prefix", "cawa_fast"],
     ]
     if run.rehearse:
-        commands = [commands[0], [*commands[1], "--", "-n"]]  # ninja says what it would do; that took minutes here
+        commands = [commands[0], [*commands[1], "--", "-n"]]  # a dry run: the build takes minutes
     for command in commands:
         done = run.spawn(command, max(end - time.monotonic(), 1), environment=environment)
         if done.code != 0:
@@ -88,7 +88,7 @@ def build(run: Run, seconds: float, result: Found) -> None:
 
 
 def cuda_options(description: str, rehearse: bool) -> tuple[list[str], str]:
-    """CMake's options for the present device alone, and a note; none where the build knows no CUDA or has no nvcc."""
+    """CMake's options for the present device only, and a note; without CUDA where nvcc or the option is missing."""
     wanted = [name for name in ("CAWA_FAST_CUDA", "CAWA_FAST_CUDA_ARCHITECTURES") if _is_option(name, description)]
     if "CAWA_FAST_CUDA" not in wanted:
         return [], "without CUDA: CMakeLists.txt has no option CAWA_FAST_CUDA"
@@ -104,7 +104,7 @@ def cuda_options(description: str, rehearse: bool) -> tuple[list[str], str]:
 
 
 def _is_option(name: str, description: str) -> bool:
-    """Whether CMakeLists.txt lets its user set ``name``."""
+    """Whether ``name`` is an option in CMakeLists.txt."""
     return re.search(rf"option\s*\(\s*{name}\b|set\s*\(\s*{name}\b[^)]*\bCACHE\b", description) is not None
 
 
@@ -128,49 +128,43 @@ DEVICE_TESTS = (
     "tests/ops/test_compile.py",
     "tests/method/test_cawa.py",
 )
-"""Files of the tests that need a device: to collect the others takes every process seconds."""
+"""Test files that need a device. Collecting the other files would take every process seconds."""
 
-_TEST_SECONDS = 30  # of one test, its kernels' compilation included; what hangs must not cost the others
+_TEST_SECONDS = 30  # of one test with the compilation of its kernels, so that one that hangs leaves time to the others
 
 
 def pytest_command(run: Run, junit: Path) -> list[str]:
     """pytest on the tests that need a device, in the order of conftest.py, in as many processes as cores allow.
 
-    Only the plugins that are wanted are loaded: each other one that an image has may object to something.
+    Only named plugins are loaded, because other installed ones may fail.
     """
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "-rfE"]
     command += ["--maxfail=200", f"--junitxml={junit}"]
     if run.rehearse:
         return [*command, "tests/bench/test_floors.py"]
     if importlib.util.find_spec("pytest_timeout") is not None:
-        # by a thread, which ends the process: a signal would not be heard while the host waits for the device
+        # by a thread, which ends the process: signals are not handled while the host waits for the device
         command += ["-p", "pytest_timeout", f"--timeout={_TEST_SECONDS}", "--timeout-method=thread"]
     if importlib.util.find_spec("xdist") is not None:
-        # Each process has a CUDA context of its own; most of the time goes into compiling kernels, on the CPU. Few
-        # tests at a time, so that the first are not all one process's.
+        # Each process has a CUDA context; most of the time goes into compiling kernels on the CPU. Small chunks
+        # distribute the first tests, which matter most, over the processes.
         processes = max(1, min(14, (os.cpu_count() or 1) - 2))
         command += ["-p", "xdist.plugin", "-n", str(processes), "--maxschedchunk=2"]
     return [*command, *DEVICE_TESTS]
 
 
-def tests(run: Run, seconds: float, result: Found) -> None:
-    """The tests that need a device, on it."""
+def tests_step(run: Run, seconds: float, result: Found) -> None:
+    """Run the tests that need a device."""
     junit = run.out / ".tests.xml"
     junit.unlink(missing_ok=True)
-    # (inductor would start as many processes as cores for each of these)
+    # without the last setting inductor starts as many processes as cores for each test process
     settings = {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     environment = run.environment(**settings)
     with contextlib.ExitStack() as stack:
-        if not run.rehearse:  # meanwhile, what the sanitizer and the benchmarks need later is compiled
+        if not run.rehearse:  # compile in the background what the sanitizer and the benchmarks need later
             stack.enter_context(run.beside(_every_operator(run, 30)))
-            child = [
-                sys.executable,
-                "-m",
-                "bench.gpu.child",
-                "warm-up",
-                str(run.out / ".warm-up.json"),
-                f"{seconds:.0f}",
-            ]
+            child = [sys.executable, "-m", "bench.gpu.child", "warm-up", str(run.out / ".warm-up.json")]
+            child.append(f"{seconds:.0f}")
             stack.enter_context(run.beside(child, environment=run.environment(TORCHINDUCTOR_COMPILE_THREADS="4")))
         done = run.spawn(pytest_command(run, junit), seconds, environment=environment)
     result.update(parse_tests(done, junit))
@@ -185,11 +179,11 @@ def tests(run: Run, seconds: float, result: Found) -> None:
 
 
 def parse_tests(done: Done, junit: Path) -> Found:
-    """Numbers of tests, and names and first lines of the failures: from the report, or the output if there is none."""
+    """Numbers of tests, and names and first lines of the failures, from the report or, without one, from the output."""
     if junit.exists():
         try:
             return _parse_junit(junit)
-        except ElementTree.ParseError:  # killed while it was written
+        except ElementTree.ParseError:  # pytest was killed while it wrote the report
             pass
     lines = re.findall(r"^(FAILED|ERROR) (\S+)(?: - (.*))?$", done.output, re.MULTILINE)
     failures = [{"name": name, "message": message[:300]} for _, name, message in lines]
@@ -220,16 +214,16 @@ def _first(message: str | None) -> str:
 # ------------------------------------------------------------------------------------------------------ sanitizer
 
 
-_EXIT_SECONDS = 11  # that a sanitizer takes to start and to sum up; killed before, it says nothing
+_EXIT_SECONDS = 11  # for the start and the summary of a sanitizer; killed earlier, it writes no summary
 
 
 def _every_operator(run: Run, seconds: float) -> list[str]:
-    """The command that calls every operator for a while."""
+    """The command that calls every operator for some seconds."""
     return [sys.executable, "-m", "bench.gpu.sanitized", "cpu" if run.rehearse else "cuda", f"{seconds:.0f}"]
 
 
-def sanitizer(run: Run, seconds: float, result: Found) -> None:
-    """compute-sanitizer's memcheck and racecheck on every operator, beside each other."""
+def sanitizer_step(run: Run, seconds: float, result: Found) -> None:
+    """Run compute-sanitizer's memcheck and racecheck on every operator, at the same time."""
     tool = shutil.which("compute-sanitizer", path=f"{_SCRIPTS}{os.pathsep}/usr/local/cuda/bin")
     if run.rehearse or tool is None:
         done = run.spawn(_every_operator(run, 4), seconds)
@@ -238,7 +232,7 @@ def sanitizer(run: Run, seconds: float, result: Found) -> None:
             raise RuntimeError(f"bench.gpu.sanitized: {done.how}. {_last(done.output)}")
         result["note"] = "ran without a sanitizer: " + ("a rehearsal" if run.rehearse else "there is none here")
         return
-    # the caching allocator would hide what lies outside of a tensor but inside of its block
+    # the caching allocator would hide accesses outside of a tensor but within its block
     environment = run.environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     end = time.monotonic() + seconds
     program = _every_operator(run, max(seconds - _EXIT_SECONDS, 2))
@@ -246,7 +240,7 @@ def sanitizer(run: Run, seconds: float, result: Found) -> None:
     with contextlib.ExitStack() as stack:
         running = {}
         for kind in ("memcheck", "racecheck"):
-            # (compilers that the program starts are not looked at)
+            # "application-only": not the compilers that the program starts
             options = ["--tool", kind, "--print-limit", "20", "--target-processes", "application-only"]
             running[kind] = stack.enter_context(run.beside([tool, *options, *program], environment=environment))
         for kind, finish in running.items():
@@ -261,7 +255,7 @@ def sanitizer(run: Run, seconds: float, result: Found) -> None:
 
 
 def parse_sanitizer(done: Done) -> Found:
-    """How many errors the summary reports (None without one), the first of them, and how the process ended."""
+    """The number of errors in the summary (None without one), the first errors, and how the process ended."""
     summary = re.search(r"(?:ERROR|RACECHECK) SUMMARY:\s*(\d+) (?:error|hazard).*", done.output)
     lines = [line for line in done.output.splitlines() if line.startswith("=========") and line.strip("= ")]
     calls = re.search(r"^\d+ calls$", done.output, re.MULTILINE)
@@ -277,14 +271,12 @@ def parse_sanitizer(done: Done) -> Found:
 # ------------------------------------------------------------------------------------------------ on the device
 
 
-def limits(run: Run, seconds: float, result: Found) -> None:
-    """What the device can do at best."""
-    done = run.child("limits", seconds, result)
-    if done.code != 0:
-        raise RuntimeError(f"{done.how}. {_last(done.output)}")
+def limits_step(run: Run, seconds: float, result: Found) -> None:
+    """Measure the limits of the device."""
+    _succeeded(run.child("limits", seconds, result))
 
 
-def profile(run: Run, seconds: float, result: Found) -> None:
+def profile_step(run: Run, seconds: float, result: Found) -> None:
     """The time of each kernel of the main rows."""
     done = run.child("profile", seconds, result)
     if not any("ours" in row for row in result.get("rows", {}).values()):
@@ -292,18 +284,18 @@ def profile(run: Run, seconds: float, result: Found) -> None:
     _note_failures(result, done, "rows")
 
 
-def benchmarks(run: Run, seconds: float, result: Found) -> None:
-    """All rows."""
+def benchmarks_step(run: Run, seconds: float, result: Found) -> None:
+    """Measure all rows."""
     _in_pieces(run, "benchmarks", seconds, result)
 
 
-def epoch(run: Run, seconds: float, result: Found) -> None:
-    """Epochs of networks."""
+def epoch_step(run: Run, seconds: float, result: Found) -> None:
+    """Measure epochs of networks."""
     _in_pieces(run, "epoch", seconds, result)
 
 
 def _in_pieces(run: Run, step: str, seconds: float, result: Found) -> None:
-    """A process that dies takes one piece with it, and the next one goes on."""
+    """Run processes until all pieces are done; one that dies loses one piece, and the next continues after it."""
     end = time.monotonic() + seconds
     attempts = 0
     while True:
@@ -311,7 +303,7 @@ def _in_pieces(run: Run, step: str, seconds: float, result: Found) -> None:
         done = run.child(step, end - time.monotonic(), result)
         if done.code == 0 or done.code is None:
             break
-        # without progress twice in a row, it is not the pieces that fail
+        # two processes without progress: the fault is not in a piece
         attempts = 0 if len(result.get("done", [])) > before else attempts + 1
         if attempts > 1 or end - time.monotonic() < 10:
             break
@@ -328,16 +320,19 @@ def _note_failures(result: Found, done: Done, what: str) -> None:
         result["note"] = f"{len(reasons)} {what} failed, first {reasons[0]}" if reasons else done.how
 
 
-def sweep(run: Run, seconds: float, result: Found) -> None:
-    """The tile tables."""
-    done = run.child("sweep", seconds, result)
-    if done.code != 0:
-        raise RuntimeError(f"{done.how}. {_last(done.output)}")
+def sweep_step(run: Run, seconds: float, result: Found) -> None:
+    """Time the configurations of the tile tables."""
+    _succeeded(run.child("sweep", seconds, result))
     if str(result.get("note", "")).startswith("skipped"):
         result["status"] = "skipped"
 
 
+def _succeeded(done: Done) -> None:
+    if done.code != 0:
+        raise RuntimeError(f"{done.how}. {_last(done.output)}")
+
+
 def _last(output: str) -> str:
-    """The last line, which of a traceback is the error."""
+    """The last line; in a traceback it is the error."""
     lines = output.strip().splitlines() or [""]
     return lines[-1][:300]

@@ -1,7 +1,7 @@
-"""The tile tables of ``kernels/_tiling.py``: every configuration timed, the best ones as a patch.
+"""The step "sweep": times every configuration of ``kernels/_tiling.py`` and writes a patch with the best ones first.
 
-What it needs of that file: ``TABLES``, from a kernel's name to the configurations that may be chosen for it, the
-default first; and ``forced(name, configuration)``, a context manager under which that kernel runs with that one.
+It needs two names of that file. ``TABLES`` maps a kernel's name to its possible configurations, the default first.
+``forced(name, configuration)`` is a context manager under which that kernel runs with that configuration.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from .rows import ROWS, Row, contender, problems, shrunk
+from ..rows import Row
+from .rows import ROWS, implementation_on, inputs_of, rehearsed
 from .state import State
 from .timing import Machine, UncapturableError, first_line, replayed, samples
 
@@ -26,14 +27,14 @@ _SWEPT = (
 )
 
 _GAIN = 1.02
-"""How much faster a configuration must be to come first: the same one timed twice differs by less."""
+"""How much faster a configuration must be to come first; timing the same one twice differs by less."""
 
 Found = dict[str, Any]
 Configuration = dict[str, int]
 
 
 def tiling() -> tuple[Any | None, str]:
-    """The module and nothing, or None and why there is none that can be swept."""
+    """The module and an empty text, or None and the reason why there is nothing to sweep."""
     try:
         module = importlib.import_module("cawa_fast.kernels._tiling")
     except ImportError as error:
@@ -43,7 +44,7 @@ def tiling() -> tuple[Any | None, str]:
 
 
 def uses(kernel: str, row: Row) -> bool:
-    """Whether a row's time may depend on a kernel, judged by its name; one that names no operator serves them all."""
+    """Whether a row's time may depend on a kernel, judged by its name; a kernel that names no operator serves all."""
     operators = {
         "confusion_matrix": ("confusion", "argmax"),
         "cam_counts": ("cam", "maximum", "count"),
@@ -51,11 +52,11 @@ def uses(kernel: str, row: Row) -> bool:
     }
     named = [operator for operator, words in operators.items() if any(word in kernel for word in words)]
     if not named:
-        return row.operator == "cam_counts"  # the least other work
+        return row.operator == "cam_counts"  # the row in which such a kernel has the largest share
     return row.operator in named and (row.operator != "cross_entropy" or row.same_size == ("same" in kernel))
 
 
-def run(state: State, machine: Machine) -> None:
+def run_sweep(state: State, machine: Machine) -> None:
     """Time the configurations of every kernel on every row that uses it, until the time is up."""
     module, why = tiling()
     if module is None:
@@ -64,8 +65,8 @@ def run(state: State, machine: Machine) -> None:
         return
     rows = [row for key in _SWEPT for row in ROWS if row.key == key]
     if state.rehearse:
-        rows = [shrunk(row) for row in rows if row.key in ("resize-ce-19-x4", "confusion-19", "cam-19")]
-    sweep(module.TABLES, module.forced, rows, state, machine)
+        rows = [rehearsed(row) for row in rows if row.key in ("resize-ce-19-x4", "confusion-19", "cam-19")]
+    time_configurations(module.TABLES, module.forced, rows, state, machine)
     source = Path(module.__file__).read_text(encoding="utf-8")
     state.data["tables"] = dict(module.TABLES)
     state.data["order"] = best(state.data["times"], module.TABLES)
@@ -73,7 +74,7 @@ def run(state: State, machine: Machine) -> None:
     state.publish()
 
 
-def sweep(
+def time_configurations(
     tables: dict[str, list[Configuration]], forced: Any, rows: Iterable[Row], state: State, machine: Machine
 ) -> None:
     """Fill ``state.data["times"][kernel][row]`` with seconds per configuration, None where it failed."""
@@ -83,7 +84,7 @@ def sweep(
         kernels = [name for name, configurations in tables.items() if len(configurations) > 1 and uses(name, row)]
         if not kernels:
             continue
-        given = problems(row, machine)
+        given = inputs_of(row, machine)
         for kernel in kernels:
             configurations = tables[kernel][: 2 if state.rehearse else None]
             times: list[float | None] = []
@@ -105,7 +106,7 @@ def sweep(
 
 def _time(forced: AbstractContextManager[Any], row: Row, given: list[Any], machine: Machine) -> float:
     with forced:
-        made = contender(row, "ours", machine, given)
+        made = implementation_on(machine, row, "ours", given)
         machine.clock(made, 1)
         try:
             return replayed(machine, made, 5)
@@ -116,8 +117,8 @@ def _time(forced: AbstractContextManager[Any], row: Row, given: list[Any], machi
 def best(times: Found, tables: dict[str, list[Configuration]]) -> dict[str, list[int]]:
     """Per kernel the places of its configurations in the order they should have.
 
-    By the geometric mean over the rows of how much longer than the row's best each takes; one that failed on a row
-    comes last. The order stays where the gain would be within the noise.
+    Configurations are ranked by their slowdown against each row's best one, as geometric mean over the rows. One that
+    failed on a row comes last. The order stays as it is where the gain would be within the noise.
     """
     order = {}
     for kernel, by_row in times.items():
@@ -134,9 +135,9 @@ def best(times: Found, tables: dict[str, list[Configuration]]) -> dict[str, list
 
 
 def patch(source: str, order: dict[str, list[int]]) -> str:
-    """A unified diff of ``kernels/_tiling.py`` that puts the best configurations first; empty if they are.
+    """A unified diff of ``kernels/_tiling.py`` that puts the best configurations first; empty if they are first.
 
-    Where ``TABLES`` is not written as a dictionary of lists, the wanted order in words.
+    Where ``TABLES`` is not written as a dictionary of lists, the result is the wanted order in words.
     """
     moved = {kernel: places for kernel, places in order.items() if places and places[0] != 0}
     if not moved:
@@ -159,7 +160,7 @@ def patch(source: str, order: dict[str, list[int]]) -> str:
     for kernel, places in moved.items():
         spans = [span(element) for element in found[kernel].elts]
         first = data[slice(*spans[places[0]])]
-        # the best to the front, those before it one place back, with all that stands between them as it is
+        # the best moves to the front and those before it one place back; the text between them stays
         texts = [first, *(data[slice(*spans[place])] for place in range(places[0]))]
         changes += [(*spans[place], text) for place, text in enumerate(texts)]
     for start, end, text in sorted(changes, reverse=True):
@@ -169,7 +170,7 @@ def patch(source: str, order: dict[str, list[int]]) -> str:
 
 
 def _lists(source: str) -> dict[str, ast.List]:
-    """The lists of ``TABLES`` in the source, by kernel; those that are written as lists."""
+    """The values of ``TABLES`` in the source that are written as lists, by kernel."""
     for node in ast.parse(source).body:
         targets = (
             node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []

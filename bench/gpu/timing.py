@@ -1,4 +1,4 @@
-"""Time, memory and graph replay on a GPU; and on the CPU, where a rehearsal runs the same code."""
+"""Time, memory and graph replay on a GPU, and their stand-ins on the CPU for a rehearsal."""
 
 from __future__ import annotations
 
@@ -10,44 +10,43 @@ from typing import Protocol
 
 import torch
 
+from ..baselines import Implementation
 from ..measure import interleave
-from ..peers import Contender
 
 
 class UncapturableError(RuntimeError):
-    """A contender that a CUDA graph cannot hold; the message says why."""
+    """A CUDA graph cannot capture the implementation; the message says why."""
 
 
 class Machine(Protocol):
-    """What contenders run on.
+    """The device on which implementations run.
 
     Attributes:
         device: of the tensors.
-        cache_bytes: inputs must be larger than that together, or a cache is measured.
-        seconds_per_sample: what a sample shall take.
+        cache_bytes: inputs that together are smaller would stay in the cache.
     """
 
     device: torch.device
     cache_bytes: int
 
-    def clock(self, contender: Contender, repeats: int) -> float:
+    def clock(self, implementation: Implementation, repeats: int) -> float:
         """Seconds per call of ``repeats`` calls in succession."""
 
-    def peak(self, contender: Contender) -> int | None:
-        """Bytes that one call adds at its highest, results included; None where that is unknown."""
+    def peak(self, implementation: Implementation) -> int | None:
+        """Peak bytes that one call adds, results included; None where that is unknown."""
 
-    def replay(self, contender: Contender) -> Contender:
-        """The same calls captured in a CUDA graph, one for each of the contender's copies.
+    def replay(self, implementation: Implementation) -> Implementation:
+        """The same calls captured in a CUDA graph, one for each of the implementation's copies.
 
         Raises:
-            UncapturableError: it does not work.
+            UncapturableError: the calls cannot be captured.
         """
 
     def synchronize(self) -> None:
-        """Wait; raises if the device has failed."""
+        """Wait for the device; raises if it has failed."""
 
     def release(self) -> None:
-        """Give freed memory back."""
+        """Return freed memory to the device."""
 
 
 class Gpu:
@@ -58,44 +57,44 @@ class Gpu:
         self.properties = torch.cuda.get_device_properties(self.device)
         self.cache_bytes = int(self.properties.L2_cache_size)
 
-    def clock(self, contender: Contender, repeats: int) -> float:
+    def clock(self, implementation: Implementation, repeats: int) -> float:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
         for _ in range(repeats):
-            contender.reset()
-            contender.run()
+            implementation.reset()
+            implementation.run()
         end.record()
         end.synchronize()
         return begin.elapsed_time(end) / 1000 / repeats
 
-    def peak(self, contender: Contender) -> int | None:
-        contender.reset()
+    def peak(self, implementation: Implementation) -> int | None:
+        implementation.reset()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        result = contender.run()
+        result = implementation.run()
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - before
         del result
         return peak
 
-    def replay(self, contender: Contender) -> Contender:
-        # A call that waits for the device ends a capture in a way that leaves the allocator unusable: found out first.
+    def replay(self, implementation: Implementation) -> Implementation:
+        # A call that waits for the device fails a capture and leaves the allocator unusable, so this is tested first.
         before = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            contender.reset()
-            contender.run()
+            implementation.reset()
+            implementation.run()
         except RuntimeError as error:
             raise UncapturableError(first_line(error)) from None
         finally:
             torch.cuda.set_sync_debug_mode(before)
 
         def cycle() -> None:
-            for _ in range(contender.copies):
-                contender.reset()
-                contender.run()
+            for _ in range(implementation.copies):
+                implementation.reset()
+                implementation.run()
 
-        # warmed up on another stream than the default, as captures are
+        # captures run on another stream than the default one, and so does the warm-up
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -109,7 +108,7 @@ class Gpu:
             graph.replay()
             return ()
 
-        return Contender(contender.name, replay, copies=contender.copies)
+        return Implementation(implementation.name, replay, copies=implementation.copies)
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()
@@ -120,30 +119,30 @@ class Gpu:
 
 
 class Host:
-    """The CPU, for a rehearsal: nothing that is measured on it means anything."""
+    """The CPU, for a rehearsal. Its measurements have no meaning."""
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
-        self.cache_bytes = 5_000  # so that a rehearsal's small inputs are taken in turn too
+        self.cache_bytes = 5_000  # small, so that a rehearsal uses several inputs in turn too
         self._known: dict[Callable[[], object], float] = {}
 
-    def clock(self, contender: Contender, repeats: int) -> float:
-        # each contender twice, whatever is asked for: the interpreter is slow
-        if contender.run not in self._known:
+    def clock(self, implementation: Implementation, repeats: int) -> float:
+        # two calls of each implementation, whatever ``repeats`` is, because the interpreter is slow
+        if implementation.run not in self._known:
             begin = time.perf_counter()
             for _ in range(2):
-                contender.reset()
-                contender.run()
-            self._known[contender.run] = (time.perf_counter() - begin) / 2
-        return self._known[contender.run]
+                implementation.reset()
+                implementation.run()
+            self._known[implementation.run] = (time.perf_counter() - begin) / 2
+        return self._known[implementation.run]
 
-    def peak(self, contender: Contender) -> int | None:
-        contender.reset()
-        contender.run()
+    def peak(self, implementation: Implementation) -> int | None:
+        implementation.reset()
+        implementation.run()
         return None
 
-    def replay(self, contender: Contender) -> Contender:
-        return contender
+    def replay(self, implementation: Implementation) -> Implementation:
+        return implementation
 
     def synchronize(self) -> None:
         return None
@@ -159,23 +158,23 @@ def first_line(error: BaseException) -> str:
 
 
 def copies_of(machine: Machine, size: int) -> int:
-    """How many inputs of ``size`` bytes are taken in turn, so that they exceed the cache twice."""
+    """How many inputs of ``size`` bytes are used in turn, so that they exceed the cache twice."""
     return max(1, min(16, -(-2 * machine.cache_bytes // size)))
 
 
 def samples(
-    machine: Machine, contenders: list[Contender], rounds: int, until: float = float("inf")
+    machine: Machine, implementations: list[Implementation], rounds: int, until: float = float("inf")
 ) -> dict[str, list[float]]:
-    """Seconds per call of each contender, one value per round; all take turns within a round."""
-    return interleave(contenders, rounds, torch.get_num_threads(), clock=machine.clock, until=until)
+    """Seconds per call of each implementation, one value per round; all take turns within a round."""
+    return interleave(implementations, rounds, torch.get_num_threads(), clock=machine.clock, until=until)
 
 
-def replayed(machine: Machine, contender: Contender, rounds: int) -> float:
-    """Seconds per call when a CUDA graph replays it: without the gaps that Python leaves between kernels.
+def replayed(machine: Machine, implementation: Implementation, rounds: int) -> float:
+    """Seconds per call replayed by a CUDA graph, without the gaps that Python leaves between kernels.
 
     Raises:
-        UncapturableError: it cannot be captured.
+        UncapturableError: the calls cannot be captured.
     """
-    graph = machine.replay(contender)
-    times = samples(machine, [graph], rounds)[contender.name]
-    return statistics.median(times) / contender.copies
+    graph = machine.replay(implementation)
+    times = samples(machine, [graph], rounds)[implementation.name]
+    return statistics.median(times) / implementation.copies

@@ -6,8 +6,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from bench import table
 from bench.__main__ import main
-from bench.epoch import command, measure, memory, report
+from bench.epoch import measure, memory
 from bench.epoch.networks import TORCHVISION, TorchvisionNetwork
 from bench.epoch.rows import CPU_ROWS, GPU_ROWS
 from bench.epoch.variants import Batch, feeding, naive_counts
@@ -81,7 +82,7 @@ def test_ratios_come_from_the_same_round(monkeypatch):
         {"a": parts(20.0), "c": parts(24.0, observe=4.0), "d": parts(18.0), "e": parts(18.0, observe=0.1, step=0.08)},
         {"a": parts(30.0), "c": parts(33.0, observe=3.0), "d": parts(21.0), "e": parts(21.42, observe=0.4, step=0.02)},
     ]
-    found = measure.summary(ROW, rounds)
+    found = measure.epoch_summary(ROW, rounds)
     assert found["net"]["median"] == pytest.approx(-0.192)
     assert found["net"]["least"] == pytest.approx(21.42 / 30 - 1)
     assert found["marginal"]["median"] == pytest.approx(0.18 / 17.82)
@@ -104,7 +105,7 @@ def test_an_epoch_is_extended_from_its_batches(epoch, monkeypatch):
 
 @pytest.mark.skipif(not available(), reason="this system does not tell the peak of a process")
 def test_memory_of_a_step():
-    found = memory.peaks("compact-ade20k", quick=True, threads=1)
+    found = memory.step_peaks(next(row for row in CPU_ROWS if row.key == "compact-ade20k"), quick=True, threads=1)
     assert found.keys() == set("acde")
     full = 2 * 150 * 64 * 64 * 4  # logits at the labels' size
     assert found["a"] > 2 * full
@@ -131,7 +132,7 @@ def test_the_command(tmp_path, peers):
 def test_errors_and_list():
     result = CliRunner().invoke(main, ["epoch", "--rows", "nothing"])
     assert result.exit_code == 2
-    assert "no row matches 'nothing'" in result.output
+    assert "'nothing' matches no row" in result.output
     result = CliRunner().invoke(main, ["epoch", "--list"])
     assert all(row.key in result.output for row in CPU_ROWS)
     if not torch.cuda.is_available():
@@ -155,9 +156,8 @@ def test_torchvisions_networks_are_understood(name):
 
 
 def test_times_and_shares():
-    assert report.time(12.345) == "12.3 s"
-    assert report.time(600) == "10 min"
-    assert report.time(9000) == "2.5 h"
-    assert report.percent(-0.1234) == "-12.3 %"
-    assert report.spread({"median": 0.001, "least": -0.002, "most": 0.02}, 2) == "+0.10 % (-0.20 … +2.00)"
-    assert command.RESULTS.name == "results"
+    assert table.duration(12.345) == "12.3 s"
+    assert table.duration(600) == "10 min"
+    assert table.duration(9000) == "2.5 h"
+    assert table.percent(-0.1234) == "-12.3 %"
+    assert table.spread({"median": 0.001, "least": -0.002, "most": 0.02}, 2) == "+0.10 % (-0.20 … +2.00)"

@@ -19,11 +19,11 @@ import torch
 pytest.importorskip("click")
 pytest.importorskip("triton")
 
+from bench.baselines import Implementation
 from bench.gpu import command, digest, profiled, report, sweep, timing
 from bench.gpu.goals import goals, limit_share
-from bench.gpu.rows import ROWS, shrunk
+from bench.gpu.rows import ROWS, rehearsed
 from bench.gpu.state import State
-from bench.peers import Contender
 from tests.support.gpu_results import fake_row
 
 ROOT = Path(__file__).parents[2]
@@ -78,12 +78,12 @@ def test_a_report_of_steps_that_failed_early() -> None:
     failed = {"status": "failed", "note": "planted", "seconds": 1.0}
     for name in ("build", "limits", "tests", "profile", "benchmarks", "epoch", "sanitizer", "sweep"):
         result["steps"][name] = dict(failed)
-    text = report.markdown(result)
+    text = report.gpu_page(result)
     assert text.startswith("# GPU benchmark: A GPU\n")
     assert text.count("planted") >= 6
-    assert "planted" in report.summary(result)
-    rows = {"ce-19": fake_row(failed={"graph of ours": "waits"}), "ce-150": fake_row(contenders={})}
-    result["steps"]["benchmarks"] |= {"rows": rows, "failed": {"cam-19: rivals": "OutOfMemoryError: a lot"}}
+    assert "planted" in report.gpu_summary(result)
+    rows = {"ce-19": fake_row(failed={"graph of ours": "waits"}), "ce-150": fake_row(implementations={})}
+    result["steps"]["benchmarks"] |= {"rows": rows, "failed": {"cam-19: baselines": "OutOfMemoryError: a lot"}}
     result["steps"]["tests"] |= {"counts": {"failed": 1}, "failures": [{"name": "a::b", "message": "c"}]}
     result["steps"]["sanitizer"]["tools"] = {
         "memcheck": {
@@ -94,10 +94,10 @@ def test_a_report_of_steps_that_failed_early() -> None:
             "end": "exit status 1",
         }
     }
-    text = report.markdown(result)
+    text = report.gpu_page(result)
     for words in ("OutOfMemoryError", "graph of ours: waits", "1 × `c`:\n\n- a::b\n", "ERROR SUMMARY: 1"):
         assert words in text
-    assert "a::b" in report.summary(result)
+    assert "a::b" in report.gpu_summary(result)
 
 
 def test_a_report_says_what_was_left_out() -> None:
@@ -106,7 +106,7 @@ def test_a_report_says_what_was_left_out() -> None:
     kernels = [["a", 2.0, 3e-6], ["b", 1.0, 1e-6]]
     row = {"title": "a row", "ours": {"host": 1e-6, "wall": 5e-6, "kernels": kernels}}
     result["steps"]["profile"] = {"status": "ok", "seconds": 1.0, "rows": {"ce-19": row}}
-    text = report.markdown(result)
+    text = report.gpu_page(result)
     assert "**Built elsewhere.**" in text
     assert tuple(step.name for step in command.STEPS) == report.STEPS
     assert [line.split(" |")[0][2:].strip() for line in text.splitlines() if "| not run " in line] == [
@@ -133,7 +133,7 @@ def test_the_digest_for_the_readme() -> None:
     cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
     shown = ["0.20", "0.16", "0.25", "1.20", "6.00x", "93 % of bytes", "304 / 912"]
     assert cells[2] == ["cross_entropy 8×19×512×1024, float32", *shown]
-    assert cells[3][1:] == ["0.10", "–", "–", "–", "–", "149 % of bytes", "304 / –"], "ce-19's floor, no rivals"
+    assert cells[3][1:] == ["0.10", "–", "–", "–", "–", "149 % of bytes", "304 / –"], "ce-19's floor, no baselines"
     assert cells[4] == [""], "no rows but the main ones"
     assert cells[7] == ["N, D, 19 classes", "100 s", "81 s", "-19.0 %", "+0.12 %", "2"]
     assert lines[9:] == [
@@ -152,7 +152,7 @@ def test_kept_reports_say_what_was_measured(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     result = json.loads(text)
     assert not result["rehearsal"]
-    assert file.with_suffix(".md").read_text(encoding="utf-8") == report.markdown(result)
+    assert file.with_suffix(".md").read_text(encoding="utf-8") == report.gpu_page(result)
     assert not re.search(r"/(home|root|tmp|opt|work)/", text), "names a machine's folders"
 
 
@@ -216,8 +216,8 @@ def test_sweep_times_every_configuration_of_the_rows_kernels(tmp_path: Path) -> 
 
     tables = {"cam_counts": [{"ROWS": 8}, {"ROWS": 32}], "confusion_matrix": [{"ROWS": 8}, {"ROWS": 4}], "one": [{}]}
     state = State(tmp_path / "state.json", seconds=60, rehearse=True)
-    rows = [shrunk(BY_KEY["confusion-19"]), shrunk(BY_KEY["cam-19"])]
-    sweep.sweep(tables, forced, rows, state, timing.Host())
+    rows = [rehearsed(BY_KEY["confusion-19"]), rehearsed(BY_KEY["cam-19"])]
+    sweep.time_configurations(tables, forced, rows, state, timing.Host())
     assert forced_now == [("confusion_matrix", 8), ("confusion_matrix", 4), ("cam_counts", 8)]
     times = state.data["times"]
     assert times["cam_counts"]["cam-19"][0] > 0
@@ -225,7 +225,7 @@ def test_sweep_times_every_configuration_of_the_rows_kernels(tmp_path: Path) -> 
     assert "out of registers" in next(iter(state.data["failed"].values()))
     # out of time: said, and nothing lost
     late = State(tmp_path / "late.json", seconds=0, rehearse=True)
-    sweep.sweep(tables, forced, rows, late, timing.Host())
+    sweep.time_configurations(tables, forced, rows, late, timing.Host())
     assert "out of time" in late.data["note"]
 
 
@@ -290,22 +290,22 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> timing.Gpu:
 
 def test_gpu_times_by_events_and_counts_memory(gpu: timing.Gpu) -> None:
     calls: list[str] = []
-    contender = Contender("a", lambda: calls.append("run") or (), lambda: calls.append("reset"))
-    assert gpu.clock(contender, 3) == pytest.approx(0.002)
+    implementation = Implementation("a", lambda: calls.append("run") or (), lambda: calls.append("reset"))
+    assert gpu.clock(implementation, 3) == pytest.approx(0.002)
     assert calls == ["reset", "run"] * 3
-    assert gpu.peak(contender) == 250
+    assert gpu.peak(implementation) == 250
     assert timing.copies_of(gpu, 30 << 20) == 4
     assert timing.copies_of(gpu, 300 << 20) == 1
 
 
 def test_gpu_replays_all_copies(gpu: timing.Gpu) -> None:
     calls: list[str] = []
-    contender = Contender("a", lambda: calls.append("run") or (), copies=3)
-    graph = gpu.replay(contender)
+    implementation = Implementation("a", lambda: calls.append("run") or (), copies=3)
+    graph = gpu.replay(implementation)
     assert len(calls) == 1 + 3 + 3  # does it wait? warm-up, capture
     graph.run()
     assert len(calls) == 7
-    assert timing.replayed(gpu, contender, 2) == pytest.approx(0.006 / 2 / 3, rel=1)
+    assert timing.replayed(gpu, implementation, 2) == pytest.approx(0.006 / 2 / 3, rel=1)
 
 
 def test_gpu_captures_nothing_that_waits(gpu: timing.Gpu) -> None:
@@ -313,7 +313,7 @@ def test_gpu_captures_nothing_that_waits(gpu: timing.Gpu) -> None:
         raise RuntimeError("called a synchronizing CUDA operation\nand more")
 
     with pytest.raises(timing.UncapturableError, match=r"^RuntimeError: called a synchronizing CUDA operation$"):
-        gpu.replay(Contender("a", run))
+        gpu.replay(Implementation("a", run))
 
 
 @pytest.mark.slow

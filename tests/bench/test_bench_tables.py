@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,17 +17,21 @@ pytest.importorskip("rich")
 
 from click.testing import CliRunner
 
-from bench import measure, memory, peers, readme, table
+from bench import baselines, measure, memory, readme
 from bench.__main__ import main
-from bench.rows import ROWS
+from bench.cpu.memory import row_peaks
+from bench.cpu.report import COLUMNS, cpu_page
+from bench.cpu.rows import ROWS
+from bench.files import write_result
+from bench.table import markdown_table
 
 ROOT = Path(__file__).parents[2]
 BY_KEY = {row.key: row for row in ROWS}
 
 
 def fake_result() -> dict[str, Any]:
-    def row(key: str, rivals: dict[str, float], targets: list[dict[str, Any]], title: str) -> dict[str, Any]:
-        medians = {"ours": 0.002, **rivals}
+    def row(key: str, baselines: dict[str, float], targets: list[dict[str, Any]], title: str) -> dict[str, Any]:
+        medians = {"ours": 0.002, **baselines}
         contenders = {
             name: {"median": value, "seconds": [value], "peak_bytes": 3 * 2**20} for name, value in medians.items()
         }
@@ -35,7 +40,7 @@ def fake_result() -> dict[str, Any]:
             "title": title,
             "ours": "ours",
             "contenders": contenders,
-            "faster": {name: value / 0.002 for name, value in rivals.items()},
+            "faster": {name: value / 0.002 for name, value in baselines.items()},
             "machine_scaling": {},
             "targets": targets,
             "floor": {"seconds": 0.001, "share": 0.5},
@@ -53,13 +58,13 @@ def fake_result() -> dict[str, Any]:
         "machine": machine,
         "settings": {"rounds": 1, "quick": False},
         "exponentials_per_second": 2e9,
-        "meaning": {name: peers.MEANING[name] for name in ("ours", "eager", "copy", "one thread")},
+        "meaning": {name: baselines.MEANING[name] for name in ("ours", "eager", "copy", "one thread")},
         "rows": rows,
     }
 
 
 def test_markdown_table() -> None:
-    lines = table.markdown_table(fake_result()).splitlines()
+    lines = markdown_table(COLUMNS, fake_result()["rows"]).splitlines()
     assert len({len(line) for line in lines}) == 1, "columns do not line up"
     header, first, second = ([cell.strip() for cell in lines[i].strip("|").split("|")] for i in (0, 2, 3))
     cells = dict(zip(header, first, strict=True))
@@ -70,19 +75,19 @@ def test_markdown_table() -> None:
         "compile, ms": "–",
         "× eager": "10.0x",
         "× compile": "–",
-        "other rivals, ms: ratio": "copy 0.80: 2.50 of it",
+        "other baselines, ms: ratio": "copy 0.80: 2.50 of it",
         "at least": "≥8x eager ✓, ≤2x copy ✗",
         "aim": "≥20x eager ✗",
         "memory ours / eager, MiB": "3 / 3",
         "floor, ms": "1.00",
         "of the floor": "50 %",
     }
-    assert dict(zip(header, second, strict=True))["other rivals, ms: ratio"] == "one thread 3.80: 1.90x"
+    assert dict(zip(header, second, strict=True))["other baselines, ms: ratio"] == "one thread 3.80: 1.90x"
 
 
 def test_results_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = fake_result()
-    table.write(result, tmp_path / "deep" / "cpu")
+    write_result(tmp_path / "deep" / "cpu", result, cpu_page(result))
     folder = tmp_path / "deep"
     assert json.loads((folder / "cpu.json").read_text()) == result
     assert "A CPU, 2 of" in (folder / "cpu.md").read_text()
@@ -93,7 +98,7 @@ def test_results_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "replace", no_space)
     with pytest.raises(OSError, match="no space"):
-        table.write({**result, "rows": []}, folder / "cpu")
+        write_result(folder / "cpu", {**result, "rows": []}, "")
     assert json.loads((folder / "cpu.json").read_text()) == result
     assert sorted(path.name for path in folder.iterdir()) == ["cpu.json", "cpu.md"]
 
@@ -102,7 +107,7 @@ def test_readme_block_follows_the_result_file(tmp_path: Path) -> None:
     text = "before\n<!-- table: r/cpu.json -->\nold\n<!-- end of table -->\nafter\n"
     unmeasured = readme.updated(text, tmp_path)
     assert readme.UNMEASURED in unmeasured
-    table.write(fake_result(), tmp_path / "r" / "cpu")
+    write_result(tmp_path / "r" / "cpu", fake_result(), "")
     measured = readme.updated(unmeasured, tmp_path)
     assert measured.startswith("before\n<!-- table: r/cpu.json -->\nA CPU, 2 of")
     assert "| a 2×3 " in measured
@@ -111,14 +116,23 @@ def test_readme_block_follows_the_result_file(tmp_path: Path) -> None:
     assert readme.updated(measured, tmp_path) == measured
 
 
-def test_readme_has_the_rows_against_rivals(tmp_path: Path) -> None:
+def test_readme_has_the_rows_against_baselines(tmp_path: Path) -> None:
     result = fake_result()
     result["rows"].append({**result["rows"][0], "key": "bfloat16-a", "title": "a, bfloat16 against float32"})
-    table.write(result, tmp_path / "cpu")
+    write_result(tmp_path / "cpu", result, cpu_page(result))
     assert "bfloat16" in (tmp_path / "cpu.md").read_text()
     text = readme.updated("<!-- table: cpu.json -->\n<!-- end of table -->\n", tmp_path)
     assert "| a 2×3 " in text
     assert "bfloat16" not in text
+
+
+def test_every_kept_result_names_its_command_and_commit() -> None:
+    for page in sorted((ROOT / "bench" / "results").glob("*.md")):
+        text = page.read_text(encoding="utf-8").split("\n|")[0]
+        assert re.search(r"`(python -m bench|cawa-fast ablate) ?", text), page.name
+        assert re.search(r"commit [0-9a-f]{7}", text), page.name
+    for page in ("cpu", "epoch-cpu"):
+        assert (ROOT / "bench" / "results" / f"{page}.json").is_file()
 
 
 def test_readme_is_in_sync_with_the_results() -> None:
@@ -148,7 +162,7 @@ def test_cpu_command(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not memory.available(), reason="the system does not keep resettable peaks of memory")
 def test_memory_of_a_row() -> None:
-    peaks = memory.peaks("ce-150", ["ours", "eager"], quick=True, threads=1)
+    peaks = row_peaks("ce-150", ["ours", "eager"], quick=True, threads=1)
     gradient = 2 * 150 * 64 * 64 * 4
     assert peaks["ours"] > 0.8 * gradient
     assert peaks["eager"] > 0.8 * gradient

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import cawa_fast as cf
-from bench.population import Population, scores
 from cawa_fast import _rules
 from cawa_fast.estimation import Average, Estimate, estimate
 from cawa_fast.sampling import Rarest, ValidationSampler, draw, inclusion_probabilities
 from tests.support.observed import presence
+from tests.support.population import Population, scores
 
 NAN = float("nan")
 C = 6

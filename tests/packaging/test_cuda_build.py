@@ -16,8 +16,8 @@ from cawa_fast._ops import native
 pytest.importorskip("click")
 pytest.importorskip("rich")
 
-from bench import resources
-from bench.resources import Resources
+from bench.gpu import resources
+from bench.gpu.kernel_resources import ARCHITECTURES, Resources, faults
 
 ROOT = Path(__file__).parents[2]
 NVCC = resources.nvcc()
@@ -41,20 +41,23 @@ def test_what_the_compiler_prints_is_understood():
         Resources("planar", "float16, 16 bytes", 80, 64, 20, 16, 0),
         Resources("sum_partial_losses", "", 90, 26, 0, 0, 300000),
     ]
-    spills, stack, shared = resources.problems(table)
+    spills, stack, shared = faults(table)
     assert "planar (float16, 16 bytes) on sm_80 spills 20 bytes" in spills
     assert "16 bytes of local memory" in stack
     assert "300000 bytes of shared memory" in shared
-    text = resources.markdown({"nvcc": "13.0"}, table)
-    assert "| planar | float16, 16 bytes | 64 | – |" in text
+    text = resources.resources_page({"nvcc": "13.0"}, table, "abc")
+    assert re.search(r"\| planar +\| float16, 16 bytes \| +64 \| +– \|", text)
     assert all(line in text for line in (spills, stack, shared))
 
 
 def test_the_committed_table_is_whole_and_right():
     compilers, table = resources.read()
-    assert resources.OUT.with_suffix(".md").read_text(encoding="utf-8") == resources.markdown(compilers, table)
-    assert not resources.problems(table)
-    for architecture in resources.ARCHITECTURES:
+    page = resources.OUT.with_suffix(".md").read_text(encoding="utf-8")
+    commit = re.search(r"as of commit (\w+)", page)
+    assert commit is not None
+    assert page == resources.resources_page(compilers, table, commit[1])
+    assert not faults(table)
+    for architecture in ARCHITECTURES:
         assert {row.kernel for row in table if row.architecture == architecture} >= {
             "planar",
             "interleaved",
@@ -72,7 +75,7 @@ def test_cuda_kernels_compile_without_spills():
     known = resources.supported(NVCC)
     table = resources.compile_cuda(NVCC, known)
     assert {row.architecture for row in table} == set(known)
-    assert not resources.problems(table)
+    assert not faults(table)
     compilers, committed = resources.read()
     if compilers["nvcc"] == version:
         cuda = {row.kernel for row in table}

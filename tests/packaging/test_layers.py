@@ -131,7 +131,7 @@ SAME_EVERYWHERE = {
     # an operator by its name in every layer: public function, implementation, specification, kernel
     *("cross_entropy", "cross_entropy_backward", "confusion_matrix", "cam_counts", "label_histogram"),
     "reduction_scale",
-    "command",  # the one command of each file of commands
+    "main",  # what a process runs
 }
 """Names that several files of a package define, for one thing."""
 

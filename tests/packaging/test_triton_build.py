@@ -10,7 +10,8 @@ pytest.importorskip("rich")
 
 from cawa_fast.kernels import _tiling
 
-from bench import resources, triton_resources
+from bench.gpu import resources, triton_resources
+from bench.gpu.kernel_resources import ARCHITECTURES, faults
 from tests.support.triton_versions import OLDEST, WHY_NOT
 
 
@@ -20,11 +21,11 @@ def assert_lanes_keep_to_themselves(table):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", resources.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_kernels_compile_without_spills(architecture):
     """No local memory, no more shared memory than there is, and registers as in the committed table."""
-    table = triton_resources.in_a_process([architecture])
-    assert not resources.problems(table)
+    table = triton_resources.compile_in_a_process([architecture])
+    assert not faults(table)
     assert_lanes_keep_to_themselves(table)
     configurations = {(row.kernel, row.configuration) for row in table}
     assert len(configurations) == len(table) > 50
@@ -39,8 +40,8 @@ def test_kernels_compile_without_spills(architecture):
 @pytest.mark.skipif(OLDEST is None, reason=WHY_NOT)
 @pytest.mark.parametrize("architecture", [80, 90])
 def test_the_oldest_triton_compiles_them_without_spills_too(architecture):
-    table = triton_resources.in_a_process([architecture], OLDEST)
-    assert not resources.problems(table)
+    table = triton_resources.compile_in_a_process([architecture], OLDEST)
+    assert not faults(table)
     assert_lanes_keep_to_themselves(table)
 
 
@@ -56,7 +57,7 @@ def test_every_configuration_of_the_tables_is_compiled():
 
 def test_a_launch_says_all_that_the_compiler_needs():
     """The recorded launches are those of the operators: each kernel there is, forward and backward."""
-    kernels = {call[0].fn.__name__ for _, _, call in triton_resources.cases()}
+    kernels = {call[0].fn.__name__ for _, _, call in triton_resources.kernel_cases()}
     assert kernels == {
         "_label_histogram",
         "_confusion_matrix_labels",

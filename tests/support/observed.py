@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import cawa_fast as cf
-from bench.population import Population
+from tests.support.population import Population
 
 # Four classes, delta = 0.9. Class 3 has no ground truth: no IoU, in no sum and no mean, weight 1.
 #

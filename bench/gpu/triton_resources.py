@@ -1,11 +1,12 @@
-"""Triton's kernels compiled for a GPU that is not there, and what they take of it.
+"""Compiles Triton's kernels for GPUs that need not be present, and reads what each kernel needs.
 
-``python -m bench.triton_resources 80 90`` prints the rows as JSON. In a process of its own: a process in which
-TRITON_INTERPRET was set cannot compile.
+``python -m bench.gpu.triton_resources 80 90`` prints the rows as JSON. It runs in a process of its own, because a
+process in which TRITON_INTERPRET was set cannot compile.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -23,7 +24,8 @@ from cawa_fast.kernels import _tiling, cam_counts, confusion_matrix, cross_entro
 from cawa_fast.kernels._launch import compiler_options
 from torch import Tensor
 
-from .resources import Resources
+from ..files import ROOT
+from .kernel_resources import Resources
 
 META = torch.device("meta")
 _TYPES = {
@@ -40,7 +42,7 @@ Call = tuple[Any, dict[str, Any], dict[str, Any]]  # kernel, arguments, options
 
 
 def _calls(operator: Callable[[], object]) -> list[Call]:
-    """What ``operator`` launches, without launching it: its tensors are on the device "meta"."""
+    """The launches of ``operator``, recorded instead of executed; its tensors are on the device "meta"."""
     calls: list[Call] = []
 
     def recorded(
@@ -69,7 +71,7 @@ def _problem(
 
 
 def _wide(classes: int = 150) -> tuple[Tensor, Tensor]:
-    """Offsets within a plane of more than 32 bits."""
+    """A problem whose offsets within a plane need 64 bits."""
     input, target = _problem(classes=classes, label=torch.int16)
     n, c, h, w = input.shape
     return input.as_strided((n, c, h, w), (1, 1, 2**32 // h, 1)), target
@@ -98,66 +100,50 @@ def _cam(input: Tensor, target: Tensor, normalize: str = "max", *, corners: bool
     cam_counts.cam_counts(input, target, truth, 0.5, normalize, "present", 255, corners)
 
 
-def _labels(target: Tensor) -> None:
+def _labels(input: Tensor, target: Tensor) -> None:
     counts, report = (torch.empty(8, n, dtype=torch.int64, device=META) for n in (150, 3))
     labels.label_histogram(target, counts, report, 150, 255)
     labels.confusion_matrix_labels(target, target, counts, report, 150, 255)
 
 
-_BY_KERNEL: dict[str, tuple[str, Callable[[], None]]] = {
-    "label_histogram": ("_label_histogram", lambda: _labels(_problem()[1])),
-    "confusion_matrix": ("_confusion_matrix", lambda: _confusion(*_problem())),
-    "cam_counts": ("_counts", lambda: _cam(*_problem())),
-    "cam_extremes": ("_extremes", lambda: _cam(*_problem())),
-    "cross_entropy": ("_forward", lambda: _loss(*_problem())),
-    "cross_entropy_backward": ("_backward", lambda: _loss(*_problem())),
-    "cross_entropy_same": ("_forward", lambda: _loss(*_problem(ratio=1))),
+Operator = Callable[[], None]
+
+
+def _on(problem: tuple[Tensor, Tensor], *operators: Callable[..., None], **options: Any) -> list[Operator]:
+    return [functools.partial(operator, *problem, **options) for operator in operators]
+
+
+_RESIZING = (_confusion, _cam, _loss)
+_BY_KERNEL: dict[str, tuple[str, list[Operator]]] = {
+    "label_histogram": ("_label_histogram", _on(_problem(), _labels)),
+    "confusion_matrix": ("_confusion_matrix", _on(_problem(), _confusion)),
+    "cam_counts": ("_counts", _on(_problem(), _cam)),
+    "cam_extremes": ("_extremes", _on(_problem(), _cam)),
+    "cross_entropy": ("_forward", _on(_problem(), _loss)),
+    "cross_entropy_backward": ("_backward", _on(_problem(), _loss)),
+    "cross_entropy_same": ("_forward", _on(_problem(ratio=1), _loss)),
 }
-# every kernel in the configuration that is chosen, on inputs that change its code
-_VARIANTS: dict[str, list[Callable[[], None]]] = {
-    "float32": [
-        lambda: _labels(_problem()[1]),
-        lambda: _confusion(*_problem()),
-        lambda: _cam(*_problem()),
-        lambda: _loss(*_problem()),
-    ],
-    "same size": [
-        lambda: _confusion(*_problem(ratio=1)),
-        lambda: _cam(*_problem(ratio=1)),
-        lambda: _loss(*_problem(ratio=1)),
-    ],
-    "bfloat16, int64 labels": [
-        lambda: _confusion(*_problem(torch.bfloat16, label=torch.int64)),
-        lambda: _cam(*_problem(torch.bfloat16, label=torch.int64)),
-        lambda: _loss(*_problem(torch.bfloat16, label=torch.int64)),
-    ],
-    "float16, x8, label smoothing": [lambda: _loss(*_problem(torch.float16, ratio=8), smoothing=0.1)],
-    "x3.7, per pixel": [lambda: _loss(*_problem(ratio=3.7), per_pixel=True)],
-    "downscaled, align_corners, int32 labels": [
-        lambda: _confusion(*_problem(ratio=0.125, label=torch.int32), corners=True),
-        lambda: _cam(*_problem(ratio=0.125, label=torch.int32), corners=True),
-        lambda: _loss(*_problem(ratio=0.125, label=torch.int32), corners=True),
-    ],
-    "64-bit offsets, int16 labels": [
-        lambda: _confusion(*_wide()),
-        lambda: _cam(*_wide()),
-        lambda: _loss(*_wide()),
-    ],
-    "4000 classes": [
-        lambda: _cam(*_problem(classes=4000, label=torch.int16)),
-        lambda: _loss(*_problem(classes=4000, label=torch.int16)),
-    ],
-    "minmax": [lambda: _cam(*_problem(), normalize="minmax")],
-    "gradcam": [lambda: _cam(*_problem(), normalize="gradcam")],
+# every kernel in its chosen configuration, on inputs that change its code
+_VARIANTS: dict[str, list[Operator]] = {
+    "float32": _on(_problem(), _labels, *_RESIZING),
+    "same size": _on(_problem(ratio=1), *_RESIZING),
+    "bfloat16, int64 labels": _on(_problem(torch.bfloat16, label=torch.int64), *_RESIZING),
+    "float16, x8, label smoothing": _on(_problem(torch.float16, ratio=8), _loss, smoothing=0.1),
+    "x3.7, per pixel": _on(_problem(ratio=3.7), _loss, per_pixel=True),
+    "downscaled, align_corners, int32 labels": _on(_problem(ratio=0.125, label=torch.int32), *_RESIZING, corners=True),
+    "64-bit offsets, int16 labels": _on(_wide(), *_RESIZING),
+    "4000 classes": _on(_problem(classes=4000, label=torch.int16), _cam, _loss),
+    "minmax": _on(_problem(), _cam, normalize="minmax"),
+    "gradcam": _on(_problem(), _cam, normalize="gradcam"),
 }
 
 
-def cases() -> Iterator[tuple[str, str, Call]]:
-    """Kernel, configuration and call: each configuration of the tables, and each variant of the code."""
-    for table, (kernel, operator) in _BY_KERNEL.items():
+def kernel_cases() -> Iterator[tuple[str, str, Call]]:
+    """Kernel, configuration and call of each configuration in the tables and each variant of the code."""
+    for table, (kernel, operators) in _BY_KERNEL.items():
         for configuration in _tiling.TABLES[table]:
             with _tiling.forced(table, configuration):
-                for call in _calls(operator):
+                for call in (call for operator in operators for call in _calls(operator)):
                     if call[0].fn.__name__ == kernel:
                         yield kernel, ", ".join(f"{key} {value}" for key, value in configuration.items()), call
     for name, operators in _VARIANTS.items():
@@ -172,7 +158,7 @@ def cases() -> Iterator[tuple[str, str, Call]]:
 
 
 def compile_for(call: Call, architecture: int) -> Any:
-    """As a launch would: with the same constants, alignments and options."""
+    """Compile as a launch does, with the same constants, alignments and options."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -203,7 +189,7 @@ _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 
 def resources_of(compiled: Any, kernel: str, configuration: str, architecture: int) -> Resources:
-    """Read from the machine code. (What spills lies in the stack frame: without one nothing does.)"""
+    """Read from the machine code. Spilled registers are part of the stack frame."""
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -219,8 +205,8 @@ def resources_of(compiled: Any, kernel: str, configuration: str, architecture: i
 
 
 def compile_triton(architectures: list[int]) -> list[Resources]:
-    """All cases, sorted."""
-    found = list(cases())
+    """All cases on all architectures, sorted."""
+    found = list(kernel_cases())
     return sorted(
         resources_of(compile_for(call, architecture), kernel, configuration, architecture)
         for architecture in architectures
@@ -228,14 +214,14 @@ def compile_triton(architectures: list[int]) -> list[Resources]:
     )
 
 
-def in_a_process(architectures: list[int], path: Path | None = None) -> list[Resources]:
-    """The same, wherever this is called; with the Triton in the folder ``path``, if given."""
+def compile_in_a_process(architectures: list[int], path: Path | None = None) -> list[Resources]:
+    """The same in a new process, with the Triton in the folder ``path`` if given."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
     run = subprocess.run(
-        [sys.executable, "-m", "bench.triton_resources", *map(str, architectures)],
-        cwd=Path(__file__).parents[1],
+        [sys.executable, "-m", "bench.gpu.triton_resources", *map(str, architectures)],
+        cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,

@@ -1,7 +1,7 @@
-"""``python -m bench resources``: what the compiler gives each GPU kernel: registers, spills, stack, shared memory.
+"""``python -m bench resources``: registers, spills, stack and shared memory of each GPU kernel.
 
-Needs no GPU. A kernel that spills, keeps arrays in local memory or asks for more shared memory than there is runs badly
-or not at all, and shows here first; a change of register count decides how many blocks share a multiprocessor.
+It needs no GPU. It finds kernels that spill registers, keep arrays in local memory or need more shared memory than
+there is. The number of registers decides how many blocks share a multiprocessor.
 """
 
 from __future__ import annotations
@@ -13,62 +13,33 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import click
 
-from .table import ROOT, write_text
+from .. import options
+from ..files import RESULTS, ROOT, write_result
+from ..measure import commit
+from ..table import Column, markdown_table
+from .kernel_resources import ARCHITECTURES, Resources, faults
 
-OUT = ROOT / "bench" / "results" / "resources"
-ARCHITECTURES = (80, 86, 89, 90, 100, 120)
-# Bytes that a block may have, by compute capability without the point (CUDA programming guide, technical
-# specifications).
-SHARED_MEMORY = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
-
-
-@dataclass(frozen=True, order=True)
-class Resources:
-    """One kernel, compiled for one architecture."""
-
-    kernel: str
-    configuration: str
-    architecture: int  # compute capability without the point
-    registers: int  # per thread
-    spills: int  # bytes stored and loaded
-    stack: int  # bytes per thread in local memory
-    shared_memory: int  # bytes per block, without what a launch adds
-
-
-def problems(table: Iterable[Resources]) -> list[str]:
-    """What must not be: spills, local memory, more shared memory than the architecture has."""
-    found = []
-    for row in table:
-        name = f"{row.kernel} ({row.configuration}) on sm_{row.architecture}"
-        if row.spills:
-            found.append(f"{name} spills {row.spills} bytes")
-        if row.stack:
-            found.append(f"{name} has {row.stack} bytes of local memory")
-        if row.shared_memory > SHARED_MEMORY[row.architecture]:
-            found.append(f"{name} needs {row.shared_memory} bytes of shared memory")
-    return found
-
+OUT = RESULTS / "resources"
 
 # ----------------------------------------------------------------------------------------------------------- CUDA C++
 
 
 def nvcc() -> str | None:
-    """Where the CUDA compiler is: as CMakeLists.txt looks for it."""
+    """The path of the CUDA compiler, found as in CMakeLists.txt."""
     folders = [os.environ.get("PATH", "")]
     folders += [f"{os.environ[name]}/bin" for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
     return shutil.which("nvcc", path=os.pathsep.join([*folders, "/usr/local/cuda/bin"]))
 
 
 def nvcc_version(compiler: str) -> str:
-    """As in ``13.0.48``."""
+    """The version, for example ``13.0.48``."""
     text = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     version = re.search(r"\bV(\d+(?:\.\d+)*)", text)
     assert version is not None, text
@@ -76,13 +47,13 @@ def nvcc_version(compiler: str) -> str:
 
 
 def supported(compiler: str) -> list[int]:
-    """Those of ``ARCHITECTURES`` that the compiler knows."""
+    """The ``ARCHITECTURES`` that the compiler knows."""
     text = subprocess.run([compiler, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
     return [number for number in ARCHITECTURES if f"sm_{number}" in text.split()]
 
 
 def compile_cuda(compiler: str, architectures: Iterable[int] = ARCHITECTURES) -> list[Resources]:
-    """``csrc/cuda/`` for all architectures, warnings as errors. Two minutes on one core."""
+    """Compile ``csrc/cuda/`` for all architectures, with warnings as errors; two minutes on one core."""
     torch = find_spec("torch")
     assert torch is not None
     assert torch.submodule_search_locations is not None
@@ -108,7 +79,7 @@ _USED = re.compile(r"Used (?P<registers>\d+) registers.*?(?:, (?P<shared>\d+) by
 
 
 def parse_ptxas(text: str) -> list[Resources]:
-    """The rows of what ``-Xptxas=-v`` prints, sorted."""
+    """The rows in the output of ``-Xptxas=-v``, sorted."""
     rows = []
     name, architecture, stack, spills = "", 0, 0, 0
     for line in text.splitlines():
@@ -127,7 +98,7 @@ def parse_ptxas(text: str) -> list[Resources]:
 
 
 _TYPES = {"f": "float32", "N3c104HalfE": "float16", "N3c108BFloat16E": "bfloat16"}
-# What the flags among a kernel's template arguments say, if true and if false.
+# The meaning of the flags among a kernel's template arguments, if true and if false.
 _FLAGS = {
     "planar": (("16 bytes", "any strides"), ("smoothing", "")),
     "cam_maxima": (("equal sizes", "cells"),),
@@ -136,7 +107,7 @@ _FLAGS = {
 
 
 def _readable(mangled: str) -> tuple[str, str]:
-    """Kernel and configuration from a name as the C++ ABI writes it: ``planar<float, true, false>`` for one."""
+    """Kernel and configuration from a mangled C++ name, for example of ``planar<float, true, false>``."""
     start = mangled.index("4cuda") + len("4cuda")
     length = re.compile(r"\d+").match(mangled, start)
     assert length is not None, mangled
@@ -152,52 +123,58 @@ def _readable(mangled: str) -> tuple[str, str]:
 # -------------------------------------------------------------------------------------------------------- the result
 
 
-def result_of(compilers: dict[str, str], table: Iterable[Resources]) -> dict[str, Any]:
-    """What the files hold. ``compilers``: versions by name, as in ``{"nvcc": "13.0.48"}``."""
-    return {"compilers": compilers, "kernels": [asdict(row) for row in sorted(table)]}
-
-
 def read(path: Path = OUT) -> tuple[dict[str, str], list[Resources]]:
     """Compilers and table of the committed result."""
     result = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     return result["compilers"], [Resources(**row) for row in result["kernels"]]
 
 
-def markdown(compilers: dict[str, str], table: Iterable[Resources]) -> str:
-    """One line per kernel and configuration: registers on each architecture; more only where something is wrong."""
+def _registers(architecture: int, found: dict[tuple[str, str, int], str]) -> Column:
+    return Column(f"sm_{architecture}", lambda key: found.get((*key, architecture), "–"))
+
+
+def resources_page(compilers: dict[str, str], table: Iterable[Resources], source: str) -> str:
+    """One line per kernel and configuration with the registers on each architecture; then the faults, if there are any.
+
+    Args:
+        compilers: versions by name.
+        table: the kernels.
+        source: the commit.
+    """
     table = sorted(table)
-    architectures = sorted({row.architecture for row in table})
-    registers = {(row.kernel, row.configuration, row.architecture): row.registers for row in table}
-    lines = [
-        "# Registers of the GPU kernels",
-        "",
-        f"Per thread, by compute capability; {', '.join(f'{name} {version}' for name, version in compilers.items())}.",
-        "",
-        f"| kernel | configuration | {' | '.join(f'sm_{number}' for number in architectures)} |",
-        f"|---|---|{'---:|' * len(architectures)}",
-    ]
-    for kernel, configuration in dict.fromkeys((row.kernel, row.configuration) for row in table):
-        cells = [str(registers.get((kernel, configuration, number), "–")) for number in architectures]
-        lines.append(f"| {kernel} | {configuration} | {' | '.join(cells)} |")
-    wrong = problems(table)
-    lines += ["", *(wrong or ["No spills, no local memory, shared memory within what each architecture has."])]
-    return "\n".join(lines) + "\n"
+    registers = {(row.kernel, row.configuration, row.architecture): str(row.registers) for row in table}
+    columns = [Column("kernel", lambda key: key[0], left=True), Column("configuration", lambda key: key[1], left=True)]
+    for number in sorted({row.architecture for row in table}):
+        columns.append(_registers(number, registers))
+    versions = ", ".join(f"{name} {version}" for name, version in compilers.items())
+    fine = ["No spills, no local memory, shared memory within what each architecture has."]
+    return "\n".join(
+        [
+            "# Registers of the GPU kernels",
+            "",
+            f"Per thread, by compute capability; {versions}. Made by `python -m bench resources` as of commit "
+            f"{source}.",
+            "",
+            markdown_table(columns, dict.fromkeys((row.kernel, row.configuration) for row in table)),
+            *(faults(table) or fine),
+            "",
+        ]
+    )
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=OUT, help="Path of the .md and .json without suffix.")
+@options.out("Results, without suffix: .json and .md.", default=OUT)
 def resources(out: Path) -> None:
-    """Registers, spills and shared memory of the GPU kernels, for six architectures; needs nvcc, no GPU."""
-    from . import triton_resources
+    """Registers, spills and shared memory of the GPU kernels for six architectures; needs nvcc, no GPU."""
+    from . import triton_resources  # Triton is optional for the other commands
 
     compiler = nvcc()
     if compiler is None:
         raise click.ClickException("there is no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda")
     compilers = {"nvcc": nvcc_version(compiler), "triton": version("triton")}
-    table = [*compile_cuda(compiler), *triton_resources.in_a_process(list(ARCHITECTURES))]
-    text = markdown(compilers, table)
-    write_text(out.with_suffix(".json"), json.dumps(result_of(compilers, table), indent=1) + "\n")
-    write_text(out.with_suffix(".md"), text)
-    click.echo(text)
-    if problems(table):
+    table = sorted([*compile_cuda(compiler), *triton_resources.compile_in_a_process(list(ARCHITECTURES))])
+    page = resources_page(compilers, table, commit() or "unknown")
+    write_result(out, {"compilers": compilers, "kernels": [asdict(row) for row in table]}, page)
+    click.echo(page)
+    if faults(table):
         raise SystemExit(1)

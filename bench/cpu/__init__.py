@@ -1,0 +1,1 @@
+"""``python -m bench cpu``: every operator against its baselines on the CPU, time and memory."""
