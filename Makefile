@@ -1,25 +1,28 @@
-# make setup   a virtual environment in .venv with torch pinned and everything built
-# make demo    train with uniform and with adaptive weights, side by side, and show the difference
-# make test    style, types, tests, coverage
-# make bench   every operator against its baselines on this CPU, and the table in README.md; ten minutes
-# make sanitize   the compiled code under AddressSanitizer, UndefinedBehaviorSanitizer, ThreadSanitizer; five minutes
-# make help    this list
+# make setup      creates .venv: torch pinned, everything built and installed
+# make check      style and types of Python and C++; half a minute
+# make test       check, then the fast tests; at most six minutes on two cores
+# make test-all   check, then all tests, doctests and coverage; about twenty minutes on two cores
+# make demo       trains with uniform and with adaptive weights and compares the two on a page; three minutes
+# make bench      measures every operator against its baselines on this CPU and updates README.md; ten minutes
+# make sanitize   runs the compiled code under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer; five minutes
+# make clean      removes .venv and everything that was built
+# make help       prints this list
 
 PYTHON ?= python3
 # On a machine without an NVIDIA GPU a CPU build saves gigabytes: make setup TORCH=<its wheel>
 TORCH  ?= torch==2.13.0
-# Whether to build the CUDA operators (0, 1, auto): where there is a GPU. The tests compile them wherever nvcc is.
+# Whether to build the CUDA operators (0, 1, auto). Default: if there is a GPU. The tests compile them if nvcc is installed.
 CAWA_FAST_CUDA ?= $(if $(shell command -v nvidia-smi),auto,0)
 VENV   := .venv
 BIN    := $(VENV)/bin
 EPOCHS ?= 24
-# few images and few epochs want small batches, a higher rate than the paper's and less enlargement
+# Few images and few epochs need small batches, a higher learning rate than the paper's and less random scaling.
 DEMO   := --resume --no-tables --epochs $(EPOCHS) --batch-size 4 --lr 0.05 --scale 0.75,1.5
 
-.PHONY: help setup demo test bench sanitize check clean
+.PHONY: help setup check test test-all demo bench sanitize clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -6
+	@sed -n 's/^# make/make/p' Makefile
 
 setup: $(VENV)/.done
 
@@ -36,7 +39,7 @@ $(VENV)/.done: pyproject.toml setup.py CMakeLists.txt $(wildcard cmake/* csrc/* 
 	@$(BIN)/cawa-fast doctor
 	@touch $@
 
-# Both runs continue where they stopped; `rm -r runs/demo` starts afresh.
+# Both runs continue from where they stopped; `rm -r runs/demo` starts again.
 demo: setup
 	$(BIN)/cawa-fast train $(DEMO) --weighting uniform --run-dir runs/demo/uniform
 	$(BIN)/cawa-fast train $(DEMO) --weighting cawa --run-dir runs/demo/cawa
@@ -45,11 +48,15 @@ demo: setup
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 	$(BIN)/mypy
 
-# Two processes of one thread each are faster than one process of two threads: most tests are small.
+# Two processes with one thread each are faster than one process with two threads, because most tests are small.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --cov --cov-report=term --durations=30
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --tier fast
+
+test-all: test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --tier rest
 
 bench: setup
 	$(BIN)/python -m bench cpu

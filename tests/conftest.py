@@ -14,7 +14,7 @@ import signal
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 DEVICE = os.environ.get("CAWA_FAST_TEST_DEVICE", "cpu")
@@ -86,14 +86,56 @@ BACKENDS = ["reference", "triton"]
 BACKENDS += {"cpu": [*native.instruction_sets(), *EMULATION], "pretend": []}.get(DEVICE, ["cuda"])
 
 
+TIERS = ("all", "fast", "rest")
+SLOW_SECONDS = 10
+"""A test that takes longer needs the mark ``slow``."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help_text = "fast: what `make test` runs; rest: the other tests"
+    parser.addoption("--tier", choices=TIERS, default="all", help=help_text)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """In the fast tier a test that is slow and not marked so fails."""
+    report = yield
+    fast = item.config.getoption("tier") == "fast" and report.when == "call" and report.passed
+    if fast and call.duration > SLOW_SECONDS:
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} took {call.duration:.0f} s: mark it with @pytest.mark.slow"
+    return report
+
+
+def _is_fast(item: pytest.Item) -> bool:
+    """Whether the fast tier has this test: no slow one, no benchmark harness, no builds, no doctests; of the CPU's
+    instruction sets only the best one."""
+    if item.get_closest_marker("slow") or isinstance(item, pytest.DoctestItem):
+        return False
+    if item.path.parent.name in ("bench", "packaging") and item.path.name != "test_layers.py":
+        return False
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return not {parameters.get("backend"), parameters.get("each_set")} & set(native.instruction_sets()[:-1])
+
+
+def _select(config: pytest.Config, items: list[pytest.Item], wanted: Callable[[pytest.Item], bool]) -> None:
+    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    items[:] = [item for item in items if wanted(item)]
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On a device, whose time is short, only the tests that need it run, in an order of their own. On a CPU what the
-    interpreter has no time for is left out; all other tests run in it, with every combination. Coverage, which takes
-    half as long as the tests and twice as long in the interpreter, is traced in plain PyTorch and for one instruction
-    set: the lines are one."""
+    """Chooses and orders the tests.
+
+    On a device, whose time is short, only the tests that need it run. On a CPU a part of the tests marked ``sampled``
+    runs in the interpreter. Coverage is traced with the reference and with one instruction set only: it would double
+    the time of the interpreter, and the lines are the same.
+    """
+    tier = config.getoption("tier")
+    if tier != "all":
+        _select(config, items, lambda item: _is_fast(item) == (tier == "fast"))
     if DEVICE != "cpu":
-        config.hook.pytest_deselected(items=[item for item in items if not _needs_a_device(item)])
-        items[:] = _most_important_first([item for item in items if _needs_a_device(item)])
+        _select(config, items, _needs_a_device)
+        items[:] = _most_important_first(items)
     tests: dict[str, list[pytest.Item]] = {}
     tracing = getattr(config.pluginmanager.getplugin("_cov"), "cov_controller", None)
     traced = {"reference", *native.instruction_sets()[-1:]}

@@ -5,9 +5,10 @@
 //   cam_maxima   the largest value of each wanted map at label resolution
 //   cam_masks    the counts; a cell whose corners are all in the mask, or all outside, needs no interpolation
 // "Wanted" are the classes of an image's ground truth, or all classes.
+#include "cam_counts.h"
+
 #include <cstdlib>
 
-#include "cam_counts.h"
 #include "cam_maxima.h"
 #include "count_tensors.h"
 

@@ -9,10 +9,11 @@
 //      the classes that can win
 //   4. one thread per column of pixels of an open cell: the argmax of the marked classes, mostly two
 // Pairs of label and prediction are counted in shared memory (key_counts.h).
+#include "confusion_matrix.h"
+
 #include <cfloat>
 #include <cstdlib>
 
-#include "confusion_matrix.h"
 #include "count_tensors.h"
 #include "key_counts.h"
 

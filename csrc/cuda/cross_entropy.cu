@@ -1,3 +1,5 @@
+#include "cross_entropy.h"
+
 #include <algorithm>
 #include <bit>
 #include <cstdlib>
@@ -5,7 +7,6 @@
 
 #include "../pixel_rows.h"
 #include "../tensors.h"
-#include "cross_entropy.h"
 #include "interleaved.h"
 #include "many_classes.h"
 #include "planar.h"

@@ -193,8 +193,8 @@ Tensor count(const Tensor& labels, int64_t num_classes, int64_t ignore_index, co
   }
   p.images = scale ? 1 : static_cast<int>(labels.size(0));  // a reduction is over all images
   p.pixels = static_cast<float>(labels.numel());
-  const bool counts_matter = reduction != Reduction::kSum && reduction != Reduction::kPixelMean &&
-                             (reduction != Reduction::kNone || !scale);
+  const bool counts_matter =
+      reduction != Reduction::kSum && reduction != Reduction::kPixelMean && (reduction != Reduction::kNone || !scale);
   if (p.images > 0 && (report || counts_matter)) p.image_pixels = labels.numel() / p.images;
   const int64_t image_bytes = p.image_pixels * labels.element_size();
   const int64_t parts = (image_bytes + kBytesPerBlock - 1) / kBytesPerBlock;

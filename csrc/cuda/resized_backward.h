@@ -232,8 +232,7 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
 #pragma unroll
       for (int j = 0; j < kBackwardClasses; ++j) {
         if (owner && j <= k) {
-          *grad = static_cast<T>(shared.upper[j * kThreads] +
-                                 shared.lower[(half + j) * kThreads - kWarp]);
+          *grad = static_cast<T>(shared.upper[j * kThreads] + shared.lower[(half + j) * kThreads - kWarp]);
         }
         grad += p.grad_c;
       }

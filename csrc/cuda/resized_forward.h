@@ -15,9 +15,9 @@ constexpr int kForwardThreads = 128;
 template <int kSide>
 struct ForwardShared {
   static constexpr int kPixels = kSide * kSide;
-  double* partial;   // (warps)
-  float* at_label;   // (kPixels, threads): the label's exponential
-  uint16_t* label;   // (kPixels, threads): kGone where invalid
+  double* partial;  // (warps)
+  float* at_label;  // (kPixels, threads): the label's exponential
+  uint16_t* label;  // (kPixels, threads): kGone where invalid
 
   static constexpr int64_t kBytes =
       kWarp * sizeof(double) + kForwardThreads * kPixels * (sizeof(float) + sizeof(uint16_t));
