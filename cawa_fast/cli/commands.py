@@ -223,7 +223,8 @@ def report(runs: tuple[Path, ...], out: Path, images: int, png: bool) -> None:
     RUNS are run folders (on each data set the first is the baseline), and folders of `cawa-fast ablate`, or the
     ablation.json in them.
     """
-    from ..recipes.report.report import ABLATION, load, terminal_tables, write_report
+    from ..recipes.report.inputs import ABLATION, load
+    from ..recipes.report.report import terminal_tables, write_report
     from ..recipes.runs.folder import RunFolder
 
     def known(path: Path) -> bool:
@@ -234,10 +235,10 @@ def report(runs: tuple[Path, ...], out: Path, images: int, png: bool) -> None:
         if len(runs) > 1 and (others := [run for run in runs if not known(run)]):  # as in runs/*
             console.print(f"Not run folders, left out: {', '.join(map(str, others))}", highlight=False, markup=False)
             runs = tuple(run for run in runs if run not in others)
-        material = load(runs)
-        for table in terminal_tables(material):
+        inputs = load(runs)
+        for table in terminal_tables(inputs):
             console.print(table)
-        page = write_report(material, out, images=images, png=png)
+        page = write_report(inputs, out, images=images, png=png)
     except ImportError as error:
         raise click.ClickException(f"{error.name} is not installed: pip install 'cawa_fast[train]'") from error
     except (ValueError, OSError) as error:

@@ -17,7 +17,7 @@ pytest.importorskip("jinja2")
 from rich.console import Console
 
 from cawa_fast.recipes.datasets import build_dataset
-from cawa_fast.recipes.report import epoch_charts, figures, report
+from cawa_fast.recipes.report import epoch_charts, figures, inputs, report
 from cawa_fast.recipes.runs import compare, read
 from tests.support.fake_runs import ABSENT, Outline, fake_run, last_record
 
@@ -106,9 +106,9 @@ def test_runs_that_do_not_compare(tmp_path: Path, folders: list[Path]) -> None:
     with pytest.raises(ValueError, match="different classes"):
         compare.comparison_table([read.load_run(folders[0]), read.load_run(other)])
     with pytest.raises(ValueError, match="given twice"):
-        report.load([folders[0], folders[0]])
+        inputs.load([folders[0], folders[0]])
     with pytest.raises(ValueError, match="empty"):
-        report.load([])
+        inputs.load([])
     with pytest.raises(ValueError, match="images must be"):
         report.write_report(folders, tmp_path / "page.html", images=-1)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 pytest.importorskip("matplotlib")
 
-from cawa_fast.recipes.report import class_charts, epoch_charts, figures, gallery
+from cawa_fast.recipes.report import ablation_charts, class_charts, epoch_charts, figures, gallery
 
 COLOURS = figures.Colours(2, 10)
 
@@ -101,18 +101,18 @@ def test_confusion_chart_is_in_shares_of_the_rows() -> None:
 
 def test_dots_and_sweeps_show_every_seed() -> None:
     rows = [
-        class_charts.Dots("one", "run0", [[1.0, 2.0], [5.0]]),
-        class_charts.Dots("two", "run1", [[3.0], []]),
+        ablation_charts.Dots("one", "run0", [[1.0, 2.0], [5.0]]),
+        ablation_charts.Dots("two", "run1", [[3.0], []]),
     ]
     for width in (960, 360):
-        figure = class_charts.dot_chart(rows, ["left", "right"], COLOURS.stand_in, width, against=0)
+        figure = ablation_charts.dot_chart(rows, ["left", "right"], COLOURS.stand_in, width, against=0)
         left, right = figure.axes
         full = [line for line in left.lines if line.get_markersize() == 7.5]
         assert [float(line.get_xdata()[0]) for line in full] == [1.5, 3.0]
         assert len([line for line in right.lines if line.get_markersize() == 7.5]) == 1
         assert {"one", "two"} == {text.get_text() for text in left.texts}
-    curve = class_charts.Curve("a", "run0", [0.0, 1.0], [10.0, 20.0], [None, 2.0], bold=True)
-    figure = class_charts.sweep_chart([curve], COLOURS.stand_in, (500, 300), setting="delta", used=0.5)
+    curve = ablation_charts.Curve("a", "run0", [0.0, 1.0], [10.0, 20.0], [None, 2.0], bold=True)
+    figure = ablation_charts.sweep_chart([curve], COLOURS.stand_in, (500, 300), setting="delta", used=0.5)
     assert figure.axes[0].get_ylim()[1] > 22
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0", "1"]
 
@@ -124,8 +124,8 @@ def test_charts_hold_long_names(width: int) -> None:
         f"television receiver, television set, telly, idiot box, boob tube, goggle box, number {k}" for k in (1, 2)
     ]
     series = [epoch_charts.Series(name, [1, 2], [3.0, 4.0], "run0") for name in names]
-    dots = [class_charts.Dots(name, "run0", [[1.0]]) for name in names]
-    curves = [class_charts.Curve(name, "run0", [0.0, 1.0], [10.0, 20.0], [None, 2.0]) for name in names]
+    dots = [ablation_charts.Dots(name, "run0", [[1.0]]) for name in names]
+    curves = [ablation_charts.Curve(name, "run0", [0.0, 1.0], [10.0, 20.0], [None, 2.0]) for name in names]
     values = np.array([[0.5, 1.0], [2.0, 4.0]])
     paint, options = COLOURS.stand_in, {"title": "x", "kind": "share"}
     figures = [
@@ -133,8 +133,8 @@ def test_charts_hold_long_names(width: int) -> None:
         epoch_charts.time_bars([(name, {"data": 1.0}, 1.0) for name in names], paint, width),
         class_charts.class_grid(values, names, [1, 2], paint, width, **options),
         class_charts.confusion_chart(np.eye(2, dtype=int), names, paint, width),
-        class_charts.dot_chart(dots, ["x"], paint, width, against=0),
-        class_charts.sweep_chart(curves, paint, (width, 300), setting="delta"),
+        ablation_charts.dot_chart(dots, ["x"], paint, width, against=0),
+        ablation_charts.sweep_chart(curves, paint, (width, 300), setting="delta"),
     ]
     for figure in figures:
         figure.draw_without_rendering()

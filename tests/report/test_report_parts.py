@@ -24,7 +24,7 @@ from rich.console import Console
 from cawa_fast.cli import main
 from cawa_fast.recipes.ablation.results import with_statistics
 from cawa_fast.recipes.datasets import build_dataset
-from cawa_fast.recipes.report import ablation_section, dataset_section, overview, report
+from cawa_fast.recipes.report import ablation_section, dataset_section, inputs, overview, report
 from cawa_fast.recipes.report.gallery import _choose, make_scenes
 from cawa_fast.recipes.runs import compare, read
 from tests.support.fake_runs import ABSENT, Outline, ablation, fake_run, last_record
@@ -151,11 +151,11 @@ def test_ablation_s_own_file_and_its_runs(tmp_path: Path) -> None:
     ablation(tmp_path / "made")
     for name in ("uniform", "cawa"):
         fake_run(tmp_path / "made" / f"{name}-s0", name, checkpoint=False)
-    material = report.load([tmp_path / "made"])
-    assert [run.path.name for run in material.runs] == ["uniform-s0", "cawa-s0"]
+    loaded = inputs.load([tmp_path / "made"])
+    assert [run.path.name for run in loaded.runs] == ["uniform-s0", "cawa-s0"]
     (tmp_path / "kept.json").write_bytes((tmp_path / "made" / "ablation.json").read_bytes())
-    material = report.load([tmp_path / "kept.json"])
-    assert (len(material.runs), len(material.ablations)) == (0, 1)
+    loaded = inputs.load([tmp_path / "kept.json"])
+    assert (len(loaded.runs), len(loaded.ablations)) == (0, 1)
 
     done = CliRunner().invoke(
         main, ["report", str(tmp_path / "made"), "--images", "0", "--out", str(tmp_path / "page.html")]
@@ -171,21 +171,21 @@ def test_ablation_s_own_file_and_its_runs(tmp_path: Path) -> None:
 def test_a_run_that_an_ablation_brings_is_not_there_twice(tmp_path: Path) -> None:
     ablation(tmp_path / "made")
     run = fake_run(tmp_path / "made" / "uniform-s0", "uniform", checkpoint=False)
-    assert len(report.load([run, tmp_path / "made"]).runs) == 1
-    assert len(report.load([tmp_path / "made", run]).runs) == 1
+    assert len(inputs.load([run, tmp_path / "made"]).runs) == 1
+    assert len(inputs.load([tmp_path / "made", run]).runs) == 1
 
 
 def test_an_ablation_against_cawa_shows_it_once(tmp_path: Path) -> None:
     result = ablation(tmp_path / "made")
     (tmp_path / "made" / "ablation.json").write_text(json.dumps(result | {"against": "cawa"}))
     fake_run(tmp_path / "made" / "cawa-s0", "cawa", checkpoint=False)
-    assert [run.path.name for run in report.load([tmp_path / "made"]).runs] == ["cawa-s0"]
+    assert [run.path.name for run in inputs.load([tmp_path / "made"]).runs] == ["cawa-s0"]
 
 
 def test_unknown_ablation_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ablation.json").write_text('{"format": 99}')
     with pytest.raises(ValueError, match=r"ablation\.json is no result"):
-        report.load([tmp_path])
+        inputs.load([tmp_path])
 
 
 def test_ablation_without_rare_classes_has_no_panel_for_them(tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_sweep_marks_the_value_of_the_other_rows(tmp_path: Path, monkeypatch: py
 def test_terminal_shows_all_parts(matrix: list[Path], tmp_path: Path) -> None:
     ablation(tmp_path / "made")
     console = Console(width=220, file=io.StringIO())
-    tables = report.terminal_tables(report.load([*matrix, tmp_path / "made"]))
+    tables = report.terminal_tables(inputs.load([*matrix, tmp_path / "made"]))
     assert len(tables) == 4  # overview, ablation, two data sets
     for table in tables:
         console.print(table)

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from ..ablation.results import difference_text, honesty, mean_text
 from ..config import TrainConfig
-from .class_charts import Curve, Dots, Gain, dot_chart, gain_chart, left_out, sweep_chart
-from .figure_writer import NARROW, WIDE, Studio
+from .ablation_charts import Curve, Dots, dot_chart, sweep_chart
+from .class_charts import Gain, gain_chart, left_out
+from .figure_writer import NARROW, WIDE, FigureWriter
 from .figures import Paint
 
 _SWEPT = {"delta": "delta", "tau": "tau", "clip": "w_max", "momentum": "weight_momentum", "every": "every"}
@@ -23,7 +24,7 @@ _MOST_CURVES = 8
 _ADAPTIVE = "cawa"
 
 
-def make_ablation(studio: Studio, result: dict[str, Any]) -> dict[str, Any]:
+def make_ablation(writer: FigureWriter, result: dict[str, Any]) -> dict[str, Any]:
     """What the template shows of an ``ablation.json``."""
     done = sum(run["status"] == "done" for row in result["rows"] for run in row["runs"])
     total = sum(len(row["runs"]) for row in result["rows"])
@@ -41,15 +42,15 @@ def make_ablation(studio: Studio, result: dict[str, Any]) -> dict[str, Any]:
         "honesty": honesty(len(result["seeds"])),
         "command": result["command"],
         "groups": [
-            _group(studio, result, key, heading)
+            _group(writer, result, key, heading)
             for key, heading in result["groups"].items()
             if any(row["group"] == key and row["summary"]["miou"] for row in result["rows"])
         ],
-        "gain": _gain(studio, result),
+        "gain": _gain(writer, result),
     }
 
 
-def _group(studio: Studio, result: dict[str, Any], key: str, heading: str) -> dict[str, Any]:
+def _group(writer: FigureWriter, result: dict[str, Any], key: str, heading: str) -> dict[str, Any]:
     rows = [row for row in result["rows"] if row["group"] == key]
     best = {
         metric: max((row["summary"][metric]["mean"] for row in rows if row["summary"][metric]), default=None)
@@ -71,15 +72,15 @@ def _group(studio: Studio, result: dict[str, Any], key: str, heading: str) -> di
                 "share": f"{100 * summary['awa_share']['mean']:.2f}" if summary["awa_share"] else "–",
             }
         )
-    return {"key": key, "heading": heading, "lines": lines, "charts": _charts(studio, result, key, rows)}
+    return {"key": key, "heading": heading, "lines": lines, "charts": _charts(writer, result, key, rows)}
 
 
-def _charts(studio: Studio, result: dict[str, Any], key: str, rows: Sequence[dict[str, Any]]) -> list[Markup]:
+def _charts(writer: FigureWriter, result: dict[str, Any], key: str, rows: Sequence[dict[str, Any]]) -> list[Markup]:
     known = [row for row in rows if row["summary"]["miou"]]
     if len(known) < 2:
         return []
     if key in _SWEPT:
-        return _sweep(studio, result, key, known)
+        return _sweep(writer, result, key, known)
     if key == "rivals":  # the best first; elsewhere the order says something
         known = sorted(known, key=lambda row: -row["summary"]["miou"]["mean"])
     columns = [one for one in _COLUMNS[:2] if any(_values(row, one[0]) for row in known)]
@@ -96,7 +97,7 @@ def _charts(studio: Studio, result: dict[str, Any], key: str, rows: Sequence[dic
     own = [run["run"] for run in base["runs"]] if base else None
     against = folders.index(own) if own in folders else None
     means = "; ".join(f"{row['title']} {100 * row['summary']['miou']['mean']:.1f} %" for row in known)
-    return studio.chart(
+    return writer.chart(
         key,
         f"mIoU over seeds: {means}.",
         lambda paint, width: dot_chart(dots, [title for _, title in columns], paint, width, against),
@@ -108,7 +109,7 @@ def _values(row: dict[str, Any], metric: str) -> list[float]:
     return [100 * run[metric] for run in row["runs"] if run["status"] == "done" and run[metric] is not None]
 
 
-def _sweep(studio: Studio, result: dict[str, Any], key: str, rows: Sequence[dict[str, Any]]) -> list[Markup]:
+def _sweep(writer: FigureWriter, result: dict[str, Any], key: str, rows: Sequence[dict[str, Any]]) -> list[Markup]:
     """mIoU, the rare classes' mean, and each rare class over the setting's values (the paper's figure 5 for delta)."""
     setting = _SWEPT[key]
     rows = sorted(rows, key=lambda row: row["settings"][setting])
@@ -136,7 +137,7 @@ def _sweep(studio: Studio, result: dict[str, Any], key: str, rows: Sequence[dict
             ]
             for row in rows
         ]
-        colour = studio.colours.of_class(order.index(index), len(order))
+        colour = writer.colours.of_class(order.index(index), len(order))
         drawn.append(curve(result["class_names"][index], colour, of_class))
     curves = [one for one in drawn if one]
     used = float(result["settings"].get(setting, getattr(TrainConfig(), setting)))
@@ -146,10 +147,10 @@ def _sweep(studio: Studio, result: dict[str, Any], key: str, rows: Sequence[dict
         return sweep_chart(curves, paint, size, setting=setting, used=used if used in places else None)
 
     means = ", ".join(f"{place:g}: {mean:.1f} %" for place, mean in zip(curves[0].places, curves[0].means, strict=True))
-    return studio.chart(key, f"mIoU over {setting}: {means}.", draw, (WIDE, NARROW))
+    return writer.chart(key, f"mIoU over {setting}: {means}.", draw, (WIDE, NARROW))
 
 
-def _gain(studio: Studio, result: dict[str, Any]) -> dict[str, Any] | None:
+def _gain(writer: FigureWriter, result: dict[str, Any]) -> dict[str, Any] | None:
     """Share against gain of CAWA and of the best row that is not adaptive, means over seeds."""
     by_name = {row["name"]: row for row in result["rows"]}
     base = by_name.get(result["against"])
@@ -186,7 +187,7 @@ def _gain(studio: Studio, result: dict[str, Any]) -> dict[str, Any] | None:
 
     alt = f"Mean change of each class's IoU to {base['title']} against its share of the training pixels."
     return {
-        "charts": studio.chart("gain", alt, draw, (WIDE, NARROW)),
+        "charts": writer.chart("gain", alt, draw, (WIDE, NARROW)),
         "left_out": left_out(gains),
         "legend": [(row["title"], colour) for row, colour in zip(shown, colours, strict=True)],
     }

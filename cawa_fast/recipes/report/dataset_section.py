@@ -15,7 +15,7 @@ from ..runs.compare import RARE, Row, comparison_table
 from ..runs.read import Run
 from .class_charts import Gain, class_grid, confusion_chart, gain_chart, left_out
 from .epoch_charts import Series, line_chart, panels, time_bars
-from .figure_writer import HALF, NARROW, PANEL, WIDE, Studio
+from .figure_writer import HALF, NARROW, PANEL, WIDE, FigureWriter
 from .figures import PARTS, Paint, seconds_text
 from .gallery import cam_run, contact_sheet, make_scenes
 from .overview import INCIDENTAL
@@ -27,7 +27,7 @@ _CHANGED = 6  # classes that the pictures are to show, at most
 _LEAST_CHANGE = 0.1  # of the largest change: less is no difference that one looks at
 
 
-def make_chapter(studio: Studio, runs: Sequence[Run], images: int) -> dict[str, Any]:
+def make_chapter(writer: FigureWriter, runs: Sequence[Run], images: int) -> dict[str, Any]:
     """What the template shows of the runs on one data set."""
     rows = comparison_table(runs)
     classes = [row for row in rows if row.index is not None]
@@ -38,8 +38,8 @@ def make_chapter(studio: Studio, runs: Sequence[Run], images: int) -> dict[str, 
     shown = changed or rare or [row.index for row in classes[-3:] if row.index is not None]
     scenes = make_scenes(runs, shown, images)
     for number, scene in enumerate(scenes, start=1):
-        if studio.png:
-            studio.save(f"gallery-{number}", contact_sheet(scene, studio.colours))
+        if writer.png:
+            writer.save(f"gallery-{number}", contact_sheet(scene, writer.colours))
     return {
         "runs": runs,
         "dataset_name": runs[0].config["dataset"],
@@ -48,17 +48,17 @@ def make_chapter(studio: Studio, runs: Sequence[Run], images: int) -> dict[str, 
         "cards": _cards(rows, runs),
         "rare": rare,
         "rare_percent": f"{100 * RARE / len(classes):.2g}",
-        "colour": {row.index: studio.colours.of_class(rank, len(classes)) for rank, row in enumerate(classes)},
+        "colour": {row.index: writer.colours.of_class(rank, len(classes)) for rank, row in enumerate(classes)},
         "largest_share": max((row.share or 0.0 for row in classes), default=0.0) or 1.0,
-        "gain": _gain(studio, gains),
+        "gain": _gain(writer, gains),
         "left_out": left_out(gains),
-        "miou": _miou(studio, runs),
-        "panels": _panels(studio, runs, classes),
+        "miou": _miou(writer, runs),
+        "panels": _panels(writer, runs, classes),
         "hidden_panels": max(len(classes) - _MOST_PANELS, 0),
-        "adaptive": _adaptive(studio, runs, classes),
+        "adaptive": _adaptive(writer, runs, classes),
         "most_names": _MOST_NAMES,
-        "confusion": _confusion(studio, runs, classes),
-        "time": _time(studio, runs),
+        "confusion": _confusion(writer, runs, classes),
+        "time": _time(writer, runs),
         "parts": _parts(runs),
         "scenes": scenes,
         "changed": [runs[0].dataset["class_names"][index] for index in changed],
@@ -107,7 +107,7 @@ def _gains(runs: Sequence[Run], classes: Sequence[Row]) -> list[Gain]:
     ]
 
 
-def _gain(studio: Studio, gains: Sequence[Gain]) -> list[Markup]:
+def _gain(writer: FigureWriter, gains: Sequence[Gain]) -> list[Markup]:
     """Share of the pixels against the change of the IoU."""
     if not gains:
         return []
@@ -117,10 +117,10 @@ def _gain(studio: Studio, gains: Sequence[Gain]) -> list[Markup]:
     def draw(paint: Paint, width: int) -> Figure:
         return gain_chart(gains, paint, (width, 400 if width > 500 else 320), 40 if width > 500 else 12)
 
-    return studio.chart("gain", alt, draw, (WIDE, NARROW))
+    return writer.chart("gain", alt, draw, (WIDE, NARROW))
 
 
-def _miou(studio: Studio, runs: Sequence[Run]) -> list[Markup]:
+def _miou(writer: FigureWriter, runs: Sequence[Run]) -> list[Markup]:
     series = [Series(run.label, run.epochs, _percent(run.column("miou")), f"run{i}") for i, run in enumerate(runs)]
     total = Row("mIoU", ())
     ends = "; ".join(f"{run.label} ends at {total.text(run.final['miou'])} %" for run in runs)
@@ -128,10 +128,10 @@ def _miou(studio: Studio, runs: Sequence[Run]) -> list[Markup]:
     def draw(paint: Paint, width: int) -> Figure:
         return line_chart(series, paint, (width, 320 if width > 500 else 240), unit=" %", show_last=True)
 
-    return studio.chart("miou", f"mIoU over epochs: {ends}.", draw, (WIDE, NARROW))
+    return writer.chart("miou", f"mIoU over epochs: {ends}.", draw, (WIDE, NARROW))
 
 
-def _panels(studio: Studio, runs: Sequence[Run], classes: Sequence[Row]) -> list[Markup]:
+def _panels(writer: FigureWriter, runs: Sequence[Run], classes: Sequence[Row]) -> list[Markup]:
     """IoU over epochs of each class, the rarest first."""
     groups = []
     for row in list(reversed(classes))[:_MOST_PANELS]:
@@ -139,16 +139,16 @@ def _panels(studio: Studio, runs: Sequence[Run], classes: Sequence[Row]) -> list
             Series(None, run.epochs, _percent(run.column("iou", row.index)), f"run{i}") for i, run in enumerate(runs)
         ]
         groups.append((row, lines))
-    if studio.png:
+    if writer.png:
         titled = [(row.label, lines) for row, lines in groups]
         names = [(run.label, f"run{i}") for i, run in enumerate(runs)]
-        studio.save("class-iou", panels(titled, names, studio.paint, unit=" %"))
+        writer.save("class-iou", panels(titled, names, writer.paint, unit=" %"))
     drawn = []
     for row, lines in groups:
         ends = "; ".join(
             f"{run.label} ends at {row.text(cell.final)} %" for run, cell in zip(runs, row.cells, strict=True)
         )
-        drawn += studio.chart(
+        drawn += writer.chart(
             f"iou-{row.index}",
             f"IoU of {row.label} over epochs: {ends}.",
             functools.partial(_line_chart, lines, 130, ticks=3, unit=" %"),
@@ -158,7 +158,7 @@ def _panels(studio: Studio, runs: Sequence[Run], classes: Sequence[Row]) -> list
     return drawn
 
 
-def _adaptive(studio: Studio, runs: Sequence[Run], classes: Sequence[Row]) -> list[dict[str, Any]]:
+def _adaptive(writer: FigureWriter, runs: Sequence[Run], classes: Sequence[Row]) -> list[dict[str, Any]]:
     """Weights and scores over epochs of each adaptive run: lines, grids, and the numbers of three epochs."""
     charts = []
     for number, run in enumerate(runs):
@@ -176,14 +176,14 @@ def _adaptive(studio: Studio, runs: Sequence[Run], classes: Sequence[Row]) -> li
                     row.label if row in named else None,
                     run.epochs,
                     [None if value is None else factor * value for value in run.column(column, row.index)],
-                    studio.colours.of_class(rank, len(classes)),
+                    writer.colours.of_class(rank, len(classes)),
                 )
                 for rank, row in enumerate(classes)
             ]
 
         ends = f"{by_weight[-1].label} has the largest weight in the end, {by_weight[0].label} the least"
         weight, csps = (
-            studio.chart(f"{name}-{number}", alt, functools.partial(_line_chart, series, height, **options), (HALF,))[0]
+            writer.chart(f"{name}-{number}", alt, functools.partial(_line_chart, series, height, **options), (HALF,))[0]
             for name, alt, series, options in (
                 (
                     "weights",
@@ -207,7 +207,7 @@ def _adaptive(studio: Studio, runs: Sequence[Run], classes: Sequence[Row]) -> li
                 "weight": weight,
                 "csps": csps,
                 "has_ratio": "ratio_weight" in columns,
-                "grids": [_grid(studio, run, number, classes, one, *_GRIDS[one]) for one in ("weight", *columns[:-1])],
+                "grids": [_grid(writer, run, number, classes, one, *_GRIDS[one]) for one in ("weight", *columns[:-1])],
                 "moments": _moments(run, classes),
             }
         )
@@ -230,7 +230,9 @@ def _columns(run: Run) -> list[str]:
     )
 
 
-def _grid(studio: Studio, run: Run, number: int, classes: Sequence[Row], column: str, title: str, kind: str) -> Markup:
+def _grid(
+    writer: FigureWriter, run: Run, number: int, classes: Sequence[Row], column: str, title: str, kind: str
+) -> Markup:
     if run.config["weighting"] != "cawa":  # the equations are not those of other rules
         title = title.partition(" (Eq.")[0]
     nothing = [None] * len(classes)
@@ -242,7 +244,7 @@ def _grid(studio: Studio, run: Run, number: int, classes: Sequence[Row], column:
         return class_grid(values, names, run.epochs, paint, width, title=title, kind=kind)
 
     alt = f"{title} of each class (rows, from frequent to rare) in each epoch (columns) of {run.label}."
-    return studio.chart(f"grid-{column.replace('_', '-')}-{number}", alt, draw, (HALF,))[0]
+    return writer.chart(f"grid-{column.replace('_', '-')}-{number}", alt, draw, (HALF,))[0]
 
 
 def _moments(run: Run, classes: Sequence[Row]) -> dict[str, Any]:
@@ -262,7 +264,7 @@ def _moments(run: Run, classes: Sequence[Row]) -> dict[str, Any]:
     return {"epochs": [record["epoch"] for record in records], "lines": lines}
 
 
-def _confusion(studio: Studio, runs: Sequence[Run], classes: Sequence[Row]) -> list[dict[str, Any]]:
+def _confusion(writer: FigureWriter, runs: Sequence[Run], classes: Sequence[Row]) -> list[dict[str, Any]]:
     """The confusion matrix of each run that kept it, and what it takes for what most often."""
     order = _order(classes)
     names = [row.label for row in classes]
@@ -285,20 +287,20 @@ def _confusion(studio: Studio, runs: Sequence[Run], classes: Sequence[Row]) -> l
             {
                 "run": run,
                 "number": number,
-                "chart": studio.chart(f"confusion-{number}", alt, draw, (HALF,))[0],
+                "chart": writer.chart(f"confusion-{number}", alt, draw, (HALF,))[0],
                 "pairs": [(names[a], names[b], f"{100 * share[a, b]:.0f} %") for a, b in pairs],
             }
         )
     return found
 
 
-def _time(studio: Studio, runs: Sequence[Run]) -> list[Markup]:
+def _time(writer: FigureWriter, runs: Sequence[Run]) -> list[Markup]:
     bars = []
     for run in runs:
         seconds = run.seconds()
         bars.append((run.label, {part: seconds[part] for part in PARTS if part in seconds}, seconds["total"]))
     ends = "; ".join(f"{label} takes {seconds_text(total)} s" for label, _, total in bars)
-    return studio.chart(
+    return writer.chart(
         "time",
         f"Seconds of an epoch by part: {ends}.",
         lambda paint, width: time_bars(bars, paint, width),

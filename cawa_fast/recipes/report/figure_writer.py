@@ -15,7 +15,7 @@ WIDE, NARROW, HALF, PANEL = 960, 360, 470, 230
 
 
 @dataclass
-class Studio:
+class FigureWriter:
     """Draws charts for the page, and keeps those that are to be files too.
 
     Attributes:
