@@ -111,7 +111,7 @@ def test_page_of_several_data_sets(matrix: list[Path], tmp_path: Path) -> None:
     outline = Outline(page)
     assert outline.open == []
     assert len(set(outline.ids)) == len(outline.ids)
-    assert "8 runs on 2 data sets" in outline.text
+    assert "8 runs on 2 datasets" in outline.text
     table = overview.make_overview([read.load_run(folder) for folder in matrix])
     assert table is not None
     for line in table.lines:
@@ -137,13 +137,12 @@ def test_page_of_an_ablation(tmp_path: Path) -> None:
         assert row["title"] in outline.text
         assert f"{100 * row['summary']['miou']['mean']:.1f}" in outline.text
     assert "+5.1 [" in outline.text  # cawa: 5.1 points on both seeds
-    assert "Models by data sets" not in outline.text  # there are no runs
+    assert "Models by dataset" not in outline.text  # there are no runs
     assert "cawa-fast ablate --rows <all>" in outline.text
     for heading in result["groups"].values():
         assert heading in outline.text
     files = {file.name for file in tmp_path.glob("*.png")}
     assert files == {f"page-ablation-{name}.png" for name in ("rivals", "delta", "gain")}  # one row is no chart
-    assert not re.findall(r"(?:fill|stroke): #", page)
 
 
 def test_ablation_s_own_file_and_its_runs(tmp_path: Path) -> None:
@@ -195,7 +194,7 @@ def test_ablation_without_rare_classes_has_no_panel_for_them(tmp_path: Path) -> 
     (tmp_path / "ablation.json").write_text(json.dumps(result))
     page = report.write_report([tmp_path], tmp_path / "page.html").read_text()
     assert "IoU of rare classes, %" not in page
-    assert "Rare: none (below 2 %" in Outline(page).text
+    assert "Rare classes: none." in Outline(page).text
 
 
 def test_sweep_is_in_the_order_of_the_setting(tmp_path: Path) -> None:
@@ -217,12 +216,12 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[read.Run]:
 def test_classes_that_changed_most_are_shown(pair: list[read.Run]) -> None:
     rows = compare.comparison_table(pair)
     classes = [row for row in rows if row.index is not None]
-    found = dataset_section._changed(classes, 1)
+    found = dataset_section._most_changed(classes, 1)
     before, after = (run.final["iou"] for run in pair)
     change = {k: abs(after[k] - before[k]) for k in range(10) if k != ABSENT}
     most = max(change.values())
     assert found == [k for k in sorted(change, key=lambda k: -change[k])[:6] if change[k] > 0.1 * most]
-    assert dataset_section._changed(classes, 0) == []
+    assert dataset_section._most_changed(classes, 0) == []
 
     data = build_dataset("street", split="val", length=6)
     for index, listed in _choose(data, found, 3):
@@ -275,7 +274,7 @@ def test_page_tells_what_is_taken_for_what(pair: list[read.Run], tmp_path: Path)
         share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
         np.fill_diagonal(share, 0)
         truth, taken = np.unravel_index(share.argmax(), share.shape)
-        assert f"{names[truth]} for {names[taken]} {100 * share.max():.0f} %" in text
+        assert f"{names[truth]} → {names[taken]} {100 * share.max():.0f} %" in text
 
 
 def test_confusion_of_another_epoch_is_not_shown(pair: list[read.Run], tmp_path: Path) -> None:
@@ -287,7 +286,7 @@ def test_confusion_of_another_epoch_is_not_shown(pair: list[read.Run], tmp_path:
     (folder / "confusion.json").unlink()
     assert read.load_run(folder).confusion() is None
     text = Outline(report.write_report([folder], tmp_path / "page.html", images=0).read_text()).text
-    assert "What is taken for what" not in text
+    assert "Confusion matrix" not in text
 
 
 def test_captions_are_of_the_run_s_rule_and_settings(tmp_path: Path) -> None:
@@ -296,14 +295,14 @@ def test_captions_are_of_the_run_s_rule_and_settings(tmp_path: Path) -> None:
         folder = changed(fake_run(tmp_path / rule, "cawa", checkpoint=False), weighting=rule, scale=[0.5, 2.0])
         changed(folder, crop=[96, 192])
         page = report.write_report([folder], tmp_path / f"{rule}.html", images=0).read_text()
-        said[rule] = Outline(page).text
+        said[rule] = page
         assert "0.5 to 2.0" in page
         assert "96 × 192" in page
     assert "Base weight (Eq. 5)" in said["cawa"]
-    assert "the score that it follows from" in said["cawa"]
+    assert "from which CAWA computes the weight" in said["cawa"]
     assert "(Eq. 5)" not in said["recall"]
-    assert "the score that it follows from" not in said["recall"]
-    assert "the rule “recall” says" in said["recall"]
+    assert "from which CAWA computes the weight" not in said["recall"]
+    assert "the rule “recall” gives the base weight" in said["recall"]
 
 
 def test_sweep_marks_the_value_of_the_other_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,7 +318,7 @@ def test_sweep_marks_the_value_of_the_other_rows(tmp_path: Path, monkeypatch: py
         result["settings"]["delta"] = delta
         (tmp_path / "ablation.json").write_text(json.dumps(result))
         report.write_report([tmp_path], tmp_path / "page.html")
-    assert marked[::2] == marked[1::2] == [0.9, 1.0, None]
+    assert marked == [0.9, 1.0, None]
 
 
 def test_terminal_shows_all_parts(matrix: list[Path], tmp_path: Path) -> None:
@@ -354,7 +353,7 @@ def test_browser_has_nothing_to_complain_of_and_a_phone_need_not_scroll_sideways
     page = report.write_report([*matrix, tmp_path / "made"], tmp_path / "page.html", images=0)
     elements, complaints = browse(page)
     assert complaints == ""
-    assert elements.count("<svg") == page.read_text().count("<svg")
+    assert elements.count("<img") == page.read_text().count("<img")
 
     broken = tmp_path / "broken.html"  # that complaints are seen at all
     broken.write_text("<!DOCTYPE html><script>nothing()</script>")

@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,7 +20,7 @@ from ..config import TrainConfig
 from ..datasets import SegmentationDataset
 from ..runs.read import Run
 from ..training.loaders import normalize_images, open_split
-from .figures import FONT, Colours, new_figure, shorten
+from .figures import FONT, STYLE, new_figure, shorten
 
 _SCANNED = 200  # validation images among which to choose: reading all labels of a large set takes minutes
 _LEAST_SHARE = 4e-4  # of an image's pixels: what is smaller cannot be made out on the page
@@ -40,7 +39,7 @@ class Tile:
     title: str
     alt: str
     note: str = ""
-    colour: str = ""
+    run: int | None = None
     kind: str = "photo"
 
     @property
@@ -155,7 +154,7 @@ def _scene(
                 run.label,
                 f"{title}: prediction of {run.label}",
                 f"IoU here: {note}" if note else "",
-                colour=f"run{number}",
+                run=number,
                 kind="map",
             )
         )
@@ -225,28 +224,23 @@ def _agreement(image: np.ndarray, mask: np.ndarray, truth: np.ndarray, valid: np
     return _overlay(image, colour, np.where(colour.any(-1), 0.8, 0.0))
 
 
-def contact_sheet(scene: Scene, colours: Colours) -> Figure:
-    """The scene's pictures side by side, the maps in a second row."""
+@matplotlib.rc_context(STYLE)
+def contact_sheet(scene: Scene) -> Figure:
+    """The scene as one figure for a PNG file, with activation maps and pseudo masks in a second row."""
     rows = [scene.tiles, *([scene.maps] if scene.maps else [])]
     columns = max(map(len, rows))
     photo = scene.tiles[0].picture
-    wide = max(150, min(240, 1400 // columns))
-    high = round(wide * photo.height / photo.width)
-    row, gap, top = high + 42, 12, 26
-    figure = new_figure((columns * (wide + gap) + gap, top + row * len(rows)))
-    width, height = figure.get_size_inches() * 72
-    ink, muted = colours.light["ink"], colours.light["muted"]
-    title: dict[str, Any] = {"fontsize": FONT, "va": "top", "parse_math": False}
-    figure.text(gap / width, 1 - 6 / height, scene.title, color=ink, fontweight="bold", **title)
-    for line, tiles in enumerate(rows):
-        for column, tile in enumerate(tiles):
-            left, bottom = gap + column * (wide + gap), height - top - line * row - high
-            axes = figure.add_axes((left / width, bottom / height, wide / width, high / height))
-            axes.imshow(np.asarray(tile.picture.convert("RGBA")), aspect="auto", interpolation="antialiased")
-            axes.set_axis_off()
-            figure.text(left / width, (bottom - 4) / height, shorten(tile.title, wide), color=ink, **title)
-            note = shorten(tile.note, wide, FONT - 2)
-            figure.text(left / width, (bottom - 19) / height, note, color=muted, **(title | {"fontsize": FONT - 2}))
+    width = max(150, min(240, 1400 // columns))
+    figure = new_figure(columns * width, (width * photo.height / photo.width + 44) * len(rows) + 30)
+    figure.suptitle(scene.title, fontsize=FONT, fontweight="bold", x=0.01, ha="left")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes in grid.ravel():
+        axes.set_axis_off()
+    for line, tiles in zip(grid, rows, strict=True):
+        for axes, tile in zip(line, tiles, strict=False):
+            axes.imshow(np.asarray(tile.picture.convert("RGBA")), interpolation="antialiased")
+            text = f"{shorten(tile.title, width)}\n{shorten(tile.note, width, FONT - 2)}"
+            axes.set_title(text, fontsize=FONT - 2, fontweight="normal")
     return figure
 
 

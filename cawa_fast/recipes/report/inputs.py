@@ -11,7 +11,7 @@ from ..runs.folder import RunFolder
 from ..runs.read import Run, StrPath, labelled, load_run, read_object
 
 ABLATION = "ablation.json"
-_ADAPTIVE_ROW = "cawa"
+ADAPTIVE_ROW = "cawa"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def load(paths: Sequence[StrPath]) -> ReportInputs:
 
 def _examples(ablation: dict[str, Any], folder: Path) -> list[Run]:
     names: list[str] = []
-    for row in (ablation["against"], _ADAPTIVE_ROW):
+    for row in (ablation["against"], ADAPTIVE_ROW):
         found = [r["runs"] for r in ablation["rows"] if r["name"] == row]
         names += [run["run"] for run in found[0][:1] if run["status"] == "done"] if found else []
     return [load_run(folder / name) for name in dict.fromkeys(names) if RunFolder(folder / name).metrics_file.is_file()]
