@@ -223,19 +223,19 @@ def report(runs: tuple[Path, ...], out: Path, images: int, png: bool) -> None:
     RUNS are run folders (on each data set the first is the baseline), and folders of `cawa-fast ablate`, or the
     ablation.json in them.
     """
-    from ..recipes.report.inputs import ABLATION, load
+    from ..recipes.report.inputs import ABLATION_FILE, load_inputs
     from ..recipes.report.report import terminal_tables, write_report
     from ..recipes.runs.folder import RunFolder
 
     def known(path: Path) -> bool:
-        return path.suffix == ".json" or (path / ABLATION).is_file() or RunFolder(path).exists()
+        return path.suffix == ".json" or (path / ABLATION_FILE).is_file() or RunFolder(path).exists()
 
     console = Console(soft_wrap=True)
     try:
         if len(runs) > 1 and (others := [run for run in runs if not known(run)]):  # as in runs/*
             console.print(f"Not run folders, left out: {', '.join(map(str, others))}", highlight=False, markup=False)
             runs = tuple(run for run in runs if run not in others)
-        inputs = load(runs)
+        inputs = load_inputs(runs)
         for table in terminal_tables(inputs):
             console.print(table)
         page = write_report(inputs, out, images=images, png=png)

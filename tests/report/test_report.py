@@ -106,9 +106,9 @@ def test_runs_that_do_not_compare(tmp_path: Path, folders: list[Path]) -> None:
     with pytest.raises(ValueError, match="different classes"):
         compare.comparison_table([read.load_run(folders[0]), read.load_run(other)])
     with pytest.raises(ValueError, match="given twice"):
-        inputs.load([folders[0], folders[0]])
+        inputs.load_inputs([folders[0], folders[0]])
     with pytest.raises(ValueError, match="empty"):
-        inputs.load([])
+        inputs.load_inputs([])
     with pytest.raises(ValueError, match="images must be"):
         report.write_report(folders, tmp_path / "page.html", images=-1)
 

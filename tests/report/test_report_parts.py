@@ -150,10 +150,10 @@ def test_ablation_s_own_file_and_its_runs(tmp_path: Path) -> None:
     ablation(tmp_path / "made")
     for name in ("uniform", "cawa"):
         fake_run(tmp_path / "made" / f"{name}-s0", name, checkpoint=False)
-    loaded = inputs.load([tmp_path / "made"])
+    loaded = inputs.load_inputs([tmp_path / "made"])
     assert [run.path.name for run in loaded.runs] == ["uniform-s0", "cawa-s0"]
     (tmp_path / "kept.json").write_bytes((tmp_path / "made" / "ablation.json").read_bytes())
-    loaded = inputs.load([tmp_path / "kept.json"])
+    loaded = inputs.load_inputs([tmp_path / "kept.json"])
     assert (len(loaded.runs), len(loaded.ablations)) == (0, 1)
 
     done = CliRunner().invoke(
@@ -170,21 +170,51 @@ def test_ablation_s_own_file_and_its_runs(tmp_path: Path) -> None:
 def test_a_run_that_an_ablation_brings_is_not_there_twice(tmp_path: Path) -> None:
     ablation(tmp_path / "made")
     run = fake_run(tmp_path / "made" / "uniform-s0", "uniform", checkpoint=False)
-    assert len(inputs.load([run, tmp_path / "made"]).runs) == 1
-    assert len(inputs.load([tmp_path / "made", run]).runs) == 1
+    assert len(inputs.load_inputs([run, tmp_path / "made"]).runs) == 1
+    assert len(inputs.load_inputs([tmp_path / "made", run]).runs) == 1
 
 
 def test_an_ablation_against_cawa_shows_it_once(tmp_path: Path) -> None:
     result = ablation(tmp_path / "made")
     (tmp_path / "made" / "ablation.json").write_text(json.dumps(result | {"against": "cawa"}))
     fake_run(tmp_path / "made" / "cawa-s0", "cawa", checkpoint=False)
-    assert [run.path.name for run in inputs.load([tmp_path / "made"]).runs] == ["cawa-s0"]
+    assert [run.path.name for run in inputs.load_inputs([tmp_path / "made"]).runs] == ["cawa-s0"]
+
+
+def test_classes_are_rare_as_the_ablation_says(tmp_path: Path) -> None:
+    """``cawa-fast ablate --rare 0.01``: only one class is rare, in the section of the runs as well."""
+    result = ablation(tmp_path / "made")
+    (tmp_path / "made" / "ablation.json").write_text(json.dumps(result | {"rare": {"part": 0.01, "classes": [9]}}))
+    runs = [fake_run(tmp_path / "made" / f"{name}-s0", name, checkpoint=False) for name in ("uniform", "cawa")]
+    alone = fake_run(tmp_path / "alone", "cawa", checkpoint=False)
+    for given, part, rare in (
+        ([tmp_path / "made"], 0.01, 1),
+        (runs, 0.01, 1),
+        ([alone], 0.2, 4),
+        ([alone, runs[0]], 0.01, 1),
+    ):
+        loaded = inputs.load_inputs(given)
+        assert loaded.rare_part("street") == part
+        page = report.write_report(loaded, tmp_path / "page.html", images=0).read_text()
+        text = Outline(page).text
+        assert f"mIoU of {rare} rare classes" in text
+        assert f"rare: below {100 * part / 10:.2g} % of the pixels" in text
+        console = Console(width=200, file=io.StringIO())
+        console.print(report.terminal_tables(loaded)[-1])
+        assert f"mIoU of {rare} rare classes" in console.file.getvalue()
+
+
+def test_an_ablation_beside_a_run_that_is_not_its_own_does_not_count(tmp_path: Path) -> None:
+    result = ablation(tmp_path)
+    (tmp_path / "ablation.json").write_text(json.dumps(result | {"rare": {"part": 0.01, "classes": [9]}}))
+    run = fake_run(tmp_path / "another", "cawa", checkpoint=False)
+    assert inputs.load_inputs([run]).rare_part("street") == 0.2
 
 
 def test_unknown_ablation_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ablation.json").write_text('{"format": 99}')
-    with pytest.raises(ValueError, match=r"ablation\.json is no result"):
-        inputs.load([tmp_path])
+    with pytest.raises(ValueError, match=r"ablation\.json is not a result"):
+        inputs.load_inputs([tmp_path])
 
 
 def test_ablation_without_rare_classes_has_no_panel_for_them(tmp_path: Path) -> None:
@@ -324,7 +354,7 @@ def test_sweep_marks_the_value_of_the_other_rows(tmp_path: Path, monkeypatch: py
 def test_terminal_shows_all_parts(matrix: list[Path], tmp_path: Path) -> None:
     ablation(tmp_path / "made")
     console = Console(width=220, file=io.StringIO())
-    tables = report.terminal_tables(inputs.load([*matrix, tmp_path / "made"]))
+    tables = report.terminal_tables(inputs.load_inputs([*matrix, tmp_path / "made"]))
     assert len(tables) == 4  # overview, ablation, two data sets
     for table in tables:
         console.print(table)

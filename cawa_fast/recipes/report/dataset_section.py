@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from ..runs.compare import RARE, Row, comparison_table
+from ..runs.compare import Row, comparison_table
 from ..runs.read import Run
 from .class_charts import ClassChange, change_caption, change_chart, class_grid, confusion_chart
 from .epoch_charts import Series, class_panels, line_chart, time_bars
@@ -33,9 +33,9 @@ _GRIDS = {
 """Title and scale of what a class weight is computed from, and of the weight."""
 
 
-def make_dataset_section(writer: FigureWriter, runs: Sequence[Run], images: int) -> dict[str, Any]:
+def make_dataset_section(writer: FigureWriter, runs: Sequence[Run], images: int, rare_part: float) -> dict[str, Any]:
     """The values that ``templates/dataset.html.j2`` shows of the runs on one dataset."""
-    rows = comparison_table(runs)
+    rows = comparison_table(runs, rare_part)
     classes = [row for row in rows if row.index is not None]
     rare = [row.index for row in classes if row.rare and row.index is not None]
     mapped = cam_run(runs)
@@ -51,9 +51,8 @@ def make_dataset_section(writer: FigureWriter, runs: Sequence[Run], images: int)
         "dataset_name": runs[0].config["dataset"],
         "classes": classes,
         "totals": [row for row in rows if row.index is None],
-        "cards": _cards(rows, runs),
         "rare": rare,
-        "rare_percent": f"{100 * RARE / len(classes):.2g}",
+        "rare_percent": f"{100 * rare_part / len(classes):.2g}",
         "colour": {row.index: class_colour(rank, len(classes)) for rank, row in enumerate(classes)},
         "largest_share": max((row.share or 0.0 for row in classes), default=0.0) or 1.0,
         "change": _change_image(writer, changes),
@@ -286,27 +285,7 @@ def _parts(runs: Sequence[Run]) -> list[tuple[str, str, list[float | None]]]:
     ]
 
 
-# -------------------------------------------------------------------------------------------- cards, notes, settings
-
-
-def _cards(rows: Sequence[Row], runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The headline numbers, with each run's value and its difference to the first run."""
-    cards = []
-    for row in rows:
-        if row.index is not None or row.label == "pixel accuracy":
-            continue
-        values = [
-            {
-                "run": run.label,
-                "number": number,
-                "value": row.text(cell.final),
-                "difference": row.text(cell.difference, signed=True) if cell.difference is not None else "",
-            }
-            for number, (run, cell) in enumerate(zip(runs, row.cells, strict=True))
-            if cell.final is not None
-        ]
-        cards.append({"label": row.label, "unit": row.unit, "values": values})
-    return cards
+# ------------------------------------------------------------------------------------------------ notes and settings
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from .figures import (
     FONT,
@@ -175,17 +175,11 @@ def _scale_values(axes: Axes, series: Sequence[Series], log: bool, unit: str, ti
         axes.text(0.5, 0.5, "no values", color=MUTED, **center)
         axes.set_yticks([])
         return
-    if not log:
+    if log:
+        axes.axhline(1, color=MUTED, linewidth=0.9, zorder=1)  # matplotlib warns if nothing on a log axis is positive
+        axes.set_yscale("log", base=2, nonpositive="mask")
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
         axes.set_ylim(0, 1.06 * max(values) or 1.0)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=ticks, steps=(1, 2, 2.5, 5, 10)))
-    else:
-        positive = [value for value in values if value > 0] or [1.0]
-        low = np.floor(2 * np.log2(min(positive) / 1.04)) / 2
-        high = np.ceil(2 * np.log2(1.04 * max(positive))) / 2
-        axes.set_ylim(2**low, 2**high)  # before the scale: matplotlib warns if the limits are not positive
-        axes.set_yscale("log", base=2, nonpositive="mask")
-        axes.yaxis.set_major_locator(FixedLocator([2.0**k for k in range(int(np.ceil(low)), int(np.floor(high)) + 1)]))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.axhline(1, color=MUTED, linewidth=0.9, zorder=1)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}{unit}")

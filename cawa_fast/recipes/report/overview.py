@@ -105,7 +105,7 @@ def _methods(runs: Sequence[Run]) -> list[str]:
     return names
 
 
-def terminal_table(overview: Overview) -> Table:
+def overview_table(overview: Overview) -> Table:
     """The overview for a terminal, as a ``rich`` table."""
     from rich.table import Table
     from rich.text import Text

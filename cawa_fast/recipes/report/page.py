@@ -27,9 +27,10 @@ def render(inputs: ReportInputs, *, images: int, png: bool) -> tuple[str, dict[s
     sections = []
     groups = by_dataset(inputs.runs)
     for group in groups:
-        name = re.sub(r"[^a-z0-9]+", "-", group[0].config["dataset"].lower())
+        dataset = group[0].config["dataset"]
+        name = re.sub(r"[^a-z0-9]+", "-", dataset.lower())
         writer.prefix = f"{name}-" if len(groups) > 1 else ""
-        sections.append(make_dataset_section(writer, group, images))
+        sections.append(make_dataset_section(writer, group, images, inputs.rare_part(dataset)))
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__, "templates"),
