@@ -1,4 +1,4 @@
-"""The report's charts, one by one."""
+"""Each chart of the report."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def test_of_many_classes_those_that_changed_most_are_drawn() -> None:
     assert class_charts.change_caption(changes[:40]) == ""
 
 
-def test_browser_draws_what_the_font_lacks(recwarn: pytest.WarningsRecorder) -> None:
+def test_svg_keeps_text_that_the_font_of_matplotlib_lacks(recwarn: pytest.WarningsRecorder) -> None:
     series = [epoch_charts.Series("道路", [1, 2], [3.0, 4.0], "red")]
     figure = epoch_charts.line_chart(series, 300, 200)
     assert "道路" in figures.to_svg(figure).decode()
     assert not recwarn.list
 
 
-def test_time_is_the_epoch_s_where_parts_overlap() -> None:
+def test_time_bars_show_the_time_of_the_epoch_if_parts_overlap() -> None:
     figure = epoch_charts.time_bars([("cawa", {"data": 1.5, "forward": 2.0}, 2.5)])
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["cawa, 2.50 s"]
     assert figure.axes[0].get_xlim()[1] == 3.5
@@ -68,7 +68,7 @@ def test_class_grid_shows_the_values() -> None:
     assert b"<svg" in figures.to_svg(empty)
 
 
-def test_confusion_chart_is_in_shares_of_the_rows() -> None:
+def test_confusion_chart_shows_shares_of_the_rows() -> None:
     matrix = np.array([[8, 2, 0], [1, 1, 2], [0, 0, 0]])
     figure = class_charts.confusion_chart(matrix, ["a", "b", "c"])
     shown = figure.axes[0].images[0].get_array()
@@ -95,7 +95,7 @@ def test_dots_and_sweeps_show_every_seed() -> None:
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0", "1"]
 
 
-def test_charts_hold_long_names() -> None:
+def test_long_names_fit_into_charts() -> None:
     """Long names stay within the figure, and leave room for the chart."""
     names = [
         f"television receiver, television set, telly, idiot box, boob tube, goggle box, number {k}" for k in (1, 2)

@@ -1,4 +1,4 @@
-"""The report's other parts: models by data sets, ablations, gains, grids, confusion matrices."""
+"""Sections of the report: models by dataset, ablations, changes of the IoU, confusion matrices, example images."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def renamed_classes(folder: Path, prefix: str) -> Path:
     return folder
 
 
-# -------------------------------------------------------------------------------------------- models by data sets
+# ---------------------------------------------------------------------------------------------- models by dataset
 
 
 @pytest.fixture(scope="module")
 def matrix(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two models on two data sets, uniform and cawa, two seeds on one of them; one cell is missing."""
+    """Uniform and cawa with two models on two datasets; one pair of model and dataset is missing, one has two seeds."""
     root = tmp_path_factory.mktemp("matrix")
     made = []
     for dataset, model, weighting, seed in (
@@ -98,7 +98,7 @@ def test_overview_tells_settings_apart(tmp_path: Path) -> None:
     assert overview.make_overview([read.load_run(made[0])]) is None
 
 
-def test_a_run_made_twice_does_not_hide_the_first(tmp_path: Path) -> None:
+def test_same_settings_on_two_devices_are_two_lines(tmp_path: Path) -> None:
     made = [changed(fake_run(tmp_path / device, "cawa", checkpoint=False), device=device) for device in ("cpu", "auto")]
     made.append(changed(fake_run(tmp_path / "other", "cawa", checkpoint=False), model="ocrnet"))
     table = overview.make_overview([read.load_run(folder) for folder in made])
@@ -106,7 +106,7 @@ def test_a_run_made_twice_does_not_hide_the_first(tmp_path: Path) -> None:
     assert [line.method for line in table.lines] == ["cawa", "cawa, auto", "cawa"]
 
 
-def test_page_of_several_data_sets(matrix: list[Path], tmp_path: Path) -> None:
+def test_page_of_several_datasets(matrix: list[Path], tmp_path: Path) -> None:
     page = report.write_report(matrix, tmp_path / "page.html", images=0, png=True).read_text()
     outline = Outline(page)
     assert outline.open == []
@@ -145,8 +145,8 @@ def test_page_of_an_ablation(tmp_path: Path) -> None:
     assert files == {f"page-ablation-{name}.png" for name in ("rivals", "delta", "gain")}  # one row is no chart
 
 
-def test_ablation_s_own_file_and_its_runs(tmp_path: Path) -> None:
-    """Beside an ablation the page compares the baseline and CAWA; the file alone may lie anywhere."""
+def test_ablation_folder_brings_its_first_runs(tmp_path: Path) -> None:
+    """The folder of an ablation adds the runs of the baseline and of CAWA; the file alone adds none."""
     ablation(tmp_path / "made")
     for name in ("uniform", "cawa"):
         fake_run(tmp_path / "made" / f"{name}-s0", name, checkpoint=False)
@@ -167,21 +167,21 @@ def test_ablation_s_own_file_and_its_runs(tmp_path: Path) -> None:
     assert "uniform and cawa on street" in text
 
 
-def test_a_run_that_an_ablation_brings_is_not_there_twice(tmp_path: Path) -> None:
+def test_run_given_alone_and_by_its_ablation_is_loaded_once(tmp_path: Path) -> None:
     ablation(tmp_path / "made")
     run = fake_run(tmp_path / "made" / "uniform-s0", "uniform", checkpoint=False)
     assert len(inputs.load_inputs([run, tmp_path / "made"]).runs) == 1
     assert len(inputs.load_inputs([tmp_path / "made", run]).runs) == 1
 
 
-def test_an_ablation_against_cawa_shows_it_once(tmp_path: Path) -> None:
+def test_ablation_with_cawa_as_baseline_loads_it_once(tmp_path: Path) -> None:
     result = ablation(tmp_path / "made")
     (tmp_path / "made" / "ablation.json").write_text(json.dumps(result | {"against": "cawa"}))
     fake_run(tmp_path / "made" / "cawa-s0", "cawa", checkpoint=False)
     assert [run.path.name for run in inputs.load_inputs([tmp_path / "made"]).runs] == ["cawa-s0"]
 
 
-def test_classes_are_rare_as_the_ablation_says(tmp_path: Path) -> None:
+def test_rare_classes_are_those_of_the_ablation(tmp_path: Path) -> None:
     """``cawa-fast ablate --rare 0.01``: only one class is rare, in the section of the runs as well."""
     result = ablation(tmp_path / "made")
     (tmp_path / "made" / "ablation.json").write_text(json.dumps(result | {"rare": {"part": 0.01, "classes": [9]}}))
@@ -204,7 +204,7 @@ def test_classes_are_rare_as_the_ablation_says(tmp_path: Path) -> None:
         assert f"mIoU of {rare} rare classes" in console.file.getvalue()
 
 
-def test_an_ablation_beside_a_run_that_is_not_its_own_does_not_count(tmp_path: Path) -> None:
+def test_ablation_file_beside_an_unrelated_run_is_ignored(tmp_path: Path) -> None:
     result = ablation(tmp_path)
     (tmp_path / "ablation.json").write_text(json.dumps(result | {"rare": {"part": 0.01, "classes": [9]}}))
     run = fake_run(tmp_path / "another", "cawa", checkpoint=False)
@@ -227,13 +227,13 @@ def test_ablation_without_rare_classes_has_no_panel_for_them(tmp_path: Path) -> 
     assert "Rare classes: none." in Outline(page).text
 
 
-def test_sweep_is_in_the_order_of_the_setting(tmp_path: Path) -> None:
+def test_sweep_is_sorted_by_the_setting(tmp_path: Path) -> None:
     ablation(tmp_path)
     page = report.write_report([tmp_path], tmp_path / "page.html").read_text()
     assert "mIoU over delta: 0: 30.5 %, 0.9: 40.5 %, 1: 41.6 %." in page
 
 
-# ---------------------------------------------------------------------------------------------- gains and pictures
+# ----------------------------------------------------------------------------- changes, confusions and example images
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +260,7 @@ def test_classes_that_changed_most_are_shown(pair: list[read.Run]) -> None:
         assert set(listed) <= set(found) & set(present.tolist())
 
 
-def test_activation_maps_are_of_the_run_s_own_kind(tmp_path: Path) -> None:
+def test_activation_maps_use_the_cam_method_of_the_run(tmp_path: Path) -> None:
     shown = {}
     for method in ("gradcam", "layercam"):
         folder = changed(fake_run(tmp_path / method, "cawa"), cam_method=method)
@@ -296,7 +296,7 @@ def test_numbers_of_three_epochs(pair: list[read.Run]) -> None:
     assert absent[:4] == ["–", "–", "–", "1.00"]
 
 
-def test_page_tells_what_is_taken_for_what(pair: list[read.Run], tmp_path: Path) -> None:
+def test_page_lists_the_most_frequent_confusions(pair: list[read.Run], tmp_path: Path) -> None:
     text = Outline(report.write_report([run.path for run in pair], tmp_path / "page.html", images=0).read_text()).text
     names = pair[0].dataset["class_names"]
     for run in pair:
@@ -319,7 +319,7 @@ def test_confusion_of_another_epoch_is_not_shown(pair: list[read.Run], tmp_path:
     assert "Confusion matrix" not in text
 
 
-def test_captions_are_of_the_run_s_rule_and_settings(tmp_path: Path) -> None:
+def test_captions_depend_on_the_weighting(tmp_path: Path) -> None:
     said = {}
     for rule in ("cawa", "recall"):
         folder = changed(fake_run(tmp_path / rule, "cawa", checkpoint=False), weighting=rule, scale=[0.5, 2.0])
@@ -344,18 +344,18 @@ def test_sweep_marks_the_value_of_the_other_rows(tmp_path: Path, monkeypatch: py
         return Figure()
 
     monkeypatch.setattr(ablation_section, "sweep_chart", chart)
-    for delta in (0.9, 1.0, 0.5):  # of the last there is no row
+    for delta in (0.9, 1.0, 0.5):  # no row has the last value
         result["settings"]["delta"] = delta
         (tmp_path / "ablation.json").write_text(json.dumps(result))
         report.write_report([tmp_path], tmp_path / "page.html")
     assert marked == [0.9, 1.0, None]
 
 
-def test_terminal_shows_all_parts(matrix: list[Path], tmp_path: Path) -> None:
+def test_terminal_shows_all_tables(matrix: list[Path], tmp_path: Path) -> None:
     ablation(tmp_path / "made")
     console = Console(width=220, file=io.StringIO())
     tables = report.terminal_tables(inputs.load_inputs([*matrix, tmp_path / "made"]))
-    assert len(tables) == 4  # overview, ablation, two data sets
+    assert len(tables) == 4  # overview, ablation, two datasets
     for table in tables:
         console.print(table)
     assert "ocrnet" in console.file.getvalue()
@@ -376,16 +376,14 @@ def browse(page: Path) -> tuple[str, str]:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_browser_has_nothing_to_complain_of_and_a_phone_need_not_scroll_sideways(
-    matrix: list[Path], tmp_path: Path
-) -> None:
+def test_page_loads_without_errors_and_fits_a_phone(matrix: list[Path], tmp_path: Path) -> None:
     ablation(tmp_path / "made")
     page = report.write_report([*matrix, tmp_path / "made"], tmp_path / "page.html", images=0)
-    elements, complaints = browse(page)
-    assert complaints == ""
+    elements, errors = browse(page)
+    assert errors == ""
     assert elements.count("<img") == page.read_text().count("<img")
 
-    broken = tmp_path / "broken.html"  # that complaints are seen at all
+    broken = tmp_path / "broken.html"  # checks that errors are found
     broken.write_text("<!DOCTYPE html><script>nothing()</script>")
     assert "nothing is not defined" in browse(broken)[1]
 
