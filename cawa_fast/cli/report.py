@@ -33,19 +33,20 @@ def report(runs: tuple[Path, ...], out: Path, images: int, png: bool) -> None:
     RUNS are run folders, output folders of `cawa-fast ablate`, or their ablation.json. For each dataset the first run
     is the one that the others are compared with.
     """
-    from ..recipes.report.report import ABLATION, load, terminal_tables, write_report
+    from ..recipes.report.inputs import ABLATION_FILE, load_inputs
+    from ..recipes.report.report import terminal_tables, write_report
     from ..recipes.runs.folder import RunFolder
 
     def known(path: Path) -> bool:
-        return path.suffix == ".json" or (path / ABLATION).is_file() or RunFolder(path).exists()
+        return path.suffix == ".json" or (path / ABLATION_FILE).is_file() or RunFolder(path).exists()
 
     console = Console(soft_wrap=True)
     with error_messages():
         if len(runs) > 1 and (others := [run for run in runs if not known(run)]):  # as in runs/*
             console.print(f"Not run folders, left out: {', '.join(map(str, others))}", highlight=False, markup=False)
             runs = tuple(run for run in runs if run not in others)
-        material = load(runs)
-        for table in terminal_tables(material):
+        inputs = load_inputs(runs)
+        for table in terminal_tables(inputs):
             console.print(table)
-        page = write_report(material, out, images=images, png=png)
+        page = write_report(inputs, out, images=images, png=png)
     console.print(f"Page: {page}", highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""The report's charts, one by one."""
+"""Each chart of the report."""
 
 from __future__ import annotations
 
@@ -11,133 +11,112 @@ from PIL import Image
 
 pytest.importorskip("matplotlib")
 
-from cawa_fast.recipes.report import class_charts, epoch_charts, figures, gallery
+from matplotlib.text import Text
 
-COLOURS = figures.Colours(2, 10)
-
-
-def test_gain_chart_names_classes_and_places_dots() -> None:
-    gains = [
-        class_charts.Gain("road", 0.4, [(1.5, "run1")]),
-        class_charts.Gain("pole", 0.004, [(-7.25, "run1")]),
-        class_charts.Gain("none", 0.01, [(None, "run1")]),
-        class_charts.Gain("unseen", 0.0, [(3.0, "run1")]),
-    ]
-    figure = class_charts.gain_chart(gains, COLOURS.stand_in, (600, 300))
-    axes = figure.axes[0]
-    dots = {(line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines if line.get_marker() == "o"}
-    assert dots == {(0.4, 1.5), (0.004, -7.25)}
-    low, high = axes.get_ylim()
-    assert low < -7.25
-    assert high > 1.5
-    assert {text.get_text() for text in axes.texts} == {"road", "pole"}
+from cawa_fast.recipes.report import ablation_charts, class_charts, epoch_charts, figures, gallery
 
 
-def test_names_in_a_crowd_do_not_overlap() -> None:
-    gains = [class_charts.Gain(f"class{k}", 0.01 * (1 + k / 40), [(k % 5 * 0.01, "run1")]) for k in range(30)]
-    figure = class_charts.gain_chart(gains, COLOURS.stand_in, (600, 300))
-    figure.canvas.draw()
-    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
-    assert 1 <= len(boxes) < 30
-    for k, box in enumerate(boxes):  # a hair of overlap: letters differ in width
-        assert not any(box.shrunk(0.9, 0.8).overlaps(other.shrunk(0.9, 0.8)) for other in boxes[:k])
+def change(label: str, share: float, *values: float | None) -> class_charts.ClassChange:
+    return class_charts.ClassChange(label, share, [(value, figures.run_style(k)) for k, value in enumerate(values, 1)])
 
 
-def test_names_cover_no_dot() -> None:
-    changes = np.random.default_rng(1).normal(0, 5, 150)
-    gains = [
-        class_charts.Gain(f"class number {k} of the set", 0.0001 * 1.05**k, [(change, "run1")])
-        for k, change in enumerate(changes)
-    ]
-    axes = class_charts.gain_chart(gains, COLOURS.stand_in, (960, 400), most_labels=40).axes[0]
-    axes.figure.draw_without_rendering()
-    dots = axes.transData.transform([(one.share, one.gains[0][0]) for one in gains])
-    assert axes.texts
-    for text in axes.texts:
-        box = text.get_window_extent().shrunk(0.9, 0.6)  # letters differ in width, and few reach below the line
-        assert not any(box.contains(*dot) for dot in dots)
+def test_change_chart_has_a_row_per_class_and_a_dot_per_run() -> None:
+    changes = [change("road", 0.4, 1.5, None), change("none", 0.1, None, None), change("pole", 0.004, -7.25, 2.0)]
+    axes = class_charts.change_chart(changes).axes[0]
+    dots = [(line.get_xdata()[0], round(line.get_ydata()[0])) for line in axes.lines if line.get_marker() == "o"]
+    assert dots == [(1.5, 0), (-7.25, 1), (2.0, 1)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["road  40.00 %", "pole  0.40 %"]
+    assert class_charts.change_chart([change("none", 0.1, None)]).axes
 
 
-def test_browser_draws_what_the_font_lacks(recwarn: pytest.WarningsRecorder) -> None:
-    series = [epoch_charts.Series("道路", [1, 2], [3.0, 4.0], "run0")]
-    figure = epoch_charts.line_chart(series, COLOURS.stand_in, (300, 200))
-    assert "道路" in figures.to_svg(figure, COLOURS, "x", "alt")
+def test_of_many_classes_those_that_changed_most_are_drawn() -> None:
+    changes = [change(f"class {k}", 0.01, float(k % 50)) for k in range(60)]
+    axes = class_charts.change_chart(changes).axes[0]
+    names = [label.get_text().partition("  ")[0] for label in axes.get_yticklabels()]
+    assert len(names) == 40
+    assert names == [one.label for one in changes if one.label in names]
+    assert min(changes[int(name.split()[1])].largest for name in names) >= 10
+    assert class_charts.change_caption(changes) == "The chart shows the 40 classes that changed most."
+    assert class_charts.change_caption(changes[:40]) == ""
+
+
+def test_svg_keeps_text_that_the_font_of_matplotlib_lacks(recwarn: pytest.WarningsRecorder) -> None:
+    series = [epoch_charts.Series("道路", [1, 2], [3.0, 4.0], "red")]
+    figure = epoch_charts.line_chart(series, 300, 200)
+    assert "道路" in figures.to_svg(figure).decode()
     assert not recwarn.list
 
 
-def test_time_is_the_epoch_s_where_parts_overlap() -> None:
-    figure = epoch_charts.time_bars([("cawa", {"data": 1.5, "forward": 2.0}, 2.5)], COLOURS.stand_in, 960)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["cawa, 2.50 s"]
+def test_time_bars_show_the_time_of_the_epoch_if_parts_overlap() -> None:
+    figure = epoch_charts.time_bars([("cawa", {"data": 1.5, "forward": 2.0}, 2.5)])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["cawa, 2.50 s"]
     assert figure.axes[0].get_xlim()[1] == 3.5
 
 
 def test_class_grid_shows_the_values() -> None:
     values = np.array([[0.5, 1.0, 2.0], [np.nan, 4.0, 0.25]])
     for kind in ("share", "factor", "amount"):
-        figure = class_charts.class_grid(values, ["a", "$b$"], [3, 6, 9], COLOURS.stand_in, 470, title="x", kind=kind)
+        figure = class_charts.class_grid(values, ["a", "$b$"], [3, 6, 9], 470, title="x", kind=kind)
         image = figure.axes[0].images[0]
         assert np.array_equal(np.ma.filled(image.get_array(), np.nan), values, equal_nan=True)
-        assert 'href="data:image/png' in figures.to_svg(figure, COLOURS, "grid", "alt")
+        assert b'href="data:image/png' in figures.to_svg(figure)
     norm = image.norm
     assert (norm.vmin, norm.vmax) == pytest.approx((0.25 / 1.02, 4 * 1.02))
-    factor = class_charts.class_grid(values, ["a", "b"], [1, 2, 3], COLOURS.stand_in, 470, title="x", kind="factor")
+    factor = class_charts.class_grid(values, ["a", "b"], [1, 2, 3], 470, title="x", kind="factor")
     assert factor.axes[0].images[0].norm.vmin * factor.axes[0].images[0].norm.vmax == pytest.approx(1)
-    empty = class_charts.class_grid(
-        np.full((2, 1), np.nan), ["a", "b"], [1], COLOURS.stand_in, 470, title="x", kind="amount"
-    )
-    assert "svg" in figures.to_svg(empty, COLOURS, "grid", "alt")
+    empty = class_charts.class_grid(np.full((2, 1), np.nan), ["a", "b"], [1], 470, title="x", kind="amount")
+    assert b"<svg" in figures.to_svg(empty)
 
 
-def test_confusion_chart_is_in_shares_of_the_rows() -> None:
+def test_confusion_chart_shows_shares_of_the_rows() -> None:
     matrix = np.array([[8, 2, 0], [1, 1, 2], [0, 0, 0]])
-    figure = class_charts.confusion_chart(matrix, ["a", "b", "c"], COLOURS.stand_in, 470)
+    figure = class_charts.confusion_chart(matrix, ["a", "b", "c"])
     shown = figure.axes[0].images[0].get_array()
     assert np.allclose(shown[:2], [[0.8, 0.2, 0], [0.25, 0.25, 0.5]])
     assert shown.mask[2].all()  # a class without ground truth has no shares
     assert sorted(text.get_text() for text in figure.axes[0].texts) == ["20", "25", "25", "50", "80"]
-    many = class_charts.confusion_chart(np.eye(150, dtype=int), [f"c{k}" for k in range(150)], COLOURS.stand_in, 470)
+    many = class_charts.confusion_chart(np.eye(150, dtype=int), [f"c{k}" for k in range(150)])
     assert not many.axes[0].texts
 
 
 def test_dots_and_sweeps_show_every_seed() -> None:
     rows = [
-        class_charts.Dots("one", "run0", [[1.0, 2.0], [5.0]]),
-        class_charts.Dots("two", "run1", [[3.0], []]),
+        ablation_charts.SettingDots("one", "red", [[1.0, 2.0], [5.0]]),
+        ablation_charts.SettingDots("two", "blue", [[3.0], []]),
     ]
-    for width in (960, 360):
-        figure = class_charts.dot_chart(rows, ["left", "right"], COLOURS.stand_in, width, against=0)
-        left, right = figure.axes
-        full = [line for line in left.lines if line.get_markersize() == 7.5]
-        assert [float(line.get_xdata()[0]) for line in full] == [1.5, 3.0]
-        assert len([line for line in right.lines if line.get_markersize() == 7.5]) == 1
-        assert {"one", "two"} == {text.get_text() for text in left.texts}
-    curve = class_charts.Curve("a", "run0", [0.0, 1.0], [10.0, 20.0], [None, 2.0], bold=True)
-    figure = class_charts.sweep_chart([curve], COLOURS.stand_in, (500, 300), setting="delta", used=0.5)
+    left, right = ablation_charts.dot_chart(rows, ["left", "right"], baseline=0).axes
+    full = [line for line in left.lines if line.get_markersize() == 7.5]
+    assert [float(line.get_xdata()[0]) for line in full] == [1.5, 3.0]
+    assert len([line for line in right.lines if line.get_markersize() == 7.5]) == 1
+    assert [label.get_text() for label in left.get_yticklabels()] == ["one", "two"]
+    curve = ablation_charts.SweepCurve("a", "red", [0.0, 1.0], [10.0, 20.0], [None, 2.0], bold=True)
+    figure = ablation_charts.sweep_chart([curve], setting="delta", used=0.5)
     assert figure.axes[0].get_ylim()[1] > 22
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0", "1"]
 
 
-@pytest.mark.parametrize("width", [960, 470, 360])
-def test_charts_hold_long_names(width: int) -> None:
-    """However long the names: they keep within the figure, and most of it is left for the chart."""
+def test_long_names_fit_into_charts() -> None:
+    """Long names stay within the figure, and leave room for the chart."""
     names = [
         f"television receiver, television set, telly, idiot box, boob tube, goggle box, number {k}" for k in (1, 2)
     ]
-    series = [epoch_charts.Series(name, [1, 2], [3.0, 4.0], "run0") for name in names]
-    dots = [class_charts.Dots(name, "run0", [[1.0]]) for name in names]
-    curves = [class_charts.Curve(name, "run0", [0.0, 1.0], [10.0, 20.0], [None, 2.0]) for name in names]
+    series = [epoch_charts.Series(name, [1, 2], [3.0, 4.0], "red") for name in names]
+    dots = [ablation_charts.SettingDots(name, "red", [[1.0]]) for name in names]
+    curves = [ablation_charts.SweepCurve(name, "red", [0.0, 1.0], [10.0, 20.0], [None, 2.0]) for name in names]
     values = np.array([[0.5, 1.0], [2.0, 4.0]])
-    paint, options = COLOURS.stand_in, {"title": "x", "kind": "share"}
-    figures = [
-        epoch_charts.line_chart(series, paint, (width, 300), show_last=True),
-        epoch_charts.time_bars([(name, {"data": 1.0}, 1.0) for name in names], paint, width),
-        class_charts.class_grid(values, names, [1, 2], paint, width, **options),
-        class_charts.confusion_chart(np.eye(2, dtype=int), names, paint, width),
-        class_charts.dot_chart(dots, ["x"], paint, width, against=0),
-        class_charts.sweep_chart(curves, paint, (width, 300), setting="delta"),
+    drawn = [
+        epoch_charts.line_chart(series, 960, 300, show_last=True),
+        epoch_charts.line_chart(series, 470, 300, show_last=True),
+        epoch_charts.time_bars([(name, {"data": 1.0}, 1.0) for name in names]),
+        class_charts.change_chart([change(name, 0.1, 1.0) for name in names]),
+        class_charts.class_grid(values, names, [1, 2], 470, title="x", kind="share"),
+        class_charts.confusion_chart(np.eye(2, dtype=int), names),
+        ablation_charts.dot_chart(dots, ["x"], baseline=0),
+        ablation_charts.sweep_chart(curves, setting="delta"),
     ]
-    for figure in figures:
-        figure.draw_without_rendering()
+    for figure in drawn:
+        figures.to_svg(figure)
+        width = figure.get_size_inches()[0] * 72
         axes = figure.axes[0]
         assert axes.get_window_extent().width >= 0.3 * width
         shown = [text for text in (*axes.texts, *axes.get_yticklabels()) if "number" in text.get_text()]
@@ -147,47 +126,51 @@ def test_charts_hold_long_names(width: int) -> None:
             assert text.get_window_extent().x1 <= width + 1
 
 
-def test_classes_of_every_data_set_span_the_colours() -> None:
-    colours = figures.Colours(2, 150)
+def test_labels_at_line_ends_do_not_overlap() -> None:
+    series = [epoch_charts.Series(f"class {k}", [1, 2], [3.0, 4.0 + 0.01 * k], "red") for k in range(12)]
+    figure = epoch_charts.line_chart(series, 470, 300)
+    figures.to_svg(figure)
+    boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]  # without the line to the label
+    assert len(boxes) == 12
+    for k, box in enumerate(boxes):
+        assert not any(box.shrunk(1, 0.8).overlaps(other.shrunk(1, 0.8)) for other in boxes[:k])
+
+
+def test_class_colours_span_the_scale() -> None:
     for classes in (2, 11, 150):
-        names = [colours.of_class(rank, classes) for rank in range(classes)]
-        assert (names[0], names[-1]) == ("class0", "class149")
-        assert len(set(names)) == classes
-        assert set(names) <= colours.light.keys()
-    assert colours.of_class(0, 1) == "class0"
+        colours = [figures.class_colour(rank, classes) for rank in range(classes)]
+        assert (colours[0], colours[-1]) == (figures.class_colour(0, 2), figures.class_colour(1, 2))
+        assert len(set(colours)) > 0.9 * classes
+    assert figures.class_colour(0, 1) == figures.class_colour(0, 2)
 
 
-def test_runs_of_one_colour_differ_in_another_way() -> None:
-    colours = figures.Colours(10, 2)
-    assert colours.light["run6"] == colours.light["run0"]
-    series = [epoch_charts.Series(f"run{k}", [1, 2], [3.0, 4.0], f"run{k}") for k in range(10)]
-    axes = epoch_charts.line_chart(series, colours.stand_in, (960, 300)).axes[0]
-    looks = {(line.get_color(), line.get_linestyle()) for line in axes.lines[:10]}
-    assert [line.get_linestyle() for line in axes.lines[:10]] == ["-"] * 6 + ["--"] * 4
-    assert len(looks) == 10
-    gains = [class_charts.Gain("road", 0.4, [(1.0 + k, f"run{k}") for k in range(10)])]
-    dots = [
-        line
-        for line in class_charts.gain_chart(gains, colours.stand_in, (600, 300)).axes[0].lines
-        if len(line.get_xdata()) == 1
+def test_runs_of_one_colour_differ_in_line_and_marker() -> None:
+    styles = [figures.run_style(number) for number in range(10)]
+    assert styles[6].colour == styles[0].colour
+    assert len({(style.colour, style.line) for style in styles}) == 10
+    series = [
+        epoch_charts.Series(f"run{k}", [1, 2], [3.0, 4.0], style.colour, style.line) for k, style in enumerate(styles)
     ]
-    assert [line.get_marker() for line in dots] == ["o"] * 6 + ["s"] * 4
+    axes = epoch_charts.line_chart(series, 960, 300).axes[0]
+    assert [line.get_linestyle() for line in axes.lines] == ["-"] * 6 + ["--"] * 4
+    axes = class_charts.change_chart([change("road", 0.4, *range(1, 11))]).axes[0]
+    dots = [line for line in axes.lines if len(line.get_xdata()) == 1]
+    assert [line.get_marker() for line in dots] == ["o"] * 5 + ["s"] * 5  # the baseline, run 0, has no dot
 
 
 def test_legend_of_many_runs_stays_within_the_figure() -> None:
-    names = [(f"median_frequency-s{k}", f"run{k}") for k in range(10)]
-    lines = [epoch_charts.Series(None, [1, 2], [3.0, 4.0], colour) for _, colour in names]
-    for shown in (names[:2], names):
-        figure = epoch_charts.panels([("road", lines)], shown, figures.Colours(10, 2).stand_in)
+    runs = [(f"median_frequency-s{k}", figures.run_style(k)) for k in range(10)]
+    lines = [epoch_charts.Series(None, [1, 2], [3.0, 4.0], style.colour, style.line) for _, style in runs]
+    for shown in (runs[:2], runs):
+        figure = epoch_charts.class_panels([("road", lines)], shown)
+        figures.to_png(figure)
         figure.draw_without_rendering()
         width, height = figure.get_size_inches() * 72
-        boxes = [text.get_window_extent() for text in figure.texts]
-        assert len(boxes) == len(shown)
-        for k, box in enumerate(boxes):
-            assert 0 <= box.x0 < box.x1 <= width
-            assert box.y1 <= height
-            assert box.y0 > figure.axes[0].get_window_extent().y1
-            assert not any(box.overlaps(other) for other in boxes[:k])
+        (legend,) = figure.legends
+        assert len(legend.get_texts()) == len(shown)
+        box = legend.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= width
+        assert figure.axes[0].get_window_extent().y1 < box.y0 < box.y1 <= height
 
 
 def test_large_photographs_are_averaged_and_large_maps_are_not() -> None:

@@ -1,4 +1,4 @@
-"""The report's other parts: models by data sets, ablations, gains, grids, confusion matrices."""
+"""Sections of the report: models by dataset, ablations, changes of the IoU, confusion matrices, example images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rich.console import Console
 from cawa_fast.cli import main
 from cawa_fast.recipes.ablation.results import with_statistics
 from cawa_fast.recipes.datasets import build_dataset
-from cawa_fast.recipes.report import ablation_section, dataset_section, overview, report
+from cawa_fast.recipes.report import ablation_section, dataset_section, inputs, overview, report
 from cawa_fast.recipes.report.gallery import _choose, make_scenes
 from cawa_fast.recipes.runs import compare, read
 from tests.support.fake_runs import ABSENT, Outline, ablation, fake_run, last_record
@@ -44,12 +44,12 @@ def renamed_classes(folder: Path, prefix: str) -> Path:
     return folder
 
 
-# -------------------------------------------------------------------------------------------- models by data sets
+# ---------------------------------------------------------------------------------------------- models by dataset
 
 
 @pytest.fixture(scope="module")
 def matrix(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two models on two data sets, uniform and cawa, two seeds on one of them; one cell is missing."""
+    """Uniform and cawa with two models on two datasets; one pair of model and dataset is missing, one has two seeds."""
     root = tmp_path_factory.mktemp("matrix")
     made = []
     for dataset, model, weighting, seed in (
@@ -98,7 +98,7 @@ def test_overview_tells_settings_apart(tmp_path: Path) -> None:
     assert overview.make_overview([read.load_run(made[0])]) is None
 
 
-def test_a_run_made_twice_does_not_hide_the_first(tmp_path: Path) -> None:
+def test_same_settings_on_two_devices_are_two_lines(tmp_path: Path) -> None:
     made = [changed(fake_run(tmp_path / device, "cawa", checkpoint=False), device=device) for device in ("cpu", "auto")]
     made.append(changed(fake_run(tmp_path / "other", "cawa", checkpoint=False), model="ocrnet"))
     table = overview.make_overview([read.load_run(folder) for folder in made])
@@ -106,12 +106,12 @@ def test_a_run_made_twice_does_not_hide_the_first(tmp_path: Path) -> None:
     assert [line.method for line in table.lines] == ["cawa", "cawa, auto", "cawa"]
 
 
-def test_page_of_several_data_sets(matrix: list[Path], tmp_path: Path) -> None:
+def test_page_of_several_datasets(matrix: list[Path], tmp_path: Path) -> None:
     page = report.write_report(matrix, tmp_path / "page.html", images=0, png=True).read_text()
     outline = Outline(page)
     assert outline.open == []
     assert len(set(outline.ids)) == len(outline.ids)
-    assert "8 runs on 2 data sets" in outline.text
+    assert "8 runs on 2 datasets" in outline.text
     table = overview.make_overview([read.load_run(folder) for folder in matrix])
     assert table is not None
     for line in table.lines:
@@ -137,25 +137,24 @@ def test_page_of_an_ablation(tmp_path: Path) -> None:
         assert row["title"] in outline.text
         assert f"{100 * row['summary']['miou']['mean']:.1f}" in outline.text
     assert "+5.1 [" in outline.text  # cawa: 5.1 points on both seeds
-    assert "Models by data sets" not in outline.text  # there are no runs
+    assert "Models by dataset" not in outline.text  # there are no runs
     assert "cawa-fast ablate --rows <all>" in outline.text
     for heading in result["groups"].values():
         assert heading in outline.text
     files = {file.name for file in tmp_path.glob("*.png")}
     assert files == {f"page-ablation-{name}.png" for name in ("rivals", "delta", "gain")}  # one row is no chart
-    assert not re.findall(r"(?:fill|stroke): #", page)
 
 
-def test_ablation_s_own_file_and_its_runs(tmp_path: Path) -> None:
-    """Beside an ablation the page compares the baseline and CAWA; the file alone may lie anywhere."""
+def test_ablation_folder_brings_its_first_runs(tmp_path: Path) -> None:
+    """The folder of an ablation adds the runs of the baseline and of CAWA; the file alone adds none."""
     ablation(tmp_path / "made")
     for name in ("uniform", "cawa"):
         fake_run(tmp_path / "made" / f"{name}-s0", name, checkpoint=False)
-    material = report.load([tmp_path / "made"])
-    assert [run.path.name for run in material.runs] == ["uniform-s0", "cawa-s0"]
+    loaded = inputs.load_inputs([tmp_path / "made"])
+    assert [run.path.name for run in loaded.runs] == ["uniform-s0", "cawa-s0"]
     (tmp_path / "kept.json").write_bytes((tmp_path / "made" / "ablation.json").read_bytes())
-    material = report.load([tmp_path / "kept.json"])
-    assert (len(material.runs), len(material.ablations)) == (0, 1)
+    loaded = inputs.load_inputs([tmp_path / "kept.json"])
+    assert (len(loaded.runs), len(loaded.ablations)) == (0, 1)
 
     done = CliRunner().invoke(
         main, ["report", str(tmp_path / "made"), "--images", "0", "--out", str(tmp_path / "page.html")]
@@ -168,24 +167,54 @@ def test_ablation_s_own_file_and_its_runs(tmp_path: Path) -> None:
     assert "uniform and cawa on street" in text
 
 
-def test_a_run_that_an_ablation_brings_is_not_there_twice(tmp_path: Path) -> None:
+def test_run_given_alone_and_by_its_ablation_is_loaded_once(tmp_path: Path) -> None:
     ablation(tmp_path / "made")
     run = fake_run(tmp_path / "made" / "uniform-s0", "uniform", checkpoint=False)
-    assert len(report.load([run, tmp_path / "made"]).runs) == 1
-    assert len(report.load([tmp_path / "made", run]).runs) == 1
+    assert len(inputs.load_inputs([run, tmp_path / "made"]).runs) == 1
+    assert len(inputs.load_inputs([tmp_path / "made", run]).runs) == 1
 
 
-def test_an_ablation_against_cawa_shows_it_once(tmp_path: Path) -> None:
+def test_ablation_with_cawa_as_baseline_loads_it_once(tmp_path: Path) -> None:
     result = ablation(tmp_path / "made")
     (tmp_path / "made" / "ablation.json").write_text(json.dumps(result | {"against": "cawa"}))
     fake_run(tmp_path / "made" / "cawa-s0", "cawa", checkpoint=False)
-    assert [run.path.name for run in report.load([tmp_path / "made"]).runs] == ["cawa-s0"]
+    assert [run.path.name for run in inputs.load_inputs([tmp_path / "made"]).runs] == ["cawa-s0"]
+
+
+def test_rare_classes_are_those_of_the_ablation(tmp_path: Path) -> None:
+    """``cawa-fast ablate --rare 0.01``: only one class is rare, in the section of the runs as well."""
+    result = ablation(tmp_path / "made")
+    (tmp_path / "made" / "ablation.json").write_text(json.dumps(result | {"rare": {"part": 0.01, "classes": [9]}}))
+    runs = [fake_run(tmp_path / "made" / f"{name}-s0", name, checkpoint=False) for name in ("uniform", "cawa")]
+    alone = fake_run(tmp_path / "alone", "cawa", checkpoint=False)
+    for given, part, rare in (
+        ([tmp_path / "made"], 0.01, 1),
+        (runs, 0.01, 1),
+        ([alone], 0.2, 4),
+        ([alone, runs[0]], 0.01, 1),
+    ):
+        loaded = inputs.load_inputs(given)
+        assert loaded.rare_part("street") == part
+        page = report.write_report(loaded, tmp_path / "page.html", images=0).read_text()
+        text = Outline(page).text
+        assert f"mIoU of {rare} rare classes" in text
+        assert f"rare: below {100 * part / 10:.2g} % of the pixels" in text
+        console = Console(width=200, file=io.StringIO())
+        console.print(report.terminal_tables(loaded)[-1])
+        assert f"mIoU of {rare} rare classes" in console.file.getvalue()
+
+
+def test_ablation_file_beside_an_unrelated_run_is_ignored(tmp_path: Path) -> None:
+    result = ablation(tmp_path)
+    (tmp_path / "ablation.json").write_text(json.dumps(result | {"rare": {"part": 0.01, "classes": [9]}}))
+    run = fake_run(tmp_path / "another", "cawa", checkpoint=False)
+    assert inputs.load_inputs([run]).rare_part("street") == 0.2
 
 
 def test_unknown_ablation_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ablation.json").write_text('{"format": 99}')
-    with pytest.raises(ValueError, match=r"ablation\.json is no result"):
-        report.load([tmp_path])
+    with pytest.raises(ValueError, match=r"ablation\.json is not a result"):
+        inputs.load_inputs([tmp_path])
 
 
 def test_ablation_without_rare_classes_has_no_panel_for_them(tmp_path: Path) -> None:
@@ -195,16 +224,16 @@ def test_ablation_without_rare_classes_has_no_panel_for_them(tmp_path: Path) -> 
     (tmp_path / "ablation.json").write_text(json.dumps(result))
     page = report.write_report([tmp_path], tmp_path / "page.html").read_text()
     assert "IoU of rare classes, %" not in page
-    assert "Rare: none (below 2 %" in Outline(page).text
+    assert "Rare classes: none." in Outline(page).text
 
 
-def test_sweep_is_in_the_order_of_the_setting(tmp_path: Path) -> None:
+def test_sweep_is_sorted_by_the_setting(tmp_path: Path) -> None:
     ablation(tmp_path)
     page = report.write_report([tmp_path], tmp_path / "page.html").read_text()
     assert "mIoU over delta: 0: 30.5 %, 0.9: 40.5 %, 1: 41.6 %." in page
 
 
-# ---------------------------------------------------------------------------------------------- gains and pictures
+# ----------------------------------------------------------------------------- changes, confusions and example images
 
 
 @pytest.fixture(scope="module")
@@ -217,12 +246,12 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[read.Run]:
 def test_classes_that_changed_most_are_shown(pair: list[read.Run]) -> None:
     rows = compare.comparison_table(pair)
     classes = [row for row in rows if row.index is not None]
-    found = dataset_section._changed(classes, 1)
+    found = dataset_section._most_changed(classes, 1)
     before, after = (run.final["iou"] for run in pair)
     change = {k: abs(after[k] - before[k]) for k in range(10) if k != ABSENT}
     most = max(change.values())
     assert found == [k for k in sorted(change, key=lambda k: -change[k])[:6] if change[k] > 0.1 * most]
-    assert dataset_section._changed(classes, 0) == []
+    assert dataset_section._most_changed(classes, 0) == []
 
     data = build_dataset("street", split="val", length=6)
     for index, listed in _choose(data, found, 3):
@@ -231,7 +260,7 @@ def test_classes_that_changed_most_are_shown(pair: list[read.Run]) -> None:
         assert set(listed) <= set(found) & set(present.tolist())
 
 
-def test_activation_maps_are_of_the_run_s_own_kind(tmp_path: Path) -> None:
+def test_activation_maps_use_the_cam_method_of_the_run(tmp_path: Path) -> None:
     shown = {}
     for method in ("gradcam", "layercam"):
         folder = changed(fake_run(tmp_path / method, "cawa"), cam_method=method)
@@ -267,7 +296,7 @@ def test_numbers_of_three_epochs(pair: list[read.Run]) -> None:
     assert absent[:4] == ["–", "–", "–", "1.00"]
 
 
-def test_page_tells_what_is_taken_for_what(pair: list[read.Run], tmp_path: Path) -> None:
+def test_page_lists_the_most_frequent_confusions(pair: list[read.Run], tmp_path: Path) -> None:
     text = Outline(report.write_report([run.path for run in pair], tmp_path / "page.html", images=0).read_text()).text
     names = pair[0].dataset["class_names"]
     for run in pair:
@@ -275,7 +304,7 @@ def test_page_tells_what_is_taken_for_what(pair: list[read.Run], tmp_path: Path)
         share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
         np.fill_diagonal(share, 0)
         truth, taken = np.unravel_index(share.argmax(), share.shape)
-        assert f"{names[truth]} for {names[taken]} {100 * share.max():.0f} %" in text
+        assert f"{names[truth]} → {names[taken]} {100 * share.max():.0f} %" in text
 
 
 def test_confusion_of_another_epoch_is_not_shown(pair: list[read.Run], tmp_path: Path) -> None:
@@ -287,23 +316,23 @@ def test_confusion_of_another_epoch_is_not_shown(pair: list[read.Run], tmp_path:
     (folder / "confusion.json").unlink()
     assert read.load_run(folder).confusion() is None
     text = Outline(report.write_report([folder], tmp_path / "page.html", images=0).read_text()).text
-    assert "What is taken for what" not in text
+    assert "Confusion matrix" not in text
 
 
-def test_captions_are_of_the_run_s_rule_and_settings(tmp_path: Path) -> None:
+def test_captions_depend_on_the_weighting(tmp_path: Path) -> None:
     said = {}
     for rule in ("cawa", "recall"):
         folder = changed(fake_run(tmp_path / rule, "cawa", checkpoint=False), weighting=rule, scale=[0.5, 2.0])
         changed(folder, crop=[96, 192])
         page = report.write_report([folder], tmp_path / f"{rule}.html", images=0).read_text()
-        said[rule] = Outline(page).text
+        said[rule] = page
         assert "0.5 to 2.0" in page
         assert "96 × 192" in page
     assert "Base weight (Eq. 5)" in said["cawa"]
-    assert "the score that it follows from" in said["cawa"]
+    assert "from which CAWA computes the weight" in said["cawa"]
     assert "(Eq. 5)" not in said["recall"]
-    assert "the score that it follows from" not in said["recall"]
-    assert "the rule “recall” says" in said["recall"]
+    assert "from which CAWA computes the weight" not in said["recall"]
+    assert "the rule “recall” gives the base weight" in said["recall"]
 
 
 def test_sweep_marks_the_value_of_the_other_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,18 +344,18 @@ def test_sweep_marks_the_value_of_the_other_rows(tmp_path: Path, monkeypatch: py
         return Figure()
 
     monkeypatch.setattr(ablation_section, "sweep_chart", chart)
-    for delta in (0.9, 1.0, 0.5):  # of the last there is no row
+    for delta in (0.9, 1.0, 0.5):  # no row has the last value
         result["settings"]["delta"] = delta
         (tmp_path / "ablation.json").write_text(json.dumps(result))
         report.write_report([tmp_path], tmp_path / "page.html")
-    assert marked[::2] == marked[1::2] == [0.9, 1.0, None]
+    assert marked == [0.9, 1.0, None]
 
 
-def test_terminal_shows_all_parts(matrix: list[Path], tmp_path: Path) -> None:
+def test_terminal_shows_all_tables(matrix: list[Path], tmp_path: Path) -> None:
     ablation(tmp_path / "made")
     console = Console(width=220, file=io.StringIO())
-    tables = report.terminal_tables(report.load([*matrix, tmp_path / "made"]))
-    assert len(tables) == 4  # overview, ablation, two data sets
+    tables = report.terminal_tables(inputs.load_inputs([*matrix, tmp_path / "made"]))
+    assert len(tables) == 4  # overview, ablation, two datasets
     for table in tables:
         console.print(table)
     assert "ocrnet" in console.file.getvalue()
@@ -347,16 +376,14 @@ def browse(page: Path) -> tuple[str, str]:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_browser_has_nothing_to_complain_of_and_a_phone_need_not_scroll_sideways(
-    matrix: list[Path], tmp_path: Path
-) -> None:
+def test_page_loads_without_errors_and_fits_a_phone(matrix: list[Path], tmp_path: Path) -> None:
     ablation(tmp_path / "made")
     page = report.write_report([*matrix, tmp_path / "made"], tmp_path / "page.html", images=0)
-    elements, complaints = browse(page)
-    assert complaints == ""
-    assert elements.count("<svg") == page.read_text().count("<svg")
+    elements, errors = browse(page)
+    assert errors == ""
+    assert elements.count("<img") == page.read_text().count("<img")
 
-    broken = tmp_path / "broken.html"  # that complaints are seen at all
+    broken = tmp_path / "broken.html"  # checks that errors are found
     broken.write_text("<!DOCTYPE html><script>nothing()</script>")
     assert "nothing is not defined" in browse(broken)[1]
 

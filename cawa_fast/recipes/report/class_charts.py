@@ -1,162 +1,115 @@
-"""Charts across classes, and across settings: gains, grids, dots with their spread, sweeps."""
+"""Charts with a row per class: changes of the IoU, values over epochs, confusion matrices."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import MaxNLocator
 
-from .figures import FONT, Paint, new_axes, new_figure, repeats, share_tick, shorten, spread
+from ..runs.compare import share_text
+from .figures import DIVERGING, FONT, HALF, INK, MUTED, SEQUENTIAL, STYLE, WIDE, RunStyle, new_figure, shorten
 
-_LETTER = 0.56 * FONT  # mean width of a letter
-SEQUENTIAL, DIVERGING = "cividis", "PuOr_r"  # both are told apart by people who see red and green alike
+MOST_ROWS = 40
+"""Rows of :func:`change_chart`, at most."""
 
-
-# ------------------------------------------------------------------------------------------------- share and gain
+_LEGIBLE = 44  # names beside a chart of this many rows can still be read
 
 
 @dataclass(frozen=True)
-class Gain:
-    """One class: its share of the training pixels, and each run's gain in points (None: undefined) with its colour."""
+class ClassChange:
+    """How much the IoU of one class changed from the baseline.
+
+    Attributes:
+        label: the class.
+        share: of the training set's labelled pixels.
+        changes: change in points and style of each run; None if the validation images lack the class.
+    """
 
     label: str
     share: float
-    gains: Sequence[tuple[float | None, str]]
+    changes: Sequence[tuple[float | None, RunStyle]]
 
     @property
     def largest(self) -> float:
-        return max((abs(gain) for gain, _ in self.gains if gain is not None), default=0.0)
+        """The largest absolute change of any run, 0 without values."""
+        return max((abs(change) for change, _ in self.changes if change is not None), default=0.0)
 
     @property
     def known(self) -> bool:
-        """Whether a run has a gain: the class is in the validation images."""
-        return any(gain is not None for gain, _ in self.gains)
+        """Whether any run has a value."""
+        return any(change is not None for change, _ in self.changes)
 
 
-def left_out(classes: Sequence[Gain]) -> str:
-    """Which classes :func:`gain_chart` cannot show, and why, in a sentence or two; empty if it shows all.
+def change_caption(classes: Sequence[ClassChange]) -> str:
+    """Which classes :func:`change_chart` leaves out; empty if it shows all.
 
-    Example:
-        >>> left_out([Gain("road", 0.4, [(1.0, "run1")]), Gain("bus", 0.0, []), Gain("rider", 0.1, [(None, "run1")])])
-        'Left out for want of training pixels: bus. Left out for want of validation pixels: rider.'
+    >>> change_caption([ClassChange("road", 0.4, [(1.0, None)]), ClassChange("rider", 0.1, [(None, None)])])
+    'Not in the validation images: rider.'
     """
-    untrained = [one.label for one in classes if not one.share]
-    unseen = [one.label for one in classes if one.share and not one.known]
-    reasons = ("training", untrained), ("validation", unseen)
-    return " ".join(f"Left out for want of {split} pixels: {', '.join(names)}." for split, names in reasons if names)
+    known = sum(one.known for one in classes)
+    sentences = [f"The chart shows the {MOST_ROWS} classes that changed most."] if known > MOST_ROWS else []
+    if unknown := [one.label for one in classes if not one.known]:
+        sentences.append(f"Not in the validation images: {', '.join(unknown)}.")
+    return " ".join(sentences)
 
 
-def gain_chart(classes: Sequence[Gain], paint: Paint, size: tuple[int, int], most_labels: int = 24) -> Figure:
-    """Share of the pixels (logarithmic) against the gain in IoU: a stem per class and run, from 0 to the gain.
+@matplotlib.rc_context(STYLE)
+def change_chart(classes: Sequence[ClassChange]) -> Figure:
+    """Change of the IoU of each class: a row per class, with a dot and a line from 0 for each run.
 
     Args:
-        classes: what to draw; those with the largest gains or losses are named.
-        paint: colours.
-        size: width and height in CSS pixels.
-        most_labels: names at most.
+        classes: the rows from top to bottom. Of more than :data:`MOST_ROWS` those that changed most are drawn.
     """
-    width, height = size
-    figure = new_figure(size)
-    axes = new_axes(figure, paint, (40, 40, width - 40 - 14, height - 40 - 14))
-    shown = [one for one in classes if one.share and one.known]
-    for one in shown:
-        for gain, colour in one.gains:
-            if gain is not None:
-                axes.plot((one.share, one.share), (0, gain), color=paint(colour), linewidth=1, alpha=0.5)
-                shape = "os^"[repeats(colour) % 3]
-                axes.plot(one.share, gain, shape, color=paint(colour), markersize=5.5, alpha=0.9, zorder=3)
-    axes.axhline(0, color=paint("muted"), linewidth=0.9)
-    gains = [gain for one in shown for gain, _ in one.gains if gain is not None] or [0.0]
-    low, high = min(0.0, *gains), max(0.0, *gains)
-    margin = 0.12 * (high - low) or 1.0
-    axes.set_ylim(low - margin, high + margin)
-    shares = [one.share for one in shown] or [0.1, 1.0]
-    axes.set_xscale("log")
-    axes.set_xlim(min(shares) / 1.6, min(1.0, max(shares)) * 2.2)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if max(shares) / min(shares) < 300 else (1.0,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: share_tick(value)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=(1, 2, 2.5, 5, 10)))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
-    axes.set_xlabel("share of the training pixels", color=paint("muted"), fontsize=FONT - 1, loc="right", labelpad=3)
-    _name_points(axes, sorted(shown, key=lambda one: -one.largest), most_labels, paint)
+    known = [one for one in classes if one.known]
+    most = sorted(known, key=lambda one: -one.largest)[:MOST_ROWS]
+    shown = [one for one in known if one in most]
+    runs = max((len(one.changes) for one in shown), default=1)
+    row = max(20, 9 * runs + 8)
+    figure = new_figure(WIDE, row * max(len(shown), 3) + 50)
+    axes = figure.subplots()
+    for place, one in enumerate(shown):
+        for number, (change, style) in enumerate(one.changes):
+            if change is not None:
+                y = place + (number - (runs - 1) / 2) * 9 / row
+                axes.plot((0, change), (y, y), color=style.colour, linewidth=1.2, alpha=0.6)
+                axes.plot(change, y, style.marker, color=style.colour, markersize=6, clip_on=False)
+    axes.axvline(0, color=MUTED, linewidth=0.9)
+    axes.grid(visible=False)
+    axes.grid(visible=True, axis="x")
+    names = [f"{shorten(one.label, 0.3 * WIDE)}  {share_text(one.share)} %" for one in shown]
+    axes.set_yticks(range(len(shown)), names)
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.set_ylim(max(len(shown), 1) - 0.4, -0.6)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=(1, 2, 2.5, 5, 10)))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:+g}".replace("-", "−") if value else "0")
+    axes.set_xlabel("change of the IoU in points")
     return figure
 
 
-def _name_points(axes: Axes, classes: Sequence[Gain], most: int, paint: Paint) -> None:
-    """Names beside the outermost dots of the first classes, in the first of some places that nothing has taken."""
-    box = axes.get_window_extent()
-
-    def dots(one: Gain) -> list[tuple[float, float]]:
-        known = [gain for gain, _ in one.gains if gain is not None]
-        return [tuple(axes.transData.transform((one.share, gain))) for gain in known]
-
-    taken = [(x - 4, y - 4, x + 4, y + 4) for one in classes for x, y in dots(one)]
-    for one in classes[:most]:
-        _, y0 = axes.transData.transform((one.share, 0))
-        x, y = max(dots(one), key=lambda dot: abs(dot[1] - y0))
-        label = shorten(one.label, box.width / 3)
-        length, high = _LETTER * len(label), 1.05 * FONT
-        outward = 1 if y >= y0 else -1
-        places = [(x - length / 2, y + outward * 0.95 * FONT), (x + 8, y), (x - 8 - length, y)]
-        places += [(x - length / 2, y + outward * k * FONT) for k in (1.9, 2.8, -0.95)]
-        for left, middle in places:
-            place = (left, middle - high / 2, left + length, middle + high / 2)
-            inside = box.x0 <= place[0] and place[2] <= box.x1 + 10 and box.y0 <= place[1] and place[3] <= box.y1 + 8
-            if inside and not any(_overlap(place, other) for other in taken):
-                taken.append(place)
-                at_x, at_y = axes.transAxes.inverted().transform((left, middle))
-                style: dict[str, Any] = {"va": "center_baseline", "fontsize": FONT - 1, "parse_math": False}
-                axes.text(at_x, at_y, label, transform=axes.transAxes, color=paint("ink"), **style)
-                break
-
-
-def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-# ----------------------------------------------------------------------------------------------------------- grids
-
-
+@matplotlib.rc_context(STYLE)
 def class_grid(
-    values: np.ndarray,
-    names: Sequence[str],
-    epochs: Sequence[int],
-    paint: Paint,
-    width: int,
-    *,
-    title: str,
-    kind: str,
+    values: np.ndarray, names: Sequence[str], epochs: Sequence[int], width: int, *, title: str, kind: str
 ) -> Figure:
-    """A value of each class (rows) in each epoch (columns) as a grid of colours with its scale.
+    """A grid of colours: a value of each class (rows) in each epoch (columns).
 
     Args:
-        values: ``(C, E)``; NaN is left blank.
-        names: of the classes, one per row; not shown where there are too many to read.
-        epochs: one per column.
-        paint: colours.
-        width: in CSS pixels.
+        values: ``(C, E)``; cells of NaN stay empty.
+        names: the classes; left out if there are too many to read.
+        epochs: the columns.
+        width: of the figure in pixels.
         title: above the grid.
-        kind: "share" (0 to 1, in %), "factor" (positive, logarithmic around 1) or "amount" (positive, logarithmic).
+        kind: "share" for values from 0 to 1, shown in %; "factor" for positive values on a logarithmic scale around
+            1; "amount" for positive values on a logarithmic scale.
     """
-    many = len(names) > 44
-    names = [shorten(name, 0.4 * width) for name in names]
-    cell = 15 if len(names) <= 24 else 11 if not many else 2
-    left = 14 if many else 12 + round(_LETTER * 0.92 * max(map(len, names)))
-    grid_height = max(cell * len(names), 120)
-    height = grid_height + 24 + 34
-    figure = new_figure((width, height))
-    box = (left, 24, width - left - 64, grid_height)
-    axes = new_axes(figure, paint, box)
-    axes.grid(visible=False)
-    norm, colours = _scale_of(values, kind)
+    cell = 15 if len(names) <= 24 else 11 if len(names) <= _LEGIBLE else 2
+    figure = new_figure(width, max(cell * len(names), 120) + 66)
+    axes = figure.subplots()
+    norm, colours = _colour_scale(values, kind)
     image = axes.imshow(
         np.ma.masked_invalid(values),
         norm=norm,
@@ -165,24 +118,27 @@ def class_grid(
         interpolation="none",
         extent=(0.5, len(epochs) + 0.5, len(names) - 0.5, -0.5),
     )
+    axes.grid(visible=False)
     axes.spines["bottom"].set_visible(False)
-    axes.set_yticks([] if many else range(len(names)), [] if many else list(names), fontsize=min(FONT - 1, cell))
-    for label in axes.get_yticklabels():
-        label.set_parse_math(False)
-    ticks = MaxNLocator(nbins=max(2, int(box[2] / 60)), integer=True, min_n_ticks=1).tick_values(1, len(epochs))
+    axes.set_title(title)
+    labels = [shorten(name, 0.4 * width) for name in names] if len(names) <= _LEGIBLE else []
+    axes.set_yticks(range(len(labels)), labels, fontsize=min(FONT - 1, cell))
+    ticks = MaxNLocator(nbins=6, integer=True, min_n_ticks=1).tick_values(1, len(epochs))
     places = [int(tick) for tick in ticks if 1 <= tick <= len(epochs)] or [1]
     axes.set_xticks(places, [str(epochs[place - 1]) for place in places])
-    figure.text(0, 1 - 3 / height, title, color=paint("ink"), fontsize=FONT, fontweight="bold", va="top")
-    scale = figure.add_axes(((left + box[2] + 10) / width, 24 / height, 9 / width, grid_height / height))
-    bar = figure.colorbar(image, cax=scale)
+    axes.set_xlabel("epoch")
+    bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=16)
     bar.outline.set_visible(False)
-    scale.tick_params(length=0, pad=4, labelsize=FONT - 1.5, colors=paint("muted"))
-    scale.minorticks_off()
-    _scale_ticks(scale, norm, kind)
+    if kind == "share":
+        bar.set_ticks([0, 0.5, 1], labels=["0 %", "50 %", "100 %"])
+    else:
+        steps = np.geomspace(norm.vmin or 1, norm.vmax or 1, 3).tolist()
+        bar.set_ticks(steps, labels=[f"{step:.2g}" for step in steps])
+        bar.minorticks_off()
     return figure
 
 
-def _scale_of(values: np.ndarray, kind: str) -> tuple[Normalize, str]:
+def _colour_scale(values: np.ndarray, kind: str) -> tuple[Normalize, str]:
     if kind == "share":
         return Normalize(0, 1), SEQUENTIAL
     positive = values[np.isfinite(values) & (values > 0)]
@@ -193,195 +149,30 @@ def _scale_of(values: np.ndarray, kind: str) -> tuple[Normalize, str]:
     return LogNorm(1 / most, most), DIVERGING
 
 
-def _scale_ticks(scale: Axes, norm: Normalize, kind: str) -> None:
-    if kind == "share":
-        scale.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])
-        return
-    low, high = float(norm.vmin or 1), float(norm.vmax or 1)
-    steps = 2.0 ** np.arange(np.ceil(np.log2(low)), np.floor(np.log2(high)) + 1)
-    if len(steps) < 2:
-        steps = np.array([low, 1.0, high] if low < 1 < high else [low, high])
-    steps = steps[:: max(1, len(steps) // 6)]
-    scale.yaxis.set_major_locator(FixedLocator(list(steps)))
-    scale.yaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
-    scale.yaxis.set_minor_formatter(NullFormatter())
-
-
-def confusion_chart(matrix: np.ndarray, names: Sequence[str], paint: Paint, width: int) -> Figure:
-    """Of each class's pixels (rows: ground truth) the share that is taken for each class (columns), in %.
+@matplotlib.rc_context(STYLE)
+def confusion_chart(matrix: np.ndarray, names: Sequence[str]) -> Figure:
+    """Of the pixels of each true class (rows) the share predicted as each class (columns), in %.
 
     Args:
-        matrix: ``(C, C)`` pixels, rows = ground truth, in the order of ``names``. Rows without pixels are left blank.
-        names: of the classes; they and the numbers are not shown where there are too many to read.
-        paint: colours.
-        width: in CSS pixels.
+        matrix: ``(C, C)`` pixels, rows = ground truth. Rows without pixels stay empty.
+        names: the classes in the order of ``matrix``; left out, as the numbers are, if there are too many to read.
     """
     total = matrix.sum(1, keepdims=True)
     share = np.where(total > 0, matrix / np.maximum(total, 1), np.nan)
-    named = len(names) <= 32
-    names = [shorten(name, 0.4 * width) for name in names]
-    left = 10 + round(_LETTER * max(map(len, names))) if named else 8
-    right = 8
-    side = width - left - right
-    top = left if named else 8
-    height = side + top + 6
-    figure = new_figure((width, round(height)))
-    axes = new_axes(figure, paint, (left, 4, side, side))
+    labels = [shorten(name, 0.35 * HALF) for name in names] if len(names) <= 32 else []
+    figure = new_figure(HALF, HALF)
+    axes = figure.subplots()
     axes.grid(visible=False)
     axes.spines["bottom"].set_visible(False)
     axes.imshow(np.ma.masked_invalid(share), norm=Normalize(0, 1), cmap=SEQUENTIAL, interpolation="none")
-    cell = side / len(names)
-    font = min(FONT - 1, 0.42 * cell)
-    ticks = range(len(names)) if named else ()
-    axes.set_yticks(ticks, names if named else (), fontsize=min(FONT - 1, cell))
-    axes.set_xticks(ticks, names if named else (), fontsize=min(FONT - 1, cell), rotation=90)
+    cell = 0.75 * HALF / len(names)
+    axes.set_yticks(range(len(labels)), labels, fontsize=min(FONT - 1, cell))
+    axes.set_xticks(range(len(labels)), labels, fontsize=min(FONT - 1, cell), rotation=90)
     axes.xaxis.tick_top()
-    for label in (*axes.get_yticklabels(), *axes.get_xticklabels()):
-        label.set_parse_math(False)
-    if named and font >= 6.5:  # smaller digits cannot be read
-        bright = matplotlib.colormaps[SEQUENTIAL]
+    font = min(FONT - 1, 0.42 * cell)
+    if labels and font >= 6.5:  # smaller numbers cannot be read
         for (row, column), value in np.ndenumerate(share):
             if np.isfinite(value) and value >= 0.005:
-                luminance = np.dot(bright(value)[:3], (0.299, 0.587, 0.114))
-                tone = paint("on-bright" if luminance > 0.5 else "on-dark")
-                axes.text(column, row, f"{100 * value:.0f}", color=tone, fontsize=font, ha="center", va="center")
-    return figure
-
-
-# -------------------------------------------------------------------------------------------------------- ablations
-
-
-@dataclass(frozen=True)
-class Dots:
-    """One setting: its name, its colour, and in each column the values of its seeds."""
-
-    label: str
-    colour: str
-    values: Sequence[Sequence[float]]
-
-
-def dot_chart(rows: Sequence[Dots], columns: Sequence[str], paint: Paint, width: int, against: int | None) -> Figure:
-    """A line per setting, a panel per measure: a pale dot per seed and a full one at their mean.
-
-    Args:
-        rows: from top to bottom.
-        columns: the measures' names.
-        paint: colours.
-        width: in CSS pixels.
-        against: the row whose mean is drawn as a line through each panel.
-    """
-    narrow = width < 500
-    labels = [shorten(row.label, width - 20 if narrow else 0.4 * width) for row in rows]
-    row_height, top, bottom = (38 if narrow else 24), 26, 24
-    height = row_height * len(rows) + top + bottom
-    left = 6 if narrow else 14 + round(_LETTER * max(map(len, labels)))
-    figure = new_figure((width, height))
-    gap = 18
-    panel = (width - left - 14 - gap * (len(columns) - 1)) / len(columns)
-    for number, title in enumerate(columns):
-        axes = new_axes(figure, paint, (left + number * (panel + gap), bottom, panel, row_height * len(rows)))
-        axes.grid(visible=False)
-        axes.grid(visible=True, axis="x", color=paint("rule"), linewidth=0.8)
-        for place, row in enumerate(rows):
-            values = row.values[number]
-            if not len(values):
-                continue
-            axes.plot((min(values), max(values)), (place, place), color=paint(row.colour), linewidth=1.6, alpha=0.45)
-            axes.plot(values, [place] * len(values), "o", color=paint(row.colour), markersize=4, alpha=0.45, mew=0)
-            axes.plot(float(np.mean(values)), place, "o", color=paint(row.colour), markersize=7.5, zorder=3)
-        if against is not None and rows[against].values[number]:
-            base = float(np.mean(rows[against].values[number]))
-            axes.axvline(base, color=paint("muted"), linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        axes.set_ylim(len(rows) - 0.5, -0.8 if narrow else -0.5)
-        axes.margins(x=0.08)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=max(2, int(panel / 60)), steps=(1, 2, 2.5, 5, 10)))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.set_yticks([])
-        axes.set_title(title, color=paint("ink"), fontsize=FONT, fontweight="bold", loc="left")
-        if number == 0:
-            for place, label in enumerate(labels):
-                style: dict[str, Any] = {"va": "bottom"} if narrow else {"va": "center_baseline", "ha": "right"}
-                style |= {"transform": axes.get_yaxis_transform(), "fontsize": FONT - 0.5, "parse_math": False}
-                x, y = (0.0, place - 0.18) if narrow else (-8 / panel, float(place))
-                axes.text(x, y, label, color=paint("ink"), **style)
-    return figure
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One line of a sweep: mean and deviation over seeds at each value of the setting."""
-
-    label: str
-    colour: str
-    places: Sequence[float]
-    means: Sequence[float]
-    deviations: Sequence[float | None]
-    bold: bool = False
-
-
-def sweep_chart(
-    curves: Sequence[Curve], paint: Paint, size: tuple[int, int], *, setting: str, used: float | None = None
-) -> Figure:
-    """Values in % over a setting's values, with the deviation over seeds as bars, each line named at its end.
-
-    Args:
-        curves: the lines.
-        paint: colours.
-        size: width and height in CSS pixels.
-        setting: name of the horizontal axis.
-        used: the value of all other rows, marked by a line.
-    """
-    width, height = size
-    labels = [shorten(curve.label, 0.4 * width) for curve in curves]
-    right = 26 + round(_LETTER * max(map(len, labels)))
-    box = (34, 40, width - 34 - right, height - 40 - 12)
-    figure = new_figure(size)
-    axes = new_axes(figure, paint, box)
-    if used is not None:
-        axes.axvline(used, color=paint("muted"), linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    for curve in curves:
-        bars = [0.0 if sd is None else sd for sd in curve.deviations]
-        axes.errorbar(
-            curve.places,
-            curve.means,
-            yerr=bars,
-            color=paint(curve.colour),
-            linewidth=2.2 if curve.bold else 1.2,
-            elinewidth=1,
-            marker="o",
-            markersize=5 if curve.bold else 3.5,
-            capsize=0,
-            zorder=3 if curve.bold else 2,
-        )
-    places = sorted({place for curve in curves for place in curve.places})
-    axes.set_xticks(places, [f"{place:g}" for place in places])
-    tops = [m + (d or 0) for c in curves for m, d in zip(c.means, c.deviations, strict=True)]
-    axes.set_ylim(0, 1.06 * max(tops, default=1.0) or 1.0)
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=(1, 2, 2.5, 5, 10)))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
-    axes.set_xlabel(setting, color=paint("muted"), fontsize=FONT - 1, loc="left", labelpad=4)
-    highest = axes.get_ylim()[1]
-    ends = [curve.means[-1] / highest * box[3] for curve in curves]
-    x = (axes.transData + axes.transAxes.inverted()).transform((curves[0].places[-1], 0))[0]
-    places = spread(ends, 1.15 * FONT, 0, box[3])
-    for curve, label, end, place in zip(curves, labels, ends, places, strict=True):
-        axes.plot(
-            (x + 5 / box[2], 1 + 14 / box[2]),
-            (end / box[3], place / box[3]),
-            transform=axes.transAxes,
-            color=paint(curve.colour),
-            linewidth=0.7,
-            clip_on=False,
-        )
-        axes.text(
-            1 + 17 / box[2],
-            place / box[3],
-            label,
-            transform=axes.transAxes,
-            color=paint("ink"),
-            fontsize=FONT - 0.5,
-            fontweight="bold" if curve.bold else "normal",
-            va="center_baseline",
-            parse_math=False,
-        )
+                colour = "white" if value > 0.55 else INK
+                axes.text(column, row, f"{100 * value:.0f}", color=colour, fontsize=font, ha="center", va="center")
     return figure

@@ -1,51 +1,43 @@
-"""Draws figures for the page, and keeps those that are to be files too."""
+"""Turns figures into images on the page, and into PNG files beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import base64
 from dataclasses import dataclass, field
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from .figures import Colours, Paint, to_png, to_svg
-
-WIDE, NARROW, HALF, PANEL = 960, 360, 470, 230
-"""Widths in CSS pixels: of the page, of a phone, of half the page, of one chart among many."""
+from .figures import to_png, to_svg
 
 
 @dataclass
-class Studio:
-    """Draws charts for the page, and keeps those that are to be files too.
+class FigureWriter:
+    """Turns figures into images on the page, and into PNG files beside it.
 
     Attributes:
-        colours: of the page.
-        png: whether to make files.
-        prefix: of all names, unlike that of other parts of the page.
-        files: what was made, by name.
+        png: whether to make PNG files.
+        prefix: begins the names of the files, and tells the sections of the page apart.
+        files: the PNG files made so far, by name.
     """
 
-    colours: Colours
     png: bool
     prefix: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
 
-    def chart(
-        self, name: str, alt: str, draw: Callable[[Paint, int], Figure], widths: Sequence[int], *, file: bool = True
-    ) -> list[Markup]:
-        """SVG of the chart in each of ``widths`` pixels; ``draw(paint, width)`` makes it."""
-        if self.png and file:
-            self.save(name, draw(self.paint, widths[0]))
-        return [
-            Markup(to_svg(draw(self.colours.stand_in, width), self.colours, f"{self.prefix}{name}-{width}", alt))
-            for width in widths
-        ]
+    def chart(self, name: str, alt: str, figure: Figure) -> Markup:
+        """The figure as an image for the page; it becomes a PNG file, too."""
+        self.save(name, figure)
+        return self.image(alt, figure)
+
+    def image(self, alt: str, figure: Figure) -> Markup:
+        """The figure as an ``<img>`` that holds its SVG; ``alt`` describes it to those who cannot see it."""
+        uri = f"data:image/svg+xml;base64,{base64.b64encode(to_svg(figure)).decode()}"
+        width, height = figure.get_size_inches() * 72
+        tag = '<img class="chart" width="{:.0f}" height="{:.0f}" alt="{}" src="{}">'
+        return Markup(tag).format(width, height, alt, uri)
 
     def save(self, name: str, figure: Figure) -> None:
-        """Keep the figure as a PNG file."""
+        """Make a PNG file of the figure."""
         if self.png:
-            self.files[self.prefix + name] = to_png(figure, self.colours)
-
-    def paint(self, name: str) -> str:
-        """A file's colours."""
-        return self.colours.light[name]
+            self.files[self.prefix + name] = to_png(figure)

@@ -1,134 +1,142 @@
-"""Charts of the report, as SVG in the page's own colours.
+"""What the report's charts share: colours, layout, and the conversion to SVG and PNG.
 
-A chart is drawn once, in stand-in colours that :func:`to_svg` replaces by the page's CSS variables: one drawing then
-follows the reader's light or dark scheme. For a PNG file the same drawing is made in the light scheme's colours.
+Charts are drawn in the colours of the light theme. In the dark theme the page inverts them with a CSS filter, see
+``templates/style.css.j2``.
 """
 
 from __future__ import annotations
 
 import io
-import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-Paint = Callable[[str], str]
-"""From a colour's name on the page to one that matplotlib understands."""
+INK, MUTED, RULE, PAPER = "#1c1e21", "#666a70", "#e3e2dd", "#fcfbf8"
+SEQUENTIAL, DIVERGING = "YlGnBu", "PuOr_r"  # readable with red-green colour blindness
 
-# Name: light scheme, dark scheme. The runs' colours are told apart by people who see red and green alike.
-_NAMED = {
-    "ink": ("#1c1e21", "#e9e7e2"),
-    "muted": ("#666a70", "#a2a39f"),
-    "rule": ("#e3e2dd", "#32353a"),
-    "paper": ("#fcfbf8", "#15171a"),
-    "on-bright": ("#1c1e21", "#1c1e21"),
-    "on-dark": ("#fcfbf8", "#fcfbf8"),
+FONT = 12.0
+"""Text size in CSS pixels: one unit of SVG is one pixel."""
+
+WIDE, HALF, PANEL = 800, 470, 230
+"""Widths of charts in pixels: across the page, two side by side, one of many."""
+
+STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Helvetica", "Arial"],
+    "font.size": FONT,
+    "text.color": INK,
+    "text.parse_math": False,  # "$" in the name of a class or run is a dollar sign
+    "axes.facecolor": "none",
+    "axes.edgecolor": RULE,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": RULE,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": FONT - 1,
+    "axes.titlelocation": "left",
+    "axes.titlesize": FONT,
+    "axes.titleweight": "bold",
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text: the browser's fonts have glyphs that matplotlib's lacks
+    "svg.hashsalt": "cawa_fast",  # equal figures give equal files
 }
-_RUNS = (
-    ("#2563ae", "#74abed"),
-    ("#c9511f", "#f3905f"),
-    ("#14846c", "#4fc7a8"),
-    ("#87499f", "#c892de"),
-    ("#8f6b00", "#d8b24a"),
-    ("#5a6068", "#b0b5bb"),
-)
-# The parts of an epoch, in the order of a bar: training in blue, validation in grey, what CAWA adds in orange.
+_TICKS = {"color": MUTED, "labelsize": FONT - 1, "major.size": 0, "minor.size": 0, "major.pad": 5}
+STYLE |= {f"{axis}tick.{name}": value for axis in "xy" for name, value in _TICKS.items()}
+"""matplotlib's settings for all charts."""
+
+
+# ------------------------------------------------------------------------------------------------------------ colours
+
+
+@dataclass(frozen=True)
+class RunStyle:
+    """How charts and legends show a run."""
+
+    colour: str
+    line: Any
+    marker: str
+
+
+_RUN_COLOURS = ("#2563ae", "#c9511f", "#14846c", "#87499f", "#8f6b00", "#5a6068")  # distinct when red-green blind
+_RUN_LINES = (("-", "o"), ((0, (4, 2)), "s"), ((0, (1, 1.5)), "^"))
+
+
+def run_style(number: int) -> RunStyle:
+    """Style of the run with this number, from 0. After six runs the colours repeat with another line and marker."""
+    line, marker = _RUN_LINES[number // len(_RUN_COLOURS) % len(_RUN_LINES)]
+    return RunStyle(_RUN_COLOURS[number % len(_RUN_COLOURS)], line, marker)
+
+
+def class_colour(rank: int, num_classes: int) -> str:
+    """Colour of a class: from green for rank 0, the most frequent class, to dark violet for the rarest."""
+    return to_hex(matplotlib.colormaps["viridis"](0.78 * (1 - rank / max(num_classes - 1, 1))))
+
+
+# The parts of an epoch in the order of a bar: training in blue, validation in grey, what CAWA adds in orange.
 PARTS = {
-    "data": ("training: data", "#b7cce6", "#2c4666"),
-    "forward": ("training: forward", "#88addb", "#3d6597"),
-    "loss": ("training: loss", "#2563ae", "#74abed"),
-    "backward": ("training: backward", "#5587c6", "#5286c6"),
-    "optimizer": ("training: optimizer", "#9fb9d6", "#36567f"),
-    "val_data": ("validation: data", "#dcdad4", "#3d4045"),
-    "val_forward": ("validation: forward", "#bab7b0", "#5a5d62"),
-    "val_metric": ("validation: metric", "#98958d", "#787b80"),
-    "observe": ("CAWA: observe", "#c9511f", "#f3905f"),
-    "sample_data": ("CAWA: data of the sample", "#f0c4ae", "#7a4023"),
-    "sample_forward": ("CAWA: forward of the sample", "#dd8a64", "#a85c34"),
-    "step": ("CAWA: step", "#e58b5f", "#c86a3a"),
-    "checkpoint": ("checkpoint", "#cbbfd6", "#55465f"),
-    "other": ("everything else", "#eceae5", "#2b2d31"),
+    "data": ("training: data", "#b7cce6"),
+    "forward": ("training: forward", "#88addb"),
+    "loss": ("training: loss", "#2563ae"),
+    "backward": ("training: backward", "#5587c6"),
+    "optimizer": ("training: optimizer", "#9fb9d6"),
+    "val_data": ("validation: data", "#dcdad4"),
+    "val_forward": ("validation: forward", "#bab7b0"),
+    "val_metric": ("validation: metric", "#98958d"),
+    "observe": ("CAWA: observe", "#c9511f"),
+    "sample_data": ("CAWA: data of the sample", "#f0c4ae"),
+    "sample_forward": ("CAWA: forward of the sample", "#dd8a64"),
+    "step": ("CAWA: step", "#e58b5f"),
+    "checkpoint": ("checkpoint", "#cbbfd6"),
+    "other": ("everything else", "#eceae5"),
 }
-_STAND_IN = re.compile(r"#fe([0-9a-f]{4})", re.IGNORECASE)
-FONT = 12.0  # CSS pixels; figures are laid out with one unit of SVG to the pixel
+"""Name and colour of each part of an epoch."""
 
 
-class Colours:
-    """Every named colour of the page: ``light`` and ``dark`` from name to hexadecimal code.
-
-    Args:
-        num_runs: colours ``run0``, ``run1``, ...; they repeat after six, see :func:`repeats`.
-        num_classes: colours ``class0`` (the most frequent) to the rarest, which stands out most in either scheme; of
-            the data set with the most classes.
-    """
-
-    def __init__(self, num_runs: int, num_classes: int) -> None:
-        pairs = dict(_NAMED)
-        pairs |= {f"run{i}": _RUNS[i % len(_RUNS)] for i in range(num_runs)}
-        pairs |= {f"part-{part}": (light, dark) for part, (_, light, dark) in PARTS.items()}
-        scale = matplotlib.colormaps["viridis"]
-        for rank in range(num_classes):
-            rarity = rank / max(num_classes - 1, 1)
-            pairs[f"class{rank}"] = to_hex(scale(0.78 * (1 - rarity))), to_hex(scale(0.34 + 0.66 * rarity))
-        self.light = {name: pair[0] for name, pair in pairs.items()}
-        self.dark = {name: pair[1] for name, pair in pairs.items()}
-        self._names = list(pairs)
-        self._num_classes = num_classes
-
-    def of_class(self, rank: int, num_classes: int) -> str:
-        """Name of the colour of a data set's class: whatever the number of its classes, they span the whole scale."""
-        return f"class{round(rank * (self._num_classes - 1) / max(num_classes - 1, 1))}"
-
-    def stand_in(self, name: str) -> str:
-        """The colour that :func:`to_svg` turns into ``var(--name)``."""
-        return f"#fe{self._names.index(name):04x}"
-
-    def variables(self, svg: str) -> str:
-        """The drawing with stand-ins replaced."""
-        return _STAND_IN.sub(lambda match: f"var(--{self._names[int(match[1], 16)]})", svg)
+# ------------------------------------------------------------------------------------------------------------ figures
 
 
-def to_svg(figure: Figure, colours: Colours, name: str, alt: str) -> str:
-    """The figure as an ``<svg>`` element for an HTML page: its text stays text, its ids begin with ``name``."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        options: dict[str, Any] = {
-            "transparent": True,
-            "metadata": dict.fromkeys(("Creator", "Date", "Format", "Type")),
-        }
-        with warnings.catch_warnings():  # what matplotlib's font lacks, the browser's has
-            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing")
-            figure.savefig(buffer, format="svg", **options)
-    text = buffer.getvalue()
-    body = text[text.index(">", text.index("<svg")) + 1 :]
-    body = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", body, flags=re.DOTALL)
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = body.replace("url(#", f"url(#{name}-").replace('xlink:href="#', f'href="#{name}-')
-    body = body.replace('xlink:href="data:', 'href="data:')
-    body = re.sub(r"font: (?:(\d+) )?([\d.]+)px [^;\"]*", r"font-weight: \1; font-size: \2px", body)
-    body = colours.variables(body.replace("font-weight: ;", ""))
-    width, height = figure.get_size_inches() * 72
-    alt = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
-    return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{alt}">{body}'
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in pixels. matplotlib's layout makes room for labels, legends and titles."""
+    return Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
 
 
-def to_png(figure: Figure, colours: Colours) -> bytes:
-    """The figure as a PNG file on the light scheme's paper, two dots to the pixel."""
+def to_svg(figure: Figure) -> bytes:
+    """The figure as an SVG file with a transparent background."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=144, facecolor=colours.light["paper"])
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing")  # the browser draws the text, with its own fonts
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return buffer.getvalue()
 
 
-# --------------------------------------------------------------------------------------------------- parts of charts
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file at twice its size."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format="png", dpi=144, facecolor=PAPER)
+    return buffer.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------------ text in charts
 
 
 def seconds_text(value: float) -> str:
-    """Seconds with three significant digits, at most four decimals."""
+    """Seconds with three significant digits and at most four decimals.
+
+    >>> seconds_text(123.4), seconds_text(3.8), seconds_text(0.03)
+    ('123', '3.80', '0.0300')
+    """
     value = float(f"{value:.3g}")
     for digits, least in ((0, 100), (1, 10), (2, 1), (3, 0.1)):
         if value >= least:
@@ -136,17 +144,8 @@ def seconds_text(value: float) -> str:
     return f"{value:.4f}"
 
 
-def share_tick(share: float) -> str:
-    """A share in %, as short as a tick wants it.
-
-    >>> share_tick(0.3), share_tick(0.01), share_tick(0.00003)
-    ('30 %', '1 %', '0.003 %')
-    """
-    return f"{100 * share:.12g} %"
-
-
 def shorten(text: str, width: float, size: float = FONT) -> str:
-    """The text, without its middle where it is longer than about ``width`` pixels.
+    """The text, without its middle if it is longer than about ``width`` pixels.
 
     >>> shorten("building", 100), shorten("television receiver", 80)
     ('building', 'telev…eiver')
@@ -157,58 +156,54 @@ def shorten(text: str, width: float, size: float = FONT) -> str:
     return f"{text[: letters // 2]}…{text[len(text) - (letters - 1) // 2 :]}"
 
 
-def repeats(colour: str) -> int:
-    """How many runs before this one have its colour: their lines and dots must differ in another way.
+@dataclass(frozen=True)
+class LineEnd:
+    """The last point of a line in a chart, in data coordinates, and the label to write beside it."""
 
-    >>> repeats("run5"), repeats("run6"), repeats("muted")
-    (0, 1, 0)
+    x: float
+    y: float
+    label: str
+    colour: str
+    bold: bool = False
+
+
+def label_line_ends(figure: Figure, axes: Axes, ends: Sequence[LineEnd]) -> None:
+    """Write labels at the right edge of a chart, each as near to its line's end as the other labels allow.
+
+    Call it after the limits of both axes are set.
     """
-    return int(colour.removeprefix("run")) // len(_RUNS) if colour.startswith("run") else 0
-
-
-def dashes(colour: str) -> Any:
-    """A line's style: dashed for the second run of a colour, dotted for the third."""
-    return ("-", (0, (4, 2)), (0, (1, 1.5)))[repeats(colour) % 3]
-
-
-def new_figure(size: tuple[int, int]) -> Figure:
-    return Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72)
-
-
-def new_axes(figure: Figure, paint: Paint, box: tuple[float, float, float, float]) -> Axes:
-    """Axes at ``box`` (left, bottom, width, height in pixels): a base line and pale horizontal rules, nothing else."""
+    to_fraction = axes.transData + axes.transAxes.inverted()
+    points = [to_fraction.transform((end.x, end.y)) for end in ends]
     width, height = figure.get_size_inches() * 72
-    axes = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
-    axes.set_facecolor("none")
-    for side in ("left", "right", "top"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set(color=paint("rule"), zorder=1)
-    axes.set_axisbelow(True)
-    axes.grid(axis="y", color=paint("rule"), linewidth=0.8)
-    axes.tick_params(length=0, pad=5, labelsize=FONT - 1, colors=paint("muted"))
-    return axes
+    gap = 1.15 * FONT / (height - 50)  # title and ticks take about 50 pixels
+    places = spread([float(np.nan_to_num(y)) for _, y in points], gap, 0, 1)
+    for end, (x, y), place in zip(ends, points, places, strict=True):
+        axes.annotate(
+            end.label,
+            (float(x), float(np.nan_to_num(y))),
+            (1 + 25 / width, place),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            fontsize=FONT - 0.5,
+            fontweight="bold" if end.bold else "normal",
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": end.colour, "linewidth": 0.7, "shrinkB": 3, "relpos": (0, 0.5)},
+        )
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places at least ``gap`` apart and as near to ``wanted`` as simple means go, within [low, high] if they fit.
+    """Positions at least ``gap`` apart, nearest to ``wanted`` by least squares, within [low, high] if they fit.
+
+    Without the gaps this is isotonic regression, here by its min-max formula.
 
     >>> spread([5.0, 5.0, 20.0], 4, 0, 30)
     [3.0, 7.0, 20.0]
     """
-    order = sorted(range(len(wanted)), key=wanted.__getitem__)
-    up: list[float] = []
-    for index in order:
-        up.append(max(wanted[index], up[-1] + gap if up else low))
-    down: list[float] = []
-    for index in reversed(order):
-        down.append(min(wanted[index], down[-1] - gap if down else high))
-    # Both keep the gap, so their mean does too; then push back what has left the range.
-    middle = [(a + b) / 2 for a, b in zip(up, reversed(down), strict=True)]
-    for k in range(len(middle)):
-        middle[k] = max(middle[k], middle[k - 1] + gap if k else low)
-    for k in reversed(range(len(middle))):
-        middle[k] = min(middle[k], middle[k + 1] - gap if k + 1 < len(middle) else high)
-    places = [0.0] * len(wanted)
-    for index, place in zip(order, middle, strict=True):
-        places[index] = place
-    return places
+    count = len(wanted)
+    order = np.argsort(wanted, kind="stable")
+    gaps = gap * np.arange(count)
+    target = np.asarray(wanted, dtype=float)[order] - gaps
+    fitted = [max(min(target[i : j + 1].mean() for j in range(k, count)) for i in range(k + 1)) for k in range(count)]
+    places = np.empty(count)
+    places[order] = np.clip(fitted, low, max(low, high - gap * (count - 1))) + gaps
+    return places.tolist()

@@ -1,4 +1,4 @@
-"""Pictures for the report: what the networks see in validation images with the classes that matter most."""
+"""Example images of the report: predictions, activation maps and pseudo masks on validation images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,26 +20,35 @@ from ..config import TrainConfig
 from ..datasets import SegmentationDataset
 from ..runs.read import Run
 from ..training.loaders import normalize_images, open_split
-from .figures import FONT, Colours, new_figure, shorten
+from .figures import FONT, STYLE, new_figure, shorten
 
-_SCANNED = 200  # validation images among which to choose: reading all labels of a large set takes minutes
-_LEAST_SHARE = 4e-4  # of an image's pixels: what is smaller cannot be made out on the page
-_LEVELS = 64  # steps of the heat map
+_SCANNED = 200  # validation images to choose from, at most: reading all labels of a large dataset takes minutes
+_LEAST_SHARE = 4e-4  # of an image's pixels; a smaller object cannot be recognised on the page
+_LEVELS = 64  # of the heat map
 _HEAT = "inferno"
 
 AGREEMENT = {"hit": (45, 140, 235), "false alarm": (245, 160, 30), "missed": (225, 60, 160)}
-"""Colours of a pseudo mask against the ground truth."""
+"""RGB colours for the comparison of a pseudo mask with the ground truth."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture, its name, a text for those who do not see it, and what is to be read off it."""
+    """One picture of a scene.
+
+    Attributes:
+        picture: the picture.
+        title: below the picture.
+        alt: description for readers who cannot see it.
+        note: second line below the picture.
+        run: number of the run, for its colour.
+        kind: "photo", or "map" for a picture of few colours that must not be smoothed.
+    """
 
     picture: Image.Image
     title: str
     alt: str
     note: str = ""
-    colour: str = ""
+    run: int | None = None
     kind: str = "photo"
 
     @property
@@ -53,7 +61,13 @@ class Tile:
 
 @dataclass(frozen=True)
 class Scene:
-    """One validation image: it, its ground truth and the predictions; then maps and pseudo masks of its classes."""
+    """One validation image.
+
+    Attributes:
+        title: above the pictures.
+        tiles: the image, its ground truth, and the prediction of each run.
+        maps: an activation map and a pseudo mask of each class shown.
+    """
 
     title: str
     tiles: list[Tile]
@@ -61,18 +75,18 @@ class Scene:
 
 
 def cam_run(runs: Sequence[Run]) -> Run:
-    """The run whose activation maps are shown: the last adaptive one, else the last."""
+    """The run whose activation maps are shown: the last one with adaptive weights, or else the last one."""
     return next((run for run in reversed(runs) if run.adaptive), runs[-1])
 
 
 def make_scenes(runs: Sequence[Run], classes: Sequence[int], count: int) -> list[Scene]:
-    """Scenes of ``count`` validation images in which some of ``classes`` can be seen."""
+    """Scenes of ``count`` validation images that show some of ``classes``."""
     if count == 0:
         return []
     networks = [_load_network(run) for run in runs]
     sizes = [TrainConfig.from_dict(dict(run.config)).resize for run in runs]
     opened = {size: _open(runs[0], size) for size in dict.fromkeys(sizes)}
-    data = [opened[size] for size in sizes]  # each network sees the images at the size that it was trained for
+    data = [opened[size] for size in sizes]  # each network predicts at the size that it was trained for
     mapped = runs.index(cam_run(runs))
     return [_scene(data, index, shown, runs, networks, mapped) for index, shown in _choose(data[0], classes, count)]
 
@@ -83,8 +97,8 @@ def _open(run: Run, size: tuple[int, int] | None) -> SegmentationDataset:
     data = open_split(config, "val")
     if list(data.class_names) != list(run.dataset["class_names"]):
         raise ValueError(
-            f"{run.path / 'dataset.json'}: its classes are not those of the data set {config.dataset!r} as it "
-            "is now; train the run again, or pass images=0"
+            f"{run.path / 'dataset.json'}: its classes differ from the present classes of dataset {config.dataset!r}; "
+            "train the run again, or pass images=0"
         )
     return data
 
@@ -93,8 +107,8 @@ def _load_network(run: Run) -> torch.nn.Module:
     file = next((run.path / name for name in ("latest.pt", "best.pt") if (run.path / name).is_file()), None)
     if file is None:
         raise FileNotFoundError(
-            f"{run.path / 'latest.pt'} is missing, and best.pt too, but the pictures need a network; train the run "
-            "again, or pass images=0 for a report without pictures"
+            f"{run.path / 'latest.pt'} and best.pt are missing, but the example images need a checkpoint; train the "
+            "run again, or pass images=0 for a report without example images"
         )
     config = TrainConfig.from_dict(dict(run.config))
     network = config.network(len(run.dataset["class_names"]), pretrained=False)
@@ -103,7 +117,10 @@ def _load_network(run: Run) -> torch.nn.Module:
 
 
 def _choose(data: SegmentationDataset, classes: Sequence[int], count: int) -> Iterator[tuple[int, list[int]]]:
-    """Images, and the classes to show of each: one after the other, that which shows most of what was shown least."""
+    """Choose images greedily, each for the classes that the images before it showed least.
+
+    Yields the index of an image and the one or two classes to show of it.
+    """
     step = max(1, -(-len(data) // _SCANNED))
     pixels: dict[int, np.ndarray] = {}
     for index in range(0, len(data), step):
@@ -112,7 +129,7 @@ def _choose(data: SegmentationDataset, classes: Sequence[int], count: int) -> It
         pixels[index] = np.where(share >= _LEAST_SHARE, share, 0)
     shown = np.zeros(len(classes))
     for _ in range(min(count, len(pixels))):
-        # The square root: two small things tell more than one large one.
+        # the square root favours two small objects over one large one
         index = max(pixels, key=lambda i: float((np.sqrt(pixels[i]) / (1 + shown) ** 2).sum()))
         share = pixels.pop(index)
         present = [k for k in range(len(classes)) if share[k] > 0]
@@ -130,13 +147,13 @@ def _scene(
     networks: Sequence[torch.nn.Module],
     mapped: int,
 ) -> Scene:
-    """What each network says of an image of its own size, all shown at the first one's."""
+    """The scene of one image: each network predicts at its own image size; all are shown at that of the first run."""
     data = opened[0]
     image, label = data.read(index)
     names = data.class_names
     size = (label.shape[0], label.shape[1])
     valid = label != data.ignore_index
-    listed = ", ".join(names[c] for c in classes) or "none of the classes looked for"
+    listed = ", ".join(names[c] for c in classes) or "none of the chosen classes"
     title = f"Validation image {index}"
     tiles = [
         Tile(_photograph(image), "image", f"{title}: photograph"),
@@ -148,14 +165,14 @@ def _scene(
             seen = image if opened[number] is data else opened[number].read(index)[0]
             logits = network(normalize_images(torch.from_numpy(seen.copy()).permute(2, 0, 1).unsqueeze(0)))
         predicted = reference.resize(logits.float(), size, False).argmax(1)[0].numpy().astype(np.uint8)
-        note = ", ".join(f"{names[c]} {_overlap(predicted == c, label == c, valid)}" for c in classes)
+        note = ", ".join(f"{names[c]} {_iou_text(predicted == c, label == c, valid)}" for c in classes)
         tiles.append(
             Tile(
                 _label_map(predicted, data.palette),
                 run.label,
                 f"{title}: prediction of {run.label}",
                 f"IoU here: {note}" if note else "",
-                colour=f"run{number}",
+                run=number,
                 kind="map",
             )
         )
@@ -169,14 +186,14 @@ def _scene(
 def _map_tiles(
     run: Run, cam: Tensor, image: np.ndarray, label: np.ndarray, index: int, name: str, valid: np.ndarray
 ) -> list[Tile]:
-    """The class's map ``(1, 1, h, w)`` over the image, and its pseudo mask against the ground truth."""
+    """Two pictures: the class's activation map ``(1, 1, h, w)``, and its pseudo mask compared with the ground truth."""
     tau, normalize = run.config.get("tau", 0.5), run.config.get("normalize", "max")
     size = (label.shape[0], label.shape[1])
 
     def mask_at(threshold: float) -> np.ndarray:
         return reference.pseudo_masks(cam, size, threshold, normalize, False)[0, 0].numpy()
 
-    # A normalised value is the share of thresholds that it exceeds: this is the specification's own.
+    # the share of thresholds that a position exceeds is its normalised value, as the reference computes it
     heat = np.stack([mask_at((k + 0.5) / _LEVELS) for k in range(_LEVELS)]).mean(0)
     mask, truth = mask_at(tau), label == index
     return [
@@ -184,13 +201,13 @@ def _map_tiles(
         Tile(
             _agreement(image, mask, truth, valid),
             f"{name}: pseudo mask",
-            f"Pseudo mask of {name} in {run.label} against the ground truth: hits, false alarms and misses",
-            f"IoU here: {_overlap(mask, truth, valid)}",
+            f"Pseudo mask of {name} in {run.label} compared with the ground truth: hits, false alarms and misses",
+            f"IoU here: {_iou_text(mask, truth, valid)}",
         ),
     ]
 
 
-def _overlap(mask: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> str:
+def _iou_text(mask: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> str:
     union = ((mask | truth) & valid).sum()
     return f"{100 * (mask & truth & valid).sum() / union:.0f}\N{NO-BREAK SPACE}%" if union else "–"
 
@@ -199,12 +216,12 @@ def _overlap(mask: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> str:
 
 
 def _photograph(image: np.ndarray) -> Image.Image:
-    """An image (H, W, 3) uint8."""
+    """The picture of an image ``(H, W, 3)`` uint8."""
     return Image.fromarray(np.ascontiguousarray(image))
 
 
 def _label_map(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Image:
-    """Class indices (H, W) uint8 in the data set's colours; what is no class is transparent."""
+    """Class indices ``(H, W)`` uint8 in the dataset's colours. Pixels without a class are transparent."""
     colours = np.zeros((256, 4), dtype=np.uint8)
     colours[: len(palette), :3] = palette
     colours[: len(palette), 3] = 255
@@ -212,46 +229,41 @@ def _label_map(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> Image.Im
 
 
 def _heat_map(image: np.ndarray, heat: np.ndarray) -> Image.Image:
-    """A map (H, W) with values in [0, 1] laid over the greyed image; high values cover more."""
+    """Values ``(H, W)`` in [0, 1] as colours over the grey image; higher values are more opaque."""
     colour = matplotlib.colormaps[_HEAT](heat)[..., :3] * 255
     return _overlay(image, colour, 0.35 + 0.4 * heat)
 
 
 def _agreement(image: np.ndarray, mask: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> Image.Image:
-    """A pseudo mask against the ground truth, each (H, W) bool, over the greyed image: hit, false alarm, miss."""
+    """Hits, false alarms and misses of a pseudo mask, ``(H, W)`` bool as the ground truth is, over the grey image."""
     colour = np.zeros(image.shape)
     for where, tone in zip((mask & truth, mask & ~truth & valid, ~mask & truth), AGREEMENT.values(), strict=True):
         colour[where] = tone
     return _overlay(image, colour, np.where(colour.any(-1), 0.8, 0.0))
 
 
-def contact_sheet(scene: Scene, colours: Colours) -> Figure:
-    """The scene's pictures side by side, the maps in a second row."""
+@matplotlib.rc_context(STYLE)
+def contact_sheet(scene: Scene) -> Figure:
+    """The scene as one figure for a PNG file, with activation maps and pseudo masks in a second row."""
     rows = [scene.tiles, *([scene.maps] if scene.maps else [])]
     columns = max(map(len, rows))
     photo = scene.tiles[0].picture
-    wide = max(150, min(240, 1400 // columns))
-    high = round(wide * photo.height / photo.width)
-    row, gap, top = high + 42, 12, 26
-    figure = new_figure((columns * (wide + gap) + gap, top + row * len(rows)))
-    width, height = figure.get_size_inches() * 72
-    ink, muted = colours.light["ink"], colours.light["muted"]
-    title: dict[str, Any] = {"fontsize": FONT, "va": "top", "parse_math": False}
-    figure.text(gap / width, 1 - 6 / height, scene.title, color=ink, fontweight="bold", **title)
-    for line, tiles in enumerate(rows):
-        for column, tile in enumerate(tiles):
-            left, bottom = gap + column * (wide + gap), height - top - line * row - high
-            axes = figure.add_axes((left / width, bottom / height, wide / width, high / height))
-            axes.imshow(np.asarray(tile.picture.convert("RGBA")), aspect="auto", interpolation="antialiased")
-            axes.set_axis_off()
-            figure.text(left / width, (bottom - 4) / height, shorten(tile.title, wide), color=ink, **title)
-            note = shorten(tile.note, wide, FONT - 2)
-            figure.text(left / width, (bottom - 19) / height, note, color=muted, **(title | {"fontsize": FONT - 2}))
+    width = max(150, min(240, 1400 // columns))
+    figure = new_figure(columns * width, (width * photo.height / photo.width + 44) * len(rows) + 30)
+    figure.suptitle(scene.title, fontsize=FONT, fontweight="bold", x=0.01, ha="left")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes in grid.ravel():
+        axes.set_axis_off()
+    for line, tiles in zip(grid, rows, strict=True):
+        for axes, tile in zip(line, tiles, strict=False):
+            axes.imshow(np.asarray(tile.picture.convert("RGBA")), interpolation="antialiased")
+            text = f"{shorten(tile.title, width)}\n{shorten(tile.note, width, FONT - 2)}"
+            axes.set_title(text, fontsize=FONT - 2, fontweight="normal")
     return figure
 
 
 def heat_gradient() -> str:
-    """The heat map's scale from 0 to 1 as a CSS gradient."""
+    """The colour scale of the heat map from 0 to 1, as a CSS gradient."""
     stops = (to_hex(matplotlib.colormaps[_HEAT](k / 8)) for k in range(9))
     return f"linear-gradient(to right, {', '.join(stops)})"
 
@@ -263,8 +275,8 @@ def _overlay(image: np.ndarray, colour: np.ndarray, opacity: np.ndarray) -> Imag
 
 
 def _data_uri(picture: Image.Image, kind: str, **options: object) -> str:
-    if picture.width > 640:  # twice the width at which the page shows it
-        between = Image.Resampling.NEAREST if kind == "PNG" else Image.Resampling.LANCZOS  # maps have no shades
+    if picture.width > 640:  # twice the width on the page
+        between = Image.Resampling.NEAREST if kind == "PNG" else Image.Resampling.LANCZOS  # maps keep their colours
         picture = picture.resize((640, round(picture.height * 640 / picture.width)), between)
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)

@@ -1,4 +1,4 @@
-"""Models by data sets: the final mIoU of every method, over seeds (the paper's table 1)."""
+"""The table of models by dataset: the final mIoU of every method over seeds, as in the paper's table 1."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from ..runs.read import Run
 if TYPE_CHECKING:
     from rich.table import Table
 
-# Settings that say where and how fast a run was made, or that the table has an axis for.
-_AXES = {"seed", "dataset", "model", "backbone", "weighting"}
+_AXES = {"seed", "dataset", "model", "backbone", "weighting"}  # settings with a place of their own in the table
 INCIDENTAL = {"device", "threads", "workers", "root"}
+"""Settings that say where and how fast a run was trained, and should not change its result."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One method with one model on one data set: mIoU after the last epoch, and less the baseline's seed by seed."""
+class OverviewEntry:
+    """One method with one model on one dataset.
+
+    Attributes:
+        summary: mIoU after the last epoch, over seeds.
+        paired: its difference to the baseline with the same seed; None for the baseline.
+    """
 
     summary: Summary
     paired: Paired | None
@@ -36,24 +41,24 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Line:
-    """A method with a model; ``entries`` are by data set, None where there is no run."""
+class OverviewLine:
+    """One method with one model; ``entries`` has one entry per dataset, None without runs."""
 
     model: str
     method: str
-    entries: tuple[Entry | None, ...]
+    entries: tuple[OverviewEntry | None, ...]
 
 
 @dataclass(frozen=True)
 class Overview:
-    """The table: a column per data set, lines by model; differences are to the first method of each model."""
+    """The table: a column per dataset, and lines by model. The first method of each model is the baseline."""
 
     datasets: tuple[str, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[OverviewLine, ...]
 
 
 def make_overview(runs: Sequence[Run]) -> Overview | None:
-    """The table of ``runs``; None without values, or where on one data set with one model each is alone of its kind."""
+    """The table of ``runs``; None if it would say nothing: one dataset, one model, and one run of each method."""
     datasets = tuple(dict.fromkeys(run.config["dataset"] for run in runs))
     models = tuple(dict.fromkeys(_model(run) for run in runs))
     cells: dict[tuple[str, str, str], dict[int, float]] = {}
@@ -61,7 +66,7 @@ def make_overview(runs: Sequence[Run]) -> Overview | None:
         if run.final["miou"] is None:
             continue
         cell = (_model(run), method, run.config["dataset"])
-        if run.config["seed"] in cells.get(cell, {}):  # once more, say on another device: a line of its own
+        if run.config["seed"] in cells.get(cell, {}):  # the same settings on another device get a line of their own
             cell = (cell[0], f"{method}, {run.label}", cell[2])
         cells.setdefault(cell, {})[run.config["seed"]] = run.final["miou"]
     if not cells or (len(datasets) == len(models) == 1 and all(len(values) == 1 for values in cells.values())):
@@ -76,8 +81,8 @@ def make_overview(runs: Sequence[Run]) -> Overview | None:
                 base = cells.get((model, methods[0], dataset), {})
                 paired = compare(found, base) if method != methods[0] else None
                 summary = summarize(list(found.values()))
-                entries.append(Entry(summary, paired) if summary else None)
-            lines.append(Line(model, method, tuple(entries)))
+                entries.append(OverviewEntry(summary, paired) if summary else None)
+            lines.append(OverviewLine(model, method, tuple(entries)))
     return Overview(datasets, tuple(lines))
 
 
@@ -87,7 +92,7 @@ def _model(run: Run) -> str:
 
 
 def _methods(runs: Sequence[Run]) -> list[str]:
-    """Each run's weighting, with the settings in which runs of the same model, data set and weighting differ."""
+    """The weighting of each run, with the settings in which runs of the same model, dataset and weighting differ."""
 
     def kind(run: Run) -> tuple[str, str, str]:
         return _model(run), run.config["dataset"], run.config["weighting"]
@@ -105,12 +110,14 @@ def _methods(runs: Sequence[Run]) -> list[str]:
     return names
 
 
-def terminal_table(overview: Overview) -> Table:
+def overview_table(overview: Overview) -> Table:
     """The overview for a terminal, as a ``rich`` table."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="mIoU after the last epoch in %; Δ in points, seed by seed", title_justify="left")
+    table = Table(
+        title="mIoU after the last epoch in %; Δ: difference in points with the same seed", title_justify="left"
+    )
     table.add_column("model", no_wrap=True)
     table.add_column("method", no_wrap=True)
     for dataset in overview.datasets:

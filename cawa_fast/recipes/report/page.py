@@ -1,42 +1,36 @@
-"""The report's page: what is shown, and the template that shows it."""
+"""Renders the page from its inputs."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 import jinja2
 
 from ..runs.compare import share_text
 from ..runs.read import by_dataset
-from .ablation_section import make_ablation
-from .dataset_section import make_chapter
-from .figure_writer import Studio
-from .figures import Colours, repeats, seconds_text
+from .ablation_section import make_ablation_section
+from .dataset_section import make_dataset_section
+from .figure_writer import FigureWriter
+from .figures import run_style, seconds_text
 from .gallery import AGREEMENT, heat_gradient
+from .inputs import ReportInputs
 from .overview import make_overview
 
-if TYPE_CHECKING:
-    from .report import Material
 
-
-def render(material: Material, *, images: int, png: bool) -> tuple[str, dict[str, bytes]]:
-    """The page, and with ``png`` its figures as PNG files by name."""
-    groups = by_dataset(material.runs)
-    most_runs = max((len(group) for group in groups), default=0)
-    class_lists = [group[0].dataset["class_names"] for group in groups]
-    class_lists += [ablation["class_names"] for ablation in material.ablations]
-    studio = Studio(Colours(max(most_runs, 2), max(map(len, class_lists))), png)
-
+def render(inputs: ReportInputs, *, images: int, png: bool) -> tuple[str, dict[str, bytes]]:
+    """The page's HTML, and its figures as PNG files by name; none without ``png``."""
+    writer = FigureWriter(png)
     ablations = []
-    for number, ablation in enumerate(material.ablations, start=1):
-        studio.prefix = f"ablation{number if len(material.ablations) > 1 else ''}-"
-        ablations.append(make_ablation(studio, ablation))
-    chapters = []
+    for number, ablation in enumerate(inputs.ablations, start=1):
+        writer.prefix = f"ablation{number if len(inputs.ablations) > 1 else ''}-"
+        ablations.append(make_ablation_section(writer, ablation))
+    sections = []
+    groups = by_dataset(inputs.runs)
     for group in groups:
-        name = re.sub(r"[^a-z0-9]+", "-", group[0].config["dataset"].lower())
-        studio.prefix = f"{name}-" if len(groups) > 1 else ""
-        chapters.append(make_chapter(studio, group, images))
+        dataset = group[0].config["dataset"]
+        name = re.sub(r"[^a-z0-9]+", "-", dataset.lower())
+        writer.prefix = f"{name}-" if len(groups) > 1 else ""
+        sections.append(make_dataset_section(writer, group, images, inputs.rare_part(dataset)))
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__, "templates"),
@@ -45,15 +39,14 @@ def render(material: Material, *, images: int, png: bool) -> tuple[str, dict[str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["repeats"] = repeats
+    environment.globals["run_style"] = run_style
     page = environment.get_template("report.html.j2").render(
         ablations=ablations,
-        chapters=chapters,
-        overview=make_overview(material.runs),
-        colours=studio.colours,
+        sections=sections,
+        overview=make_overview(inputs.runs),
         heat_gradient=heat_gradient(),
         agreement=AGREEMENT,
         seconds=seconds_text,
         share=share_text,
     )
-    return page, studio.files
+    return page, writer.files

@@ -1,0 +1,92 @@
+"""What a report shows: runs and ablations, read from their folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..runs.compare import RARE
+from ..runs.folder import RunFolder
+from ..runs.read import Run, StrPath, labelled, load_run, read_object
+
+ABLATION_FILE = "ablation.json"
+ADAPTIVE_ROW = "cawa"
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """What a report shows.
+
+    Attributes:
+        runs: in the given order. The first run of each dataset is the baseline of the others.
+        ablations: the contents of each ``ablation.json``.
+        rare_parts: for datasets of ablations, the part of an even share below which a class is rare: the ``part`` of
+            :func:`~cawa_fast.recipes.runs.compare.rare_classes`.
+    """
+
+    runs: list[Run]
+    ablations: list[dict[str, Any]]
+    rare_parts: dict[str, float] = field(default_factory=dict)
+
+    def rare_part(self, dataset: str) -> float:
+        """The part of an even share below which a class of this dataset is rare."""
+        return self.rare_parts.get(dataset, RARE)
+
+
+def load_inputs(paths: Sequence[StrPath]) -> ReportInputs:
+    """Read run folders, folders of ``cawa-fast ablate``, and files ``ablation.json``.
+
+    From the folder of an ablation this also reads the runs of its baseline and of CAWA with the first seed, if they are
+    there. A class is rare as the ablation's ``--rare`` says, also for single runs from the folder of an ablation. If
+    ablations on one dataset disagree, the first one counts.
+
+    Raises:
+        FileNotFoundError: a folder or a file in it is missing.
+        ValueError: no paths, damaged files, or a folder given twice.
+    """
+    if not paths:
+        raise ValueError("run_dirs is empty; give the folder of at least one run")
+    runs: list[Run] = []
+    ablations: list[dict[str, Any]] = []
+    sources: list[dict[str, Any]] = []
+    given = {Path(path).resolve() for path in paths}
+    for path in map(Path, paths):
+        file = path / ABLATION_FILE if path.is_dir() else path
+        if file.suffix != ".json" or (path.is_dir() and not file.is_file()):
+            runs.append(load_run(path))
+            sources += _ablations_of_run(path.resolve())
+            continue
+        ablation = read_object(file)
+        if ablation.get("format") != 1:
+            raise ValueError(
+                f"{file} is not a result of `cawa-fast ablate` that this version can read; run the ablation again"
+            )
+        ablations.append(ablation)
+        taken = given | {run.path.resolve() for run in runs}
+        runs += [run for run in _first_runs(ablation, file.parent) if run.path.resolve() not in taken]
+    labelled(runs)  # raises an error if a folder is given twice
+    rare_parts: dict[str, float] = {}
+    for ablation in ablations + sources:
+        rare_parts.setdefault(ablation["settings"]["dataset"], ablation["rare"]["part"])
+    return ReportInputs(runs, ablations, rare_parts)
+
+
+def _first_runs(ablation: dict[str, Any], folder: Path) -> list[Run]:
+    """The finished runs of the baseline and of CAWA with the first seed."""
+    names: list[str] = []
+    for row in (ablation["against"], ADAPTIVE_ROW):
+        found = [r["runs"] for r in ablation["rows"] if r["name"] == row]
+        names += [run["run"] for run in found[0][:1] if run["status"] == "done"] if found else []
+    return [load_run(folder / name) for name in dict.fromkeys(names) if RunFolder(folder / name).metrics_file.is_file()]
+
+
+def _ablations_of_run(path: Path) -> list[dict[str, Any]]:
+    """The ablation that trained the run in this folder; empty if the run was trained alone."""
+    file = path.parent / ABLATION_FILE
+    ablation = read_object(file) if file.is_file() else {}
+    if ablation.get("format") != 1:
+        return []
+    names = {run["run"] for row in ablation["rows"] for run in row["runs"]}
+    return [ablation] if path.name in names else []

@@ -1,0 +1,1 @@
+"""Run folders: what training writes, and what is read and compared of it."""
