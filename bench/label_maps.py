@@ -16,7 +16,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from cawa_fast.recipes.runs.folder import atomic
+from cawa_fast.recipes.files import atomic
 
 from .measure import machine
 
@@ -44,7 +44,7 @@ def draw(folder: Path, count: int) -> list[Path]:
 def contenders(folder: Path, files: list[Path]) -> dict[str, Callable[[], object]]:
     """What is timed, by its name; each goes over all files once."""
     from cawa_fast.recipes.datasets import CityscapesDataset, labels
-    from cawa_fast.recipes.datasets.label_statistics import take_census
+    from cawa_fast.recipes.datasets.label_statistics import collect_label_statistics
 
     data = CityscapesDataset(folder, "train")
     maps = [np.asarray(Image.open(file)) for file in files]
@@ -55,7 +55,7 @@ def contenders(folder: Path, files: list[Path]) -> dict[str, Callable[[], object
         if not fast:
             labels._fast_decoder = lambda: None  # type: ignore[assignment]
         try:
-            take_census(data, workers=1, cache=False, images=images)
+            collect_label_statistics(data, workers=1, cache=False, images=images)
         finally:
             labels._fast_decoder = decoder
 

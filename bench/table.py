@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from cawa_fast.recipes.runs.folder import atomic
+from cawa_fast.recipes.files import atomic
 
 ROOT = Path(__file__).parents[1]
 _OWN_COLUMNS = ("eager", "compile")  # the rivals that have columns; the others share one

@@ -13,8 +13,9 @@ try:
     import click
     from rich.console import Console
 
-    from ..recipes.config import TrainConfig, cpu_count
+    from ..recipes.config import TrainConfig
     from ..recipes.datasets import FILE_DATASETS
+    from ..recipes.parallel import cpu_count
     from .options import Numbers, settings_options
 except ImportError as error:  # the core installs without the extra
     raise SystemExit(f"cawa-fast needs {error.name}: pip install 'cawa_fast[train]'") from None
@@ -324,7 +325,7 @@ def doctor_data(
     """
     from ..recipes.datasets.doctor.examine import examine
     from ..recipes.datasets.doctor.view import save_picture, show
-    from ..recipes.runs.folder import atomic
+    from ..recipes.files import atomic
     from ..recipes.training.progress import Display
 
     console = Console(soft_wrap=True)

@@ -14,7 +14,6 @@ from .. import adaptive, cam, reference
 from .._rules import RULES
 from .datasets import DATASETS
 from .models import MODELS, WITH_AUXILIARY, build_model
-from .parallel import cpu_count as cpu_count
 
 ADAPTIVE = RULES
 """Weightings that follow a score of the classes: the rules of :class:`cawa_fast.AdaptiveClassWeights`."""

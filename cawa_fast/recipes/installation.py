@@ -10,7 +10,7 @@ import shutil
 import torch
 
 from .. import __version__, _native
-from .config import cpu_count
+from .parallel import cpu_count
 
 Finding = tuple[str, str, str | None]
 """Name, what was found, and what to do about it (None where nothing is)."""

@@ -19,7 +19,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from cawa_fast.recipes.runs.folder import RunFolder, atomic
+from cawa_fast.recipes.files import atomic
+from cawa_fast.recipes.runs.folder import RunFolder
 from cawa_fast.recipes.training.loaders import end_workers
 from cawa_fast.recipes.training.signals import SafePoints
 from cawa_fast.recipes.training.trainer import Trainer

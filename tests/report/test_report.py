@@ -289,7 +289,7 @@ def test_failure_leaves_the_old_page(tmp_path: Path, folders: list[Path], monkey
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("cawa_fast.recipes.runs.folder.os.replace", fail)
+    monkeypatch.setattr("cawa_fast.recipes.files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         report.write_report(folders, out, images=0)
     assert out.read_text() == "old"

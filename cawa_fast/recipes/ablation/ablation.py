@@ -49,9 +49,12 @@ from typing import Any, Protocol
 
 import torch
 
-from ..config import TrainConfig, cpu_count
+from ... import __version__
+from ..config import TrainConfig
+from ..files import atomic
+from ..parallel import cpu_count
 from ..runs.compare import RARE, rare_classes
-from ..runs.folder import RunFolder, atomic
+from ..runs.folder import RunFolder
 from ..runs.read import Run, load_run
 from .pool import Pool
 from .results import final_values, markdown, with_statistics
@@ -293,7 +296,7 @@ class Ablation:
             "format": 1,
             "command": self._command(rows),
             "settings": self._shared_settings(),
-            "versions": _versions(),
+            "versions": {"cawa_fast": __version__, "torch": torch.__version__},
             "epochs": self.base.epochs,
             "seeds": sorted({seed for _, runs in names.values() for seed in runs}),
             "against": self.against.name,
@@ -351,12 +354,6 @@ def _devices(base: TrainConfig, device: torch.device) -> list[str]:
     if device.type == "cuda" and device.index is None:
         return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     return [base.device]
-
-
-def _versions() -> dict[str, str]:
-    from ... import __version__
-
-    return {"cawa_fast": __version__, "torch": torch.__version__}
 
 
 @contextlib.contextmanager

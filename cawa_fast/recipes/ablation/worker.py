@@ -13,13 +13,11 @@ import sys
 import threading
 import time
 import traceback
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from ..config import TrainConfig
 from ..runs.folder import RunFolder
-
-if TYPE_CHECKING:
-    from ..training.trainer import Trainer
+from ..training.trainer import Trainer
 
 _PAUSE = 0.5  # seconds between two lines about the progress within an epoch
 
@@ -67,8 +65,6 @@ def main() -> int:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     reporter = Reporter(out)
     try:
-        from ..training.trainer import Trainer
-
         Trainer(TrainConfig.from_dict(task["config"]), RunFolder(task["folder"]), reporter).fit()
     except KeyboardInterrupt:
         return 130

@@ -34,7 +34,7 @@ from .augment import Augmentation, EpochSampler, EvalView, TrainView
 from .base import SegmentationDataset
 from .camvid import CamVidDataset
 from .cityscapes import CityscapesDataset
-from .class_index import ClassIndex
+from .class_index import ClassIndex, count_class_pixels
 from .coco_stuff import COCOStuff10kDataset, COCOStuff164kDataset
 from .files import FileDataset
 from .folder import FolderDataset
@@ -61,6 +61,7 @@ __all__ = [
     "VOCAugDataset",
     "VOCDataset",
     "build_dataset",
+    "count_class_pixels",
 ]
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from .base import SegmentationDataset
@@ -133,8 +134,6 @@ def _span(length: int, crop: int, zoom: float, position: float) -> _Span:
 
 def _resample(source: np.ndarray, rows: _Span, columns: _Span, zoom: float, *, smooth: bool) -> np.ndarray:
     """The source rectangle of two spans at output resolution; costs what the rectangle costs, not the image."""
-    from PIL import Image
-
     # The bilinear filter reaches max(1, 1/zoom) source pixels to either side; keep them so that borders do not differ.
     margin = int(np.ceil(max(1.0, 1.0 / zoom))) + 1
     top, left = max(0, int(rows.low) - margin), max(0, int(columns.low) - margin)
@@ -148,8 +147,6 @@ def _resample(source: np.ndarray, rows: _Span, columns: _Span, zoom: float, *, s
 
 def _recolour(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
     """Scale saturation about each pixel's luma, then contrast about the mean luma, then brightness: one 3x4 matrix."""
-    from PIL import Image
-
     # every fourth pixel is enough for a mean and costs a sixteenth
     mean = float(image[::4, ::4].reshape(-1, 3).mean(axis=0) @ np.array(_LUMA))
     gain = brightness * contrast

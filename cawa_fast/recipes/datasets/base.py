@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 Progress = Callable[[int, int], object]
 """Called as ``progress(done, total)`` after every image."""
@@ -21,8 +20,9 @@ class SegmentationDataset(ABC):
     A subclass sets the class attributes, calls ``super().__init__`` and implements ``__len__`` and ``_load``.
 
     Decoded pairs are kept as long as their sum stays within ``cache_limit`` bytes; the rest is decoded again on every
-    access. Processes that a ``DataLoader`` forks share what was in the cache when they started, so fill it first:
-    :meth:`preload` or :meth:`class_counts`, which also read every label before the first training step.
+    access. DataLoader workers that are forked share what was in the cache when they started, so fill it first with
+    :meth:`preload` or :func:`~cawa_fast.recipes.datasets.count_class_pixels`. Both also check every label before the
+    first training step.
 
     Attributes:
         name: the data set's name in :data:`cawa_fast.recipes.datasets.DATASETS`.
@@ -116,22 +116,6 @@ class SegmentationDataset(ABC):
             self.read(index)
             if progress is not None:
                 progress(index + 1, len(self))
-
-    def class_counts(self, progress: Progress | None = None) -> torch.Tensor:
-        """Pixels per class over all labels; fills the cache on the way.
-
-        Args:
-            progress: called as ``progress(done, total)`` after every image.
-
-        Returns:
-            (C,) int64, ignored pixels not counted.
-        """
-        counts = np.zeros(256, dtype=np.int64)
-        for index in range(len(self)):
-            counts += np.bincount(self.read(index)[1].reshape(-1), minlength=256)
-            if progress is not None:
-                progress(index + 1, len(self))
-        return torch.from_numpy(counts[: self.num_classes].copy())
 
     def _check(self, index: int, image: np.ndarray, label: np.ndarray) -> None:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

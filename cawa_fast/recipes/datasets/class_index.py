@@ -8,6 +8,34 @@ import numpy as np
 import torch
 
 from .base import Progress, SegmentationDataset
+from .files import FileDataset
+from .label_statistics import collect_label_statistics
+
+
+def count_class_pixels(dataset: SegmentationDataset, progress: Progress | None = None) -> torch.Tensor:
+    """Pixels per class over all labels of a dataset, and a check of every label.
+
+    Where all images fit into the dataset's cache, this reads them and so fills the cache. Where they do not, it reads
+    only the label files: in parallel, and not again where :class:`ClassIndex` has already read them.
+
+    Args:
+        dataset: its labels count after its ``resize``.
+        progress: called as ``progress(done, total)``, images.
+
+    Returns:
+        (C,) int64, ignored pixels not counted.
+
+    Raises:
+        ValueError: a file is broken or holds a label that is no class.
+    """
+    if isinstance(dataset, FileDataset) and not dataset.fits_cache:
+        return ClassIndex.build(dataset, progress).class_pixels()
+    pixels = np.zeros(256, dtype=np.int64)
+    for index in range(len(dataset)):
+        pixels += np.bincount(dataset.read(index)[1].reshape(-1), minlength=256)
+        if progress is not None:
+            progress(index + 1, len(dataset))
+    return torch.from_numpy(pixels[: dataset.num_classes].copy())
 
 
 class ClassIndex:
@@ -18,12 +46,12 @@ class ClassIndex:
         num_classes: number of classes C.
 
     Example:
-        >>> from cawa_fast.recipes.datasets import ClassIndex, build_dataset
+        >>> from cawa_fast.recipes.datasets import ClassIndex, build_dataset, count_class_pixels
         >>> street = build_dataset("street", length=3, resize=(48, 96))
         >>> index = ClassIndex.build(street)
         >>> index.pixels.shape, bool((index.presence == (index.pixels > 0)).all())
         ((3, 10), True)
-        >>> torch.equal(index.class_counts(), street.class_counts())
+        >>> torch.equal(index.class_pixels(), count_class_pixels(street))
         True
     """
 
@@ -53,7 +81,7 @@ class ClassIndex:
         """Count every label once.
 
         Label files are read in parallel and what they hold is kept beside the data (see
-        :func:`~cawa_fast.recipes.datasets.label_statistics.take_census`), so that a second call takes no
+        :func:`~cawa_fast.recipes.datasets.label_statistics.collect_label_statistics`), so that a second call takes no
         time. Images that are drawn, or that are in memory already, are counted from there.
 
         Args:
@@ -65,8 +93,6 @@ class ClassIndex:
         Raises:
             ValueError: a label file is broken or holds what is no class; the first such file is named.
         """
-        from .files import FileDataset
-
         if isinstance(dataset, FileDataset) and not dataset.in_memory:
             return cls._of_files(dataset, progress, workers, cache)
         parts = []
@@ -78,16 +104,11 @@ class ClassIndex:
         return cls._joined(dataset.num_classes, parts)
 
     @classmethod
-    def _of_files(
-        cls, dataset: SegmentationDataset, progress: Progress | None, workers: int | None, cache: bool
-    ) -> ClassIndex:
-        from .files import FileDataset
-        from .label_statistics import take_census
-
-        assert isinstance(dataset, FileDataset)
+    def _of_files(cls, dataset: FileDataset, progress: Progress | None, workers: int | None, cache: bool) -> ClassIndex:
         rule, parts = dataset.rule, []
         broken: list[tuple[int, str]] = []
-        for index, record in enumerate(take_census(dataset, progress, workers=workers, cache=cache).labels):
+        statistics = collect_label_statistics(dataset, progress, workers=workers, cache=cache)
+        for index, record in enumerate(statistics.labels):
             if record.error is not None:
                 broken.append((index, record.error))
             elif wrong := rule.unknown(record.values):
@@ -134,12 +155,12 @@ class ClassIndex:
         dense[self._rows, self._classes] = True
         return dense
 
-    def class_counts(self) -> torch.Tensor:
+    def class_pixels(self) -> torch.Tensor:
         """(C,) int64, pixels per class over all images, ignored pixels not counted."""
         counts = np.zeros(self.num_classes, dtype=np.int64)
         np.add.at(counts, self._classes, self._counts)
         return torch.from_numpy(counts)
 
-    def image_counts(self) -> torch.Tensor:
+    def class_images(self) -> torch.Tensor:
         """(C,) int64, in how many images each class has a pixel."""
         return torch.from_numpy(np.bincount(self._classes, minlength=self.num_classes).astype(np.int64))

@@ -14,10 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
-from .base import Progress, SegmentationDataset
+from .base import SegmentationDataset
 from .labels import LabelRule, naming, open_image, read_codes
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -165,18 +164,6 @@ class FileDataset(SegmentationDataset):
         label = resized(self._label(self._pairs[index].label), self.resize)
         label.flags.writeable = False
         return label
-
-    def class_counts(self, progress: Progress | None = None) -> torch.Tensor:
-        """Pixels per class; see :meth:`SegmentationDataset.class_counts`.
-
-        If all pairs fit into the cache this reads them and fills it. Otherwise it reads the label files alone, in
-        parallel, or what :class:`~cawa_fast.recipes.datasets.ClassIndex` has kept of an earlier time.
-        """
-        if self.fits_cache:
-            return super().class_counts(progress)
-        from .class_index import ClassIndex
-
-        return ClassIndex.build(self, progress).class_counts()
 
     def _load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image_file, label_file = self._pairs[index]

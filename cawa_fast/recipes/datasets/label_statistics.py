@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..files import atomic
 from ..parallel import map_chunks
 from .base import Progress
 from .files import FileDataset, resized
@@ -49,7 +50,7 @@ class ImageRecord(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Census:
+class LabelStatistics:
     """One record for each pair of a data set.
 
     Attributes:
@@ -65,7 +66,7 @@ class Census:
     cache_file: Path | None
 
 
-def take_census(
+def collect_label_statistics(
     dataset: FileDataset,
     progress: Progress | None = None,
     *,
@@ -73,7 +74,7 @@ def take_census(
     cache: bool = True,
     images: bool = False,
     decode_images: bool = False,
-) -> Census:
+) -> LabelStatistics:
     """Read the label files that are not known yet.
 
     What was read is kept in ``ROOT/.cawa_fast`` or, where that cannot be written, in the user's cache folder
@@ -130,7 +131,7 @@ def take_census(
         }
         place = _write_cache(places, kept)
     headers = [found[index][1] for index in range(len(files))] if images else None
-    return Census(labels, headers, read, place)  # type: ignore[arg-type]
+    return LabelStatistics(labels, headers, read, place)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------------------------------------- in a process
@@ -213,8 +214,6 @@ def _load_cache(places: Sequence[Path]) -> dict[str, tuple[tuple[int, int], Labe
 
 
 def _write_cache(places: Sequence[Path], kept: dict[str, tuple[tuple[int, int], LabelRecord]]) -> Path | None:
-    from ..runs.folder import atomic
-
     if not kept:
         return None
     records = [record for _, record in kept.values()]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import atomic
 from ..runs.compare import terminal_table
-from ..runs.folder import RunFolder, atomic
+from ..runs.folder import RunFolder
 from ..runs.read import Run, StrPath, by_dataset, labelled, load_run, read_object
 from .overview import make_overview
 from .overview import terminal_table as overview_table

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ... import CAWA
-from ..config import TrainConfig, cpu_count
+from ..config import TrainConfig
 from ..datasets import Augmentation, ClassIndex, EpochSampler, EvalView, SegmentationDataset, TrainView, build_dataset
+from ..parallel import cpu_count
 from . import distributed
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader
 
 from ... import CAWA, CrossEntropyLoss, FocalLoss, LogitAdjustedLoss, RecallLoss, check_labels, weighting
 from ... import functional as CF
-from ..config import ADAPTIVE, TrainConfig, cpu_count
-from ..datasets import FileDataset, SegmentationDataset
+from ..config import ADAPTIVE, TrainConfig
+from ..datasets import FileDataset, SegmentationDataset, count_class_pixels
 from ..models import Network
 from ..models.network import try_size
+from ..parallel import cpu_count
 from ..runs.folder import RunFolder
 from . import distributed
 from .loaders import Loaders, end_workers, normalize_images, open_split
@@ -289,7 +290,7 @@ class Trainer:
         alone = isinstance(dataset, FileDataset) and not dataset.fits_cache
         if alone and not first:
             distributed.barrier()
-        counts = dataset.class_counts(functools.partial(self.watcher.prepare, f"{split} images"))
+        counts = count_class_pixels(dataset, functools.partial(self.watcher.prepare, f"{split} images"))
         if alone and first:
             distributed.barrier()
         if not counts.any():

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import FileDataset
-from ..label_statistics import Census, LabelRecord
+from ..label_statistics import LabelRecord, LabelStatistics
 from ..labels import IGNORE, code_names
 
 _FEW = 20  # maps: with fewer a value that never occurs proves nothing
@@ -64,9 +64,9 @@ def counts(dataset: FileDataset, labels: Sequence[LabelRecord]) -> tuple[np.ndar
     return pixels[: dataset.num_classes], images[: dataset.num_classes], int(pixels[IGNORE])
 
 
-def check_files(dataset: FileDataset, census: Census, found: Findings) -> None:
-    images = census.images or []
-    if broken := [(pair.label, r.error) for pair, r in zip(dataset.pairs, census.labels, strict=True) if r.error]:
+def check_files(dataset: FileDataset, statistics: LabelStatistics, found: Findings) -> None:
+    images = statistics.images or []
+    if broken := [(pair.label, r.error) for pair, r in zip(dataset.pairs, statistics.labels, strict=True) if r.error]:
         found.add(
             "error",
             "unusable-label",
@@ -82,7 +82,7 @@ def check_files(dataset: FileDataset, census: Census, found: Findings) -> None:
         )
     whole = [
         (pair, image, label)
-        for pair, image, label in zip(dataset.pairs, images, census.labels, strict=True)
+        for pair, image, label in zip(dataset.pairs, images, statistics.labels, strict=True)
         if image.error is None and label.error is None
     ]
     if differ := [(pair, image, label) for pair, image, label in whole if image.size != label.size]:
@@ -131,12 +131,12 @@ def check_files(dataset: FileDataset, census: Census, found: Findings) -> None:
         )
 
 
-def check_values(dataset: FileDataset, census: Census, found: Findings) -> None:
+def check_values(dataset: FileDataset, statistics: LabelStatistics, found: Findings) -> None:
     """Codes that are no class; those that give away the same mistake together."""
     rule = dataset.rule
     pixels: Counter[int] = Counter()
     files: defaultdict[int, list[Path]] = defaultdict(list)
-    for pair, record in zip(dataset.pairs, census.labels, strict=True):
+    for pair, record in zip(dataset.pairs, statistics.labels, strict=True):
         wrong = set(rule.unknown(record.values))
         for value, n in zip(record.values, record.counts, strict=True):
             if value in wrong:
@@ -158,7 +158,7 @@ def check_values(dataset: FileDataset, census: Census, found: Findings) -> None:
                 for value in sorted(values, key=lambda value: -pixels[value])
             ],
         )
-    seen = {value for record in census.labels for value in record.values}
+    seen = {value for record in statistics.labels for value in record.values}
     zero_is_other = rule.classes.get(0) == IGNORE and rule.classes.get(1) == 0
     if zero_is_other and len(dataset) >= _FEW and 0 not in seen and 255 not in seen:
         found.add(
@@ -176,7 +176,9 @@ def check_values(dataset: FileDataset, census: Census, found: Findings) -> None:
         )
 
 
-def check_classes(dataset: FileDataset, pixels: np.ndarray, ignored: int, census: Census, found: Findings) -> None:
+def check_classes(
+    dataset: FileDataset, pixels: np.ndarray, ignored: int, statistics: LabelStatistics, found: Findings
+) -> None:
     if not len(dataset):
         return
     if never := [name for name, n in zip(dataset.class_names, pixels, strict=True) if n == 0]:
@@ -187,7 +189,7 @@ def check_classes(dataset: FileDataset, pixels: np.ndarray, ignored: int, census
         )
     empty = [
         pair.label
-        for pair, record in zip(dataset.pairs, census.labels, strict=True)
+        for pair, record in zip(dataset.pairs, statistics.labels, strict=True)
         if record.error is None and not any(dataset.rule.classes.get(v, IGNORE) != IGNORE for v in record.values)
     ]
     if empty:

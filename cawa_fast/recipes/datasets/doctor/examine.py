@@ -18,7 +18,7 @@ from typing import Any
 
 from .. import FILE_DATASETS, FileDataset
 from ..base import Progress
-from ..label_statistics import take_census
+from ..label_statistics import collect_label_statistics
 from .checks import Finding, Findings, check_classes, check_files, check_values, counts, some
 
 _SEVERITIES = ("error", "warning", "note")
@@ -143,7 +143,7 @@ def _examine_split(
                 [unpaired.file for unpaired in lonely],
             )
     started = time.perf_counter()
-    census = take_census(
+    statistics = collect_label_statistics(
         dataset,
         None if progress is None else progress(dataset.split),
         workers=workers,
@@ -152,11 +152,11 @@ def _examine_split(
         decode_images=decode_images,
     )
     seconds = time.perf_counter() - started
-    pixels, images_with, ignored = counts(dataset, census.labels)
-    check_files(dataset, census, found)
-    check_values(dataset, census, found)
-    check_classes(dataset, pixels, ignored, census, found)
-    sizes = Counter(record.size for record in census.labels if record.error is None)
+    pixels, images_with, ignored = counts(dataset, statistics.labels)
+    check_files(dataset, statistics, found)
+    check_values(dataset, statistics, found)
+    check_classes(dataset, pixels, ignored, statistics, found)
+    sizes = Counter(record.size for record in statistics.labels if record.error is None)
     return SplitFacts(
         dataset.split,
         len(dataset),
@@ -164,7 +164,7 @@ def _examine_split(
         tuple(images_with.tolist()),
         ignored,
         tuple(sizes.most_common()),
-        census.read,
+        statistics.read,
         seconds,
     )
 

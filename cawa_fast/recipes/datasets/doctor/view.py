@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ...runs.folder import atomic
+from ...files import atomic
 from .examine import Examination, SplitFacts
 
 _SHOWN = 3  # files and values a finding names in the terminal
