@@ -6,15 +6,18 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from cawa_fast.recipes.config import WEIGHTINGS
+from cawa_fast import functional as CF
+from cawa_fast.metrics import segmentation_metrics
+from cawa_fast.recipes.config import WEIGHTINGS, TrainConfig
 from cawa_fast.recipes.datasets import build_dataset
 from cawa_fast.recipes.runs.folder import RunFolder
-from cawa_fast.recipes.training.loaders import normalize_images
-from cawa_fast.recipes.training.metrics_log import segmentation_metrics
+from cawa_fast.recipes.training.loaders import normalize_images, open_split
+from cawa_fast.recipes.training.metrics_log import metrics_record
 from cawa_fast.recipes.training.trainer import Trainer
 from tests.support.tiny_runs import TINY, Silent, camvid_with_void, run
 
@@ -53,7 +56,34 @@ def test_every_weighting_trains_and_writes_the_documented_records(tmp_path: Path
     assert RunFolder(tmp_path).read_config() == config
     kept = json.loads((tmp_path / "confusion.json").read_text())
     assert kept["epoch"] == 2
-    assert segmentation_metrics(torch.tensor(kept["matrix"]))["iou"] == records[-1]["iou"]
+    assert kept["matrix"] == validated(tmp_path, config).tolist()
+    metrics = metrics_record(segmentation_metrics(torch.tensor(kept["matrix"])))
+    assert metrics == {name: records[-1][name] for name in metrics}
+
+
+def validated(path: Path, config: TrainConfig) -> torch.Tensor:
+    """The confusion matrix of the run's last network, by a validation pass of the test's own."""
+    network = config.network(10)
+    network.load_state_dict(torch.load(path / "latest.pt", weights_only=True)["model"])
+    network.eval()
+    data = open_split(config, "val")
+    pairs = [data.read(index) for index in range(len(data))]
+    images = torch.stack([torch.tensor(image).permute(2, 0, 1) for image, _ in pairs])
+    labels = torch.stack([torch.tensor(label) for _, label in pairs])
+    with torch.no_grad():
+        return CF.confusion_matrix(network(normalize_images(images)), labels, ignore_index=255)
+
+
+@pytest.mark.parametrize(
+    "options", [{"source": "argmax"}, {"budget": 3}, {"every": 2, "epochs": 3}], ids=["argmax", "budget", "every"]
+)
+def test_metrics_are_of_all_validation_images_however_classes_are_scored(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    config = replace(TINY, **options)
+    records = run(tmp_path, config)
+    metrics = metrics_record(segmentation_metrics(validated(tmp_path, config)))
+    assert metrics == {name: records[-1][name] for name in metrics}
 
 
 def test_tensorboard_events_hold_the_metrics(tmp_path: Path) -> None:
@@ -75,7 +105,7 @@ def test_metrics_equal_torchmetrics(torchmetrics: None) -> None:
     prediction = torch.where(torch.rand(4000, generator=generator) < 0.6, target, target.roll(1))
     matrix = torch.zeros(5, 5, dtype=torch.int64)
     matrix.index_put_((target, prediction), torch.tensor(1), accumulate=True)
-    metrics = segmentation_metrics(matrix)
+    metrics = metrics_record(segmentation_metrics(matrix))
     iou = multiclass_jaccard_index(prediction, target, 5, average="none")
     assert metrics["iou"] == pytest.approx(iou.tolist(), abs=1e-6)
     assert metrics["miou"] == pytest.approx(iou.mean().item(), abs=1e-6)
@@ -85,7 +115,7 @@ def test_metrics_equal_torchmetrics(torchmetrics: None) -> None:
 
 
 def test_metrics_of_an_absent_class_are_none_and_left_out_of_the_mean() -> None:
-    metrics = segmentation_metrics(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
+    metrics = metrics_record(segmentation_metrics(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]])))
     assert metrics["iou"] == [0.75, 0.8, None]
     assert metrics["miou"] == pytest.approx(0.775)
 

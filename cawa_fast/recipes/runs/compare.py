@@ -103,8 +103,13 @@ def rare_classes(train_pixels: Sequence[int], part: float = RARE) -> list[int]:
     return [index for index, pixels in enumerate(train_pixels) if 0 < pixels < limit]
 
 
-def comparison_table(runs: Sequence[Run]) -> list[Row]:
+def comparison_table(runs: Sequence[Run], rare_part: float = RARE) -> list[Row]:
     """Compare ``runs`` on the same classes: a row per class, from the most frequent to the rarest, then totals.
+
+    Args:
+        runs: at least one; differences are to the first.
+        rare_part: ``part`` of :func:`rare_classes`. For the runs of an ablation, ``rare["part"]`` of its
+            ``ablation.json``, which ``cawa-fast ablate --rare`` sets.
 
     Raises:
         ValueError: runs on different classes.
@@ -115,7 +120,7 @@ def comparison_table(runs: Sequence[Run]) -> list[Row]:
     dataset = runs[0].dataset
     pixels = dataset["train_pixels"]
     labelled_pixels = max(sum(pixels), 1)
-    rare = rare_classes(pixels)
+    rare = rare_classes(pixels, rare_part)
     rows = []
     for index in sorted(range(len(pixels)), key=lambda i: (-pixels[i], i)):
         share = pixels[index] / labelled_pixels
@@ -148,7 +153,7 @@ def comparison_table(runs: Sequence[Run]) -> list[Row]:
     return rows
 
 
-def terminal_table(runs: Sequence[Run]) -> Table:
+def terminal_table(runs: Sequence[Run], rare_part: float = RARE) -> Table:
     """:func:`comparison_table` for a terminal, as a ``rich`` table."""
     from rich.table import Table
     from rich.text import Text
@@ -161,7 +166,7 @@ def terminal_table(runs: Sequence[Run]) -> Table:
         for heading in (run.label, "Δ" if number else "", *(("weight", "CSPS") if run.adaptive else ())):
             if heading:
                 table.add_column(Text(heading), justify="right", no_wrap=True)
-    rows = comparison_table(runs)
+    rows = comparison_table(runs, rare_part)
     for row, following in zip(rows, [*rows[1:], rows[-1]], strict=True):
         total = row.index is None
         line = [

@@ -9,20 +9,20 @@ from typing import Any
 
 from torch import Tensor
 
-from ... import metrics
+from ...metrics import SegmentationMetrics
 from ..runs.folder import RunFolder
 
 
-def segmentation_metrics(matrix: Tensor) -> dict[str, Any]:
-    """mIoU, accuracies and per-class IoU from a confusion matrix ``(C, C)``, rows = target; None where undefined.
+def metrics_record(metrics: SegmentationMetrics) -> dict[str, Any]:
+    """The metrics as plain values for JSON; None where one is undefined.
 
     Example:
         >>> import torch
-        >>> segmentation_metrics(torch.tensor([[3, 1], [0, 4]]))["iou"]
+        >>> from cawa_fast.metrics import segmentation_metrics
+        >>> metrics_record(segmentation_metrics(torch.tensor([[3, 1], [0, 4]])))["iou"]
         [0.75, 0.8]
     """
-    found = metrics.segmentation_metrics(matrix)
-    return found._asdict() | {"iou": numbers(found.iou), "accuracy": numbers(found.accuracy)}
+    return metrics._asdict() | {"iou": numbers(metrics.iou), "accuracy": numbers(metrics.accuracy)}
 
 
 def numbers(values: Tensor) -> list[float | None]:

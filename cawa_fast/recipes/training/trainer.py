@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ... import CAWA, CrossEntropyLoss, FocalLoss, LogitAdjustedLoss, RecallLoss, check_labels, weighting
-from ... import functional as CF
 from ..config import ADAPTIVE, TrainConfig
 from ..datasets import FileDataset, SegmentationDataset, count_class_pixels
 from ..models import Network
@@ -29,7 +28,7 @@ from ..parallel import cpu_count
 from ..runs.folder import RunFolder
 from . import distributed
 from .loaders import Loaders, end_workers, normalize_images, open_split
-from .metrics_log import log_scalars, numbers, segmentation_metrics, tensorboard
+from .metrics_log import log_scalars, metrics_record, numbers, tensorboard
 from .signals import SafePoints
 from .stopwatch import Stopwatch
 
@@ -92,6 +91,8 @@ class Trainer:
             method=config.cam_method,
             **config.adaptive_options(),
         )
+        # The metrics of every weighting are the library's own, of the predictions; no loss uses this object's weights.
+        self.validation = CAWA(self.model, self.val_set.num_classes, ignore_index=ignore, source="argmax", metrics=True)
         self.trained: nn.Module = self.model
         if distributed.processes() > 1:
             self.model, self.trained = distributed.data_parallel(self.model, self.device)
@@ -148,7 +149,7 @@ class Trainer:
         loss = self._train(epoch, watch)
         distributed.average_buffers(self.model)
         due = self.adaptive and self.cawa.due()
-        matrix = self._validate(epoch, watch, observe=due and self.sample_loader is None)
+        metrics, matrix = self._validate(epoch, watch, observe=due and self.sample_loader is None)
         sampled = None
         if due and self.sample_loader is not None:
             sampled = self._observe_sample(self.sample_loader, watch)
@@ -166,7 +167,7 @@ class Trainer:
             "epoch": epoch,
             "train_loss": loss,
             "lr": self.scheduler.get_last_lr()[0],
-            **segmentation_metrics(matrix),
+            **metrics,
             **scores,
             "weight": numbers(self._current_weight()),
             "sample_images": sampled,
@@ -218,24 +219,28 @@ class Trainer:
         return mean
 
     @torch.no_grad()
-    def _validate(self, epoch: int, watch: Stopwatch, observe: bool) -> Tensor:
+    def _validate(self, epoch: int, watch: Stopwatch, observe: bool) -> tuple[dict[str, Any], Tensor]:
+        """The metrics and the confusion matrix of the validation set; with ``observe`` the classes are scored too."""
         self.model.eval()
-        classes = self.val_set.num_classes
-        matrix = torch.zeros(classes, classes, dtype=torch.int64, device=self.device)
+        scores, predictions = self.cawa.weights, self.validation.weights
         for images, labels in self._batches(self.val_loader, watch, "val_data"):
             with watch.part("val_forward"), self._autocast():
                 self.model(images)
             with watch.part("val_metric"):
-                batch = CF.confusion_matrix(self.cawa.logits, labels, ignore_index=self.val_set.ignore_index)
-                matrix += batch
-            if observe:
+                self.validation.observe(labels)
+            if observe and scores.source == "cam":
                 with watch.part("observe"):
-                    if self.cawa.weights.source == "cam":
-                        self.cawa.observe(labels)
-                    else:
-                        self.cawa.weights.observe_confusion(batch)
+                    self.cawa.observe(labels)
             self.watcher.advance("validate", epoch, len(images) * distributed.processes())
-        return distributed.sum_over_processes(matrix).cpu()
+        assert predictions.confusion is not None
+        if observe and scores.source == "argmax":  # they are scored by the matrix that is there already
+            with watch.part("observe"):
+                scores.observe_confusion(predictions.confusion)
+        with watch.part("val_metric"):
+            self.validation.step()
+        assert predictions.metrics is not None
+        assert predictions.last_confusion is not None
+        return metrics_record(predictions.metrics), predictions.last_confusion.cpu()
 
     @torch.no_grad()
     def _observe_sample(self, loader: DataLoader[Any], watch: Stopwatch) -> int:
