@@ -22,7 +22,7 @@ from torch import Tensor
 from cawa_fast import AdaptiveClassWeights
 from cawa_fast.recipes.config import TrainConfig
 from cawa_fast.recipes.runs.folder import RunFolder
-from cawa_fast.recipes.training.progress import Display
+from cawa_fast.recipes.training.progress import TrainingDisplay
 from cawa_fast.recipes.training.trainer import Trainer
 from cawa_fast.sampling import ValidationSampler
 
@@ -132,7 +132,7 @@ def budget_training(root: Path, epochs: int, budget: float, threads: int, runs: 
     for name, config in settings.items():
         folder = RunFolder(runs / name.replace(", ", "-").replace(" ", "-"))
         kind = _Recorder if name == "all images" else Trainer
-        with Display(console, tables=False) as display:
+        with TrainingDisplay(console, tables=False) as display:
             records[name] = kind(config, folder, display).fit()
     whole_run = runs / "all-images"
     rows = [torch.load(whole_run / "rows" / f"{epoch}.pt") for epoch in range(1, epochs + 1)]

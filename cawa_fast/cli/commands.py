@@ -60,7 +60,7 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
     """
     from ..recipes.runs.folder import RunFolder
     from ..recipes.training import distributed
-    from ..recipes.training.progress import Display
+    from ..recipes.training.progress import TrainingDisplay
     from ..recipes.training.signals import sigterm_interrupts
     from ..recipes.training.trainer import Trainer
 
@@ -80,9 +80,9 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
                     )
                 config = _resumed(ctx, config, folder.read_config(), folder.path)
             elif config.threads is None:  # stored: their number decides the last bits
-                config = replace(config, threads=max(1, cpu_count() // distributed.local_processes()))
+                config = replace(config, threads=max(1, cpu_count() // distributed.local_world_size()))
             distributed.barrier()  # all have looked before the first one writes
-            with sigterm_interrupts(), Display(console, tables=tables) as display:
+            with sigterm_interrupts(), TrainingDisplay(console, tables=tables) as display:
                 trainer = Trainer(config, folder, display)
                 trainer.fit()
         final = trainer.records[-1]
@@ -153,7 +153,7 @@ def ablate(
     again: after a stop, a kill or a failure the same command continues, on the CPU with the same bits.
     """
     from ..recipes.ablation.ablation import Ablation, choose
-    from ..recipes.ablation.progress import Display, plan_table, plan_text, result_table
+    from ..recipes.ablation.progress import AblationDisplay, plan_table, plan_text, result_table
     from ..recipes.training.signals import sigterm_interrupts
 
     console = Console(soft_wrap=True)
@@ -168,7 +168,7 @@ def ablate(
         console.print(plan_text(ablation), highlight=False, markup=False)
         if dry_run:
             return
-        with sigterm_interrupts(), Display(console, ablation) as display:
+        with sigterm_interrupts(), AblationDisplay(console, ablation) as display:
             ablation.run(display)
         result = ablation.results()
         if result is not None:
@@ -326,11 +326,11 @@ def doctor_data(
     from ..recipes.datasets.doctor.examine import examine
     from ..recipes.datasets.doctor.view import save_picture, show
     from ..recipes.files import atomic
-    from ..recipes.training.progress import Display
+    from ..recipes.training.progress import TrainingDisplay
 
     console = Console(soft_wrap=True)
     try:
-        with Display(console) as display:
+        with TrainingDisplay(console) as display:
             examination = examine(
                 dataset,
                 root,

@@ -13,7 +13,7 @@ import torch
 
 from cawa_fast.recipes.ablation.ablation import Ablation
 from cawa_fast.recipes.ablation.results import (
-    _T,
+    _T_975,
     compare,
     difference_text,
     final_values,
@@ -103,15 +103,15 @@ def test_words_choose_rows_once_and_in_order() -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("rival", "'rival' is no row; choose of the groups rivals, ladder,"),
-        ("depth=3", "'depth' is no setting that a row can change"),
-        ("seed=3", "'seed' is no setting that a row can change"),
-        ("dataset=camvid", "'dataset' is no setting that a row can change"),
-        ("device=cpu", "'device' is no setting that a row can change"),
-        ("delta=x", "delta='x' is no float"),
+        ("rival", "'rival' is not a row; choose from the groups rivals, ladder,"),
+        ("depth=3", "'depth' is not a setting that a row can change"),
+        ("seed=3", "'seed' is not a setting that a row can change"),
+        ("dataset=camvid", "'dataset' is not a setting that a row can change"),
+        ("device=cpu", "'device' is not a setting that a row can change"),
+        ("delta=x", "delta='x' is not of type float"),
         ("delta=2", r"delta must lie in \[0, 1\], got 2.0"),
         ("ratio=best", "ratio must be one of .*; got 'best'"),
-        ("crop=32x32", "crop cannot differ between rows; give it to all with --crop"),
+        ("crop=32x32", "crop cannot differ between rows; set it for all rows with --crop"),
         ("delta=0.5+delta=0.6", "sets delta twice"),
     ],
 )
@@ -176,7 +176,7 @@ def test_cores_are_shared_among_the_jobs(tmp_path: Path, monkeypatch: pytest.Mon
         ({"seeds": (-1,)}, r"from 0 on.*got \[-1\]"),
         ({"jobs": 0}, "jobs must be at least 1, got 0"),
         ({"rare": 0.0}, r"rare must lie in \(0, 1\], got 0.0"),
-        ({"against": "best"}, "'best' is no row"),
+        ({"against": "best"}, "'best' is not a row"),
         ({"against": "delta"}, "against must be one row, but 'delta' is 7"),
     ],
 )
@@ -219,7 +219,7 @@ def test_one_seed_has_no_interval_and_no_common_seed_no_difference() -> None:
 
 def test_the_table_of_students_t() -> None:
     """Each value leaves 2.5 % above it: Simpson's rule over the density."""
-    for n, t in enumerate(_T, start=1):
+    for n, t in enumerate(_T_975, start=1):
         x = torch.linspace(0, t, 20001, dtype=torch.float64)
         scale = math.exp(math.lgamma((n + 1) / 2) - math.lgamma(n / 2)) / math.sqrt(n * math.pi)
         density = scale * (1 + x * x / n) ** (-(n + 1) / 2)
@@ -317,7 +317,7 @@ def test_the_table_in_markdown() -> None:
     # differences .03 and .04: mean .035, sd .00707, t 12.706 over root 2 makes +- .0635
     assert lines[2].startswith("| cawa | **44.5** ± 2.1 | **44.5** ± 2.1 | **44.5** ± 2.1 | +3.5 [−2.9, +9.9] 2/2 |")
     assert lines[2].endswith("| 1, 1 | 2 | 1.23 |")
-    assert "## Rivals" in text
+    assert "## Baselines" in text
     assert "## The method's parts" not in text
     assert "Rare: pole" in text
     assert "after the last epoch" in text
@@ -329,8 +329,8 @@ def test_the_table_in_markdown() -> None:
 @pytest.mark.parametrize(
     ("seeds", "words"),
     [
-        (1, "One seed shows nothing about chance"),
-        (2, "With 2 seeds even a difference of the same sign on all has p = 0.5"),
+        (1, "One seed does not show how much results vary by chance"),
+        (2, "even differences of the same sign on all seeds have only p = 0.5"),
         (3, "p = 0.25"),
         (5, "p = 0.062"),
     ],
@@ -343,7 +343,7 @@ def test_few_seeds_are_called_few(seeds: int, words: str) -> None:
 def test_enough_seeds_still_have_chance_among_many_rows() -> None:
     text = markdown(result([row("uniform", dict.fromkeys(range(6), 0.4))], list(range(6))), GROUPS)
     assert "sign test" not in text
-    assert "one in twenty" in text
+    assert "one row in twenty" in text
 
 
 @pytest.mark.parametrize(("mean", "shown"), [(0.0004, "0.0"), (-0.0004, "0.0"), (0.0123, "+1.2"), (-0.0123, "−1.2")])

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from cawa_fast.recipes.ablation.ablation import Ablation
-from cawa_fast.recipes.ablation.progress import Display, plan_text
+from cawa_fast.recipes.ablation.progress import AblationDisplay, plan_text
 from cawa_fast.recipes.ablation.rows import GROUPS, choose
 from cawa_fast.recipes.config import TrainConfig
 from tests.support.tiny_runs import TINY, invoke
@@ -39,9 +39,9 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path) -> None:
     assert shown.exit_code == 0, shown.output
     output = " ".join(re.sub(r"[│┃]", " ", shown.output).split())
     assert "6 of 6 runs to do, 42 epochs, 2 at a time" in output
-    assert "not known before the first one" in output
+    assert "not known before the first epoch" in output
     assert "ladder-csps" in output
-    assert "those of cawa, 0 of 2" in output
+    assert "shared with cawa, 0 of 2" in output
     assert "tau=0.3" in output
     assert not out.exists()
 
@@ -63,7 +63,7 @@ def test_the_estimate_is_the_epochs_left_over_the_jobs(tmp_path: Path) -> None:
     ("words", "code", "message"),
     [
         (("--seeds", "0;1"), 2, "'0;1' is not a list of whole numbers"),
-        (("--rows", "best"), 1, "'best' is no row"),
+        (("--rows", "best"), 1, "'best' is not a row"),
         (("--lr", "-1"), 1, "lr must be finite and at least 0, got -1.0"),
         (("--jobs", "0"), 2, "--jobs"),
     ],
@@ -107,7 +107,7 @@ def test_the_bar_counts_epochs_of_all_runs(tmp_path: Path) -> None:
     ablation = Ablation(tmp_path, replace(TINY, epochs=4), choose(["cawa"]), [0, 1])
     console = Console(force_terminal=True, width=140, file=io.StringIO(), record=True)
     ablation.states["uniform-s0"].epoch, ablation.states["uniform-s0"].status = 4, "done"
-    with Display(console, ablation) as display:
+    with AblationDisplay(console, ablation) as display:
         state = ablation.states["cawa-s0"]
         state.status = "running"
         display.update(state)
@@ -127,7 +127,7 @@ def test_without_a_terminal_there_is_a_line_for_each_run_with_the_time_left(
     monkeypatch.setattr("cawa_fast.recipes.ablation.progress.time.monotonic", lambda: next(clock))
     ablation = Ablation(tmp_path, replace(TINY, epochs=4), choose(["cawa"]), [0, 1])
     console = Console(file=io.StringIO(), width=140)
-    with Display(console, ablation) as display:
+    with AblationDisplay(console, ablation) as display:
         state = ablation.states["uniform-s0"]
         for status, epoch in (("running", 0), ("running", 4), ("done", 4)):
             state.status, state.epoch, state.miou = status, epoch, 0.5

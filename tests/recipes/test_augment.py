@@ -1,4 +1,4 @@
-"""Views of a data set: image and label stay aligned, and every bit depends on (seed, epoch, index) alone."""
+"""Views of a dataset: image and label stay aligned, and every bit depends on (seed, epoch, index) alone."""
 
 from __future__ import annotations
 

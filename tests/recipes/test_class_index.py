@@ -252,6 +252,6 @@ def test_of_several_processes_one_reads_the_label_files(tmp_path, monkeypatch, f
     data = ade(tmp_path, cache_limit=1 << 20 if fits else 0)
     pixels = count_class_pixels(data)
     monkeypatch.setattr(trainer, "count_class_pixels", lambda dataset, progress: happened.append("count") or pixels)
-    run = SimpleNamespace(config=TINY, watcher=Silent())
+    run = SimpleNamespace(config=TINY, progress=Silent())
     assert torch.equal(trainer.Trainer._count(run, "val", data), pixels)
     assert happened == order

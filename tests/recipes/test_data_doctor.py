@@ -27,7 +27,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 
 def clean(root: Path, count: int = 4) -> dict[str, list[Path]]:
-    """A folder data set of four classes with nothing to complain of."""
+    """A folder dataset of four classes with nothing to complain of."""
     files = {}
     for start, split in enumerate(("train", "val")):
         files[split] = trees.folder(root, split, [trees.stripes(FEW) for _ in range(count)])

@@ -1,4 +1,4 @@
-"""Data sets of the recipes: what they hold, what they read and what they refuse."""
+"""Datasets of the recipes: what they hold, what they read and what they refuse."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from PIL import Image
 from cawa_fast.recipes.datasets import CamVidDataset, FolderDataset
 from cawa_fast.recipes.datasets import labels as label_files
 from cawa_fast.recipes.datasets.class_list import read_class_list
-from cawa_fast.recipes.datasets.labels import COLOUR, LabelRule, histogram, pack, read_codes
+from cawa_fast.recipes.datasets.labels import COLOUR, LabelRule, code_histogram, pack, read_codes
 from tests.support import trees
 
 # -- label files ----------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def test_histogram_equals_unique(seed, rows, values, dtype):
     high = min(values, 255) if dtype == np.uint8 else COLOUR + values
     codes = np.repeat(rng.integers(0, high + 1, (rows, 9)), rng.integers(1, 5), axis=1).astype(dtype)
     expected = np.unique(codes, return_counts=True)
-    assert histogram(codes) == (expected[0].tolist(), expected[1].tolist())
+    assert code_histogram(codes) == (expected[0].tolist(), expected[1].tolist())
 
 
 # -- folders and class lists ----------------------------------------------------------------------------------------

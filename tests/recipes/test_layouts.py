@@ -114,7 +114,7 @@ def test_a_data_set_can_be_sent_to_a_process(key, tmp_path):
 
 @pytest.mark.parametrize("name", FILE_DATASETS)
 def test_real_trees(name):
-    """Where there are any: CAWA_FAST_DATA names a folder with a folder for each data set, by its name."""
+    """Where there are any: CAWA_FAST_DATA names a folder with a folder for each dataset, by its name."""
     root = Path(os.environ.get("CAWA_FAST_DATA", "nowhere")) / name
     if not root.is_dir():
         pytest.skip("CAWA_FAST_DATA names no such tree")

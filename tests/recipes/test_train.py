@@ -24,10 +24,10 @@ from tests.support.tiny_runs import TINY, Silent, camvid_with_void, run
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_every_weighting_trains_and_writes_the_documented_records(tmp_path: Path, weighting: str) -> None:
-    watcher = Silent()
+    progress = Silent()
     config = replace(TINY, weighting=weighting)
-    records = Trainer(config, RunFolder(tmp_path), watcher).fit()
-    assert watcher.images == {"train": 16, "validate": 8}
+    records = Trainer(config, RunFolder(tmp_path), progress).fit()
+    assert progress.images == {"train": 16, "validate": 8}
     written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert written == records
     assert [record["epoch"] for record in records] == [1, 2]

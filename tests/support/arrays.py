@@ -1,4 +1,4 @@
-"""A data set of arrays in memory, for the tests of data sets and of augmentation."""
+"""A dataset of arrays in memory, for the tests of datasets and of augmentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small training runs: settings, a silent watcher, the command line, comparing what two runs wrote."""
+"""Small training runs: settings, a silent progress, the command line, comparing what two runs wrote."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TINY = TrainConfig(
 
 
 class Silent:
-    """A watcher that only counts."""
+    """A progress that only counts."""
 
     def __init__(self) -> None:
         self.images = {"train": 0, "validate": 0}

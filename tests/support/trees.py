@@ -1,4 +1,4 @@
-"""Small trees of images and label maps in the layouts of the public data sets."""
+"""Small trees of images and label maps in the layouts of the public datasets."""
 
 from __future__ import annotations
 

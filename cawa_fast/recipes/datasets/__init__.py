@@ -1,4 +1,4 @@
-"""Data sets of the recipes, by name.
+"""Datasets of the recipes, by name.
 
 =================  =====================================  ==========================================
 name               images (training, validation)          classes, source of the labels
@@ -15,7 +15,7 @@ name               images (training, validation)          classes, source of the
 =================  =====================================  ==========================================
 
 The expected tree of each is its attribute ``tree``, and in ``cawa-fast doctor data --help``, which also checks one.
-Nothing is downloaded; the data sets' own terms apply.
+Nothing is downloaded; the datasets' own terms apply.
 
 >>> from cawa_fast.recipes.datasets import build_dataset
 >>> val = build_dataset("street", split="val", length=4)
@@ -99,13 +99,13 @@ FILE_DATASETS: dict[str, Any] = {
         VOCAugDataset,
     )
 }
-"""Name to class of the data sets that read files."""
+"""Name to class of the datasets that read files."""
 
 DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
     "street": _street,
     **{name: _of_files(cls) for name, cls in FILE_DATASETS.items()},
 }
-"""Name to a function of the keywords ``root``, ``split``, ``resize``, ``seed`` and the data set's own options."""
+"""Name to a function of the keywords ``root``, ``split``, ``resize``, ``seed`` and the dataset's own options."""
 
 
 def build_dataset(
@@ -117,18 +117,18 @@ def build_dataset(
     seed: int = 0,
     **options: Any,
 ) -> SegmentationDataset:
-    """Open a data set.
+    """Open a dataset.
 
     Args:
         name: a key of :data:`DATASETS`.
         root: folder of the files; None for "street".
         split: "train" or "val".
-        resize: ``(H, W)`` in pixels of every image; None keeps the data set's own.
-        seed: >= 0, of data sets that are drawn; the others ignore it.
-        **options: keywords of the data set's class, such as ``length`` or ``cache``.
+        resize: ``(H, W)`` in pixels of every image; None keeps the dataset's own.
+        seed: >= 0, of datasets that are drawn; the others ignore it.
+        **options: keywords of the dataset's class, such as ``length`` or ``cache``.
 
     Raises:
-        ValueError: no such data set or split, or a root that does not fit.
+        ValueError: no such dataset or split, or a root that does not fit.
         FileNotFoundError: files are missing.
     """
     if name not in DATASETS:

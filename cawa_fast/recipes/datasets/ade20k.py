@@ -62,11 +62,11 @@ def zero_is_other(classes: int) -> LabelRule:
     reduced = Hint(
         "zero-reduced-twice",
         "255 says that zero was reduced already (0 to 255, the rest down by one), and would be a second time; use the "
-        "original maps, or read the reduced ones as a 'folder' data set",
+        "original maps, or read the reduced ones as a 'folder' dataset",
     )
     return LabelRule(
         {0: IGNORE, **{value: value - 1 for value in range(1, classes + 1)}},
         f"0..{classes} (0 is ignored)",
-        "use the data set's original maps",
+        "use the dataset's original maps",
         {255: reduced},
     )

@@ -1,4 +1,4 @@
-"""From data sets to tensors: random views for training, whole images for evaluation, and the order of an epoch.
+"""From datasets to tensors: random views for training, whole images for evaluation, and the order of an epoch.
 
 A view of a training image depends on ``(seed, epoch, index)`` alone. Neither the number of workers nor the order in
 which they ask nor a resumed run changes a bit of it.
@@ -36,7 +36,7 @@ class Augmentation:
         jitter: brightness, contrast and saturation are each multiplied by a factor uniform in
             ``[1 - jitter, 1 + jitter]``; in [0, 1], 0 leaves colours alone.
         fill: RGB (0..255) of the padding where the crop sticks out of the image; None takes the mean colour of what
-            is visible. The label there is the data set's ``ignore_index``.
+            is visible. The label there is the dataset's ``ignore_index``.
         nearest: sample the image like the label, at the nearest pixel, instead of bilinearly with antialiasing.
 
     Raises:
@@ -164,7 +164,7 @@ def _to_tensors(image: np.ndarray, label: np.ndarray) -> tuple[torch.Tensor, tor
 
 
 class TrainView(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """A data set as randomly augmented training tensors; to be driven by an :class:`EpochSampler`.
+    """A dataset as randomly augmented training tensors; to be driven by an :class:`EpochSampler`.
 
     Args:
         dataset: what to show.
@@ -202,7 +202,7 @@ class TrainView(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 class EvalView(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """A data set as tensors, whole and unchanged."""
+    """A dataset as tensors, whole and unchanged."""
 
     def __init__(self, dataset: SegmentationDataset) -> None:
         self.dataset = dataset
@@ -231,7 +231,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __init__(self, length: int, *, seed: int = 0) -> None:
         if length < 1:
-            raise ValueError(f"length={length}: there is nothing to sample; check the data set's split")
+            raise ValueError(f"length={length}: there is nothing to sample; check the dataset's split")
         _check_seed(seed)
         self.length = length
         self.seed = seed

@@ -1,4 +1,4 @@
-"""What every data set of the recipes offers: pairs of uint8 images and labels, names, colours, statistics."""
+"""What every dataset of the recipes offers: pairs of uint8 images and labels, names, colours, statistics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Progress = Callable[[int, int], object]
 """Called as ``progress(done, total)`` after every image."""
 
 CACHE_LIMIT = 2 * 1024**3
-"""Default byte limit of a data set's cache: 2 GiB, about 2,700 images of 360x480 (4 bytes a pixel with the label)."""
+"""Default byte limit of a dataset's cache: 2 GiB, about 2,700 images of 360x480 (4 bytes a pixel with the label)."""
 
 
 class SegmentationDataset(ABC):
@@ -25,9 +25,9 @@ class SegmentationDataset(ABC):
     first training step.
 
     Attributes:
-        name: the data set's name in :data:`cawa_fast.recipes.datasets.DATASETS`.
+        name: the dataset's name in :data:`cawa_fast.recipes.datasets.DATASETS`.
         class_names: one name per class, in the order of the label values.
-        palette: one RGB triple (0..255) per class; distinct where the data set's own colours are.
+        palette: one RGB triple (0..255) per class; distinct where the dataset's own colours are.
         ignore_index: the label of pixels that count for nothing, 255.
     """
 
@@ -96,7 +96,7 @@ class SegmentationDataset(ABC):
         return image, label
 
     def read_label(self, index: int) -> np.ndarray:
-        """The label of :meth:`read` alone; data sets of files do not decode the image for it.
+        """The label of :meth:`read` alone; datasets of files do not decode the image for it.
 
         Args:
             index: in [0, len(self)).
@@ -129,5 +129,5 @@ class SegmentationDataset(ABC):
         if wrong.size:
             raise ValueError(
                 f"{self.describe(index)}: {wrong.size} pixels have labels {np.unique(wrong).tolist()[:8]}, neither in "
-                f"[0, {self.num_classes}) nor {self.ignore_index} (ignored); remap them where the data set loads"
+                f"[0, {self.num_classes}) nor {self.ignore_index} (ignored); remap them where the dataset loads"
             )

@@ -1,6 +1,6 @@
 """CamVid in SegNet's layout: 367 training and 101 validation images of 360x480, 11 classes.
 
-The files are not part of this project; the data set's own terms apply. G. J. Brostow, J. Fauqueur, R. Cipolla,
+The files are not part of this project; the dataset's own terms apply. G. J. Brostow, J. Fauqueur, R. Cipolla,
 "Semantic object classes in video: a high-definition ground truth database", Pattern Recognition Letters, 2009.
 """
 
@@ -29,7 +29,7 @@ class CamVidDataset(FileDataset):
 
     Where there is a list file it decides. Its paths may be relative to the root, or stale absolute ones such as
     ``/SegNet/CamVid/train/x.png``: the longest tail of the path that exists under the root is taken. Every pair is
-    looked up and its sizes compared when the data set is opened: it is small.
+    looked up and its sizes compared when the dataset is opened: it is small.
 
     Args:
         root: folder that holds the splits.
@@ -77,7 +77,7 @@ class CamVidDataset(FileDataset):
     def __init__(self, root: str | Path, split: str, *, resize: tuple[int, int] | None = None, **options: Any) -> None:
         base = open_root(root, "CamVid", self.tree)
         listing = base / f"{split}.txt"
-        found = listed_pairs(base, listing) if listing.is_file() else _found(base, split)
+        found = listed_pairs(base, listing) if listing.is_file() else _camvid_pairs(base, split)
         rule = LabelRule(
             {**{value: value for value in range(_UNLABELLED)}, _UNLABELLED: IGNORE},
             "0..11 (11 is unlabelled)",
@@ -93,7 +93,7 @@ class CamVidDataset(FileDataset):
             self._size_known = True
 
 
-def _found(root: Path, split: str) -> Listing:
+def _camvid_pairs(root: Path, split: str) -> Listing:
     images, labels = root / split, root / f"{split}annot"
     for folder in (images, labels):
         if not folder.is_dir():

@@ -1,7 +1,7 @@
 """Cityscapes: 2,975 training and 500 validation images of 1024x2048, 19 classes.
 
 M. Cordts et al., "The Cityscapes dataset for semantic urban scene understanding", CVPR 2016. Labels and colours are
-those of the data set's own scripts (github.com/mcordts/cityscapesScripts).
+those of the dataset's own scripts (github.com/mcordts/cityscapesScripts).
 """
 
 from __future__ import annotations
@@ -84,10 +84,12 @@ class CityscapesDataset(FileDataset):
         truth = need_folder(base / "gtFine" / split, self.tree)
         trained = labels == "labelTrainIds" or (labels == "auto" and next(truth.rglob(f"*{_TRAIN}"), None) is not None)
         found = pair_folders(images, truth, ("_leftImg8bit.png", "_leftImg8bit.jpg"), (_TRAIN if trained else _IDS,))
-        super().__init__(base, split, found, _train_rule() if trained else _id_rule(), resize=resize, **options)
+        super().__init__(
+            base, split, found, _train_ids_rule() if trained else _label_ids_rule(), resize=resize, **options
+        )
 
 
-def _train_rule() -> LabelRule:
+def _train_ids_rule() -> LabelRule:
     raw = Hint(
         "other-ids",
         "these look like labelIds: write the maps anew with csCreateTrainIdLabelImgs, or delete them to read "
@@ -101,7 +103,7 @@ def _train_rule() -> LabelRule:
     )
 
 
-def _id_rule() -> LabelRule:
+def _label_ids_rule() -> LabelRule:
     # 255: the license plate's -1 in eight bits
     ids = {value: LABEL_IDS.get(value, IGNORE) for value in (*range(34), 255)}
     return LabelRule(ids, "0..33", "use the *_labelIds.png of Cityscapes' gtFine")

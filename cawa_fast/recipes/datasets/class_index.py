@@ -39,7 +39,7 @@ def count_class_pixels(dataset: SegmentationDataset, progress: Progress | None =
 
 
 class ClassIndex:
-    """Pixels per class of every image of a data set, kept sparse: an image of 150 classes shows about nine.
+    """Pixels per class of every image of a dataset, kept sparse: an image of 150 classes shows about nine.
 
     Attributes:
         images: number of images N.

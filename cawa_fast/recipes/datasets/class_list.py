@@ -20,7 +20,7 @@ IGNORED_NAMES = ("ignore", "void", "unlabelled", "unlabeled")
 _Colour = tuple[int, int, int]
 
 
-class Entry(NamedTuple):
+class ClassEntry(NamedTuple):
     """One line: a name and perhaps a colour. Its place in the list is the value in index masks."""
 
     name: str
@@ -69,10 +69,10 @@ def read_class_list(file: Path) -> ClassList:
         entries = readers.get(file.suffix.lower(), _from_text)(file)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no text ({error}); save it as UTF-8") from error
-    return _checked(file, entries)
+    return _class_list(file, entries)
 
 
-def _checked(file: Path, entries: list[Entry]) -> ClassList:
+def _class_list(file: Path, entries: list[ClassEntry]) -> ClassList:
     for what, found in (("class", [e.name for e in entries]), ("colour", [e.colour for e in entries if e.colour])):
         if twice := [value for k, value in enumerate(found) if value in found[:k]]:
             raise ValueError(f"{file}: the {what} {twice[0]} is there twice; every class needs its own")
@@ -119,7 +119,7 @@ _TEXT = re.compile(
 )
 
 
-def _from_text(file: Path) -> list[Entry]:
+def _from_text(file: Path) -> list[ClassEntry]:
     entries = []
     for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
         line = line.strip()
@@ -133,11 +133,11 @@ def _from_text(file: Path) -> list[Entry]:
             colour: _Colour | None = _colour([int(match["hex"][k : k + 2], 16) for k in (0, 2, 4)], where)
         else:
             colour = _colour([match["red"], match["green"], match["blue"]], where) if match["red"] else None
-        entries.append(Entry(match["name"].strip(), colour))
+        entries.append(ClassEntry(match["name"].strip(), colour))
     return entries
 
 
-def _from_csv(file: Path) -> list[Entry]:
+def _from_csv(file: Path) -> list[ClassEntry]:
     with file.open(encoding="utf-8-sig", newline="") as opened:
         rows = [
             {(k or "").strip().lower(): (v or "").strip() for k, v in row.items() if isinstance(v, str)}
@@ -150,11 +150,11 @@ def _from_csv(file: Path) -> list[Entry]:
         if not name:
             raise ValueError(f"{where}: no name; the first line must name the columns: name,r,g,b")
         channels = [row.get(key) for key in ("r", "g", "b")]
-        entries.append(Entry(name, _colour(channels, where) if any(channels) else None))
+        entries.append(ClassEntry(name, _colour(channels, where) if any(channels) else None))
     return entries
 
 
-def _from_json(file: Path) -> list[Entry]:
+def _from_json(file: Path) -> list[ClassEntry]:
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -175,7 +175,7 @@ def _from_json(file: Path) -> list[Entry]:
         colour = item.get("color", item.get("colour"))
         if isinstance(colour, str) and re.fullmatch("#[0-9a-fA-F]{6}", colour):
             colour = [int(colour[k : k + 2], 16) for k in (1, 3, 5)]
-        entries.append(Entry(item["name"].strip(), None if colour is None else _colour(colour, where)))
+        entries.append(ClassEntry(item["name"].strip(), None if colour is None else _colour(colour, where)))
     return entries
 
 

@@ -64,7 +64,7 @@ class COCOStuff164kDataset(FileDataset):
         truth = first_folder(base, places, self.tree)
         trained = labels == "labelTrainIds" or (labels == "auto" and next(truth.glob(f"*{_TRAIN}"), None) is not None)
         if trained:
-            found, rule = pair_folders(images, truth, (".jpg",), (_TRAIN,)), _train_rule()
+            found, rule = pair_folders(images, truth, (".jpg",), (_TRAIN,)), _converted_rule()
         else:
             found, rule = pair_folders(images, truth, (".jpg",), (".png",), not_labels=_TRAIN), raw_rule(offset=1)
         super().__init__(base, split, found, rule, resize=resize, **options)
@@ -137,7 +137,7 @@ def raw_rule(offset: int) -> LabelRule:
     )
 
 
-def _train_rule() -> LabelRule:
+def _converted_rule() -> LabelRule:
     raw = Hint("other-ids", "these look like raw ids, whose files are called *.png without labelTrainIds")
     return LabelRule(
         {**{value: value for value in range(len(NAMES))}, 255: IGNORE},

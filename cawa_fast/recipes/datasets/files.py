@@ -1,6 +1,6 @@
-"""What all data sets of files share: finding pairs, opening them, and the sizes of their images.
+"""What all datasets of files share: finding pairs, opening them, and the sizes of their images.
 
-Opening a data set lists folders and reads no file: COCO-Stuff has 118,287 training images. What a file holds is checked
+Opening a dataset lists folders and reads no file: COCO-Stuff has 118,287 training images. What a file holds is checked
 when it is read, and of all label files at once by :class:`~cawa_fast.recipes.datasets.ClassIndex` or
 ``cawa-fast doctor data``.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from .base import SegmentationDataset
-from .labels import LabelRule, naming, open_image, read_codes
+from .labels import LabelRule, named_errors, open_image, read_codes
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _SAMPLED = 16  # images whose headers tell how much memory all of them would take
@@ -76,8 +76,8 @@ class FileDataset(SegmentationDataset):
         **options: Any,
     ) -> None:
         """Args:
-        root: folder of the data set.
-        split: "train", "val" or what else the data set has.
+        root: folder of the dataset.
+        split: "train", "val" or what else the dataset has.
         listing: its files.
         rule: of its labels.
         resize: ``(H, W)`` in pixels to which pairs are resized as they load: images bilinearly with antialiasing,
@@ -328,7 +328,7 @@ def _resolve(root: Path, listed: str) -> Path | None:
 
 def header_size(file: Path) -> tuple[int, int]:
     """``(H, W)`` of an image, from its header alone."""
-    with naming(file), Image.open(file) as opened:
+    with named_errors(file), Image.open(file) as opened:
         return opened.size[1], opened.size[0]
 
 
@@ -337,7 +337,7 @@ def check_sizes(image: Path, image_size: tuple[int, ...], label: Path, label_siz
     if tuple(image_size) != tuple(label_size):
         raise ValueError(
             f"{image} is {image_size[1]}x{image_size[0]} pixels (W x H), {label} {label_size[1]}x{label_size[0]}; "
-            "use images and annotations of the same version of the data set"
+            "use images and annotations of the same version of the dataset"
         )
 
 

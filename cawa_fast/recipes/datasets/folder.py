@@ -57,11 +57,11 @@ class FolderDataset(FileDataset):
             raise FileNotFoundError(f"classes={str(classes)!r} is not a file; give the class list")
         self.class_names, self.palette, rule = read_class_list(file)
         listing = base / f"{split}.txt"
-        found = listed_pairs(base, listing) if listing.is_file() else _found(base, split)
+        found = listed_pairs(base, listing) if listing.is_file() else _folder_pairs(base, split)
         super().__init__(base, split, found, rule, resize=resize, **options)
 
 
-def _found(root: Path, split: str) -> Listing:
+def _folder_pairs(root: Path, split: str) -> Listing:
     def place(names: tuple[str, ...]) -> Path | None:
         return next((p for name in names for p in (root / name / split, root / split / name) if p.is_dir()), None)
 

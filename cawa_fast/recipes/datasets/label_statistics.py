@@ -1,4 +1,4 @@
-"""What the label files of a data set hold: read once, in parallel, and kept beside the data.
+"""What the label files of a dataset hold: read once, in parallel, and kept beside the data.
 
 The census stores codes as they stand in the files, not classes, so that it serves every rule: training (through
 :class:`~cawa_fast.recipes.datasets.ClassIndex`) and ``cawa-fast doctor data``.
@@ -24,7 +24,7 @@ from ..files import atomic
 from ..parallel import map_chunks
 from .base import Progress
 from .files import FileDataset, resized
-from .labels import LabelRule, histogram, naming, read_codes
+from .labels import LabelRule, code_histogram, named_errors, read_codes
 
 _VERSION = 1  # of the cache's layout and of what a code means
 
@@ -51,7 +51,7 @@ class ImageRecord(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelStatistics:
-    """One record for each pair of a data set.
+    """One record for each pair of a dataset.
 
     Attributes:
         labels: of the label files.
@@ -114,7 +114,7 @@ def collect_label_statistics(
 
     if not wanted:
         done(0)
-    work = functools.partial(_read, rule=dataset.rule, resize=dataset.resize, decode_images=decode_images)
+    work = functools.partial(_read_chunk, rule=dataset.rule, resize=dataset.resize, decode_images=decode_images)
     found = dict(zip(wanted, map_chunks(work, tasks, workers=workers, done=done), strict=True))
     labels = []
     for index in range(len(files)):
@@ -137,7 +137,7 @@ def collect_label_statistics(
 # ---------------------------------------------------------------------------------------------------- in a process
 
 
-def _read(
+def _read_chunk(
     tasks: list[tuple[str | None, str | None]], *, rule: LabelRule, resize: tuple[int, int] | None, decode_images: bool
 ) -> list[tuple[LabelRecord | None, ImageRecord | None]]:
     return [
@@ -154,13 +154,13 @@ def _read_label(file: str, rule: LabelRule, resize: tuple[int, int] | None) -> L
         codes = read_codes(file, rule)
     except ValueError as error:
         return LabelRecord((0, 0), (), (), str(error))
-    values, counts = histogram(resized(codes, resize))
+    values, counts = code_histogram(resized(codes, resize))
     return LabelRecord((codes.shape[0], codes.shape[1]), tuple(values), tuple(counts))
 
 
 def _read_image(file: str, decode: bool) -> ImageRecord:
     try:
-        with naming(file), Image.open(file) as image:
+        with named_errors(file), Image.open(file) as image:
             if decode:
                 image.load()
             orientation = image.getexif().get(_ORIENTATION, 1) if "exif" in image.info else 1

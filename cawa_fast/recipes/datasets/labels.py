@@ -1,4 +1,4 @@
-"""From what a label file holds to class indices: the rule of a data set, and reading maps fast.
+"""From what a label file holds to class indices: the rule of a dataset, and reading maps fast.
 
 A *code* is what stands in a file: the value of an index map, or ``COLOUR | red << 16 | green << 8 | blue`` of a colour
 mask. A :class:`LabelRule` says which codes are which classes; any other code is an error and never a class.
@@ -118,13 +118,13 @@ def pack(colour: tuple[int, int, int]) -> int:
 
 def open_image(file: str | Path) -> Any:
     """A decoded Pillow image; a ``ValueError`` that names the file if it is broken or none."""
-    with naming(file), Image.open(file) as image:
+    with named_errors(file), Image.open(file) as image:
         image.load()
         return image
 
 
 @contextlib.contextmanager
-def naming(file: str | Path) -> Iterator[None]:
+def named_errors(file: str | Path) -> Iterator[None]:
     """Turn what Pillow raises into a ``ValueError`` that names the file."""
     try:
         yield
@@ -140,7 +140,7 @@ def read_codes(file: str | Path, rule: LabelRule) -> np.ndarray:
     Args:
         file: an index map (grey or palette, 8 or 16 bits; the array ``S`` of a MATLAB file), or a colour mask if the
             rule knows colours. A palette map counts as a mask if the rule knows the colour of every index in it.
-        rule: of the data set.
+        rule: of the dataset.
 
     Returns:
         (H, W) uint8, or int64 where 8 bits are too few. May be read-only.
@@ -174,12 +174,12 @@ def read_codes(file: str | Path, rule: LabelRule) -> np.ndarray:
     raise ValueError(f"{file} is a colour image ({image.mode}), not a map of class indices; {rule.remedy}")
 
 
-def histogram(codes: np.ndarray) -> tuple[list[int], list[int]]:
+def code_histogram(codes: np.ndarray) -> tuple[list[int], list[int]]:
     """The different codes of a map, ascending, and how many pixels have each.
 
     Label maps are blobs: counting runs takes a quarter of the time of ``np.bincount`` on the pixels.
 
-    >>> histogram(np.array([[7, 7, 2], [2, 2, 7]], dtype=np.uint8))
+    >>> code_histogram(np.array([[7, 7, 2], [2, 2, 7]], dtype=np.uint8))
     ([2, 7], [3, 3])
     """
     flat = codes.reshape(-1)
@@ -229,7 +229,7 @@ def _from_palette(image: Any, rule: LabelRule) -> np.ndarray | None:
     """Codes of the palette's colours, or None if the rule does not know them: then the index is the label."""
     indices = np.asarray(image)
     entries = np.array(image.getpalette("RGB"), dtype=np.int64).reshape(-1, 3)
-    used = histogram(indices)[0]
+    used = code_histogram(indices)[0]
     if used[-1] >= len(entries):
         return None
     codes = entries @ (1 << 16, 1 << 8, 1) + COLOUR

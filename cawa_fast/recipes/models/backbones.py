@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from .libraries import load
+from .libraries import import_library
 
 _LIST = 'python -c "from cawa_fast.recipes.models import backbone_names as b; print(*b(), sep=chr(10))"'
 
@@ -23,8 +23,10 @@ class Backbone(NamedTuple):
 
 def backbone_names() -> list[str]:
     """Every name that ``backbone`` takes, sorted; timm's others with the prefix ``tu-`` that tells them apart."""
-    names = {name for name in load("segmentation_models_pytorch").encoders.get_encoder_names() if _current(name)}
-    return sorted(names | {f"tu-{name}" for name in load("timm").list_models()})
+    names = {
+        name for name in import_library("segmentation_models_pytorch").encoders.get_encoder_names() if _current(name)
+    }
+    return sorted(names | {f"tu-{name}" for name in import_library("timm").list_models()})
 
 
 def find_backbone(name: str, pretrained: bool) -> Backbone:
@@ -33,8 +35,8 @@ def find_backbone(name: str, pretrained: bool) -> Backbone:
     Raises:
         ValueError: there is no such backbone, or no pretrained weights for it.
     """
-    encoders = load("segmentation_models_pytorch").encoders.encoders
-    timm = load("timm")
+    encoders = import_library("segmentation_models_pytorch").encoders.encoders
+    timm = import_library("timm")
     if name in encoders and _current(name):
         settings = encoders[name].get("pretrained_settings") or {}
         if pretrained and not settings:

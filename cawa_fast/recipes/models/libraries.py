@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 
-def load(module: str, name: str | None = None) -> Any:
+def import_library(module: str, name: str | None = None) -> Any:
     """Import ``module`` of the extra ``models``, or what it calls ``name`` (which may be what really imports it).
 
     Raises:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbones import building, find_backbone
-from .libraries import load
+from .libraries import import_library
 from .network import AuxiliaryHead, Network, check_num_classes, explained
 
 _DILATED_STRIDE = 8
@@ -125,7 +125,7 @@ class OCRNet(Network):
 def _encoder(backbone: str, pretrained: bool) -> tuple[Any, bool]:
     """The backbone, and whether its stages are to be joined since it cannot be dilated."""
     found = find_backbone(backbone, pretrained)
-    get_encoder = load("segmentation_models_pytorch").encoders.get_encoder
+    get_encoder = import_library("segmentation_models_pytorch").encoders.get_encoder
     if found.name.startswith("tu-hrnet"):  # the four resolutions themselves, not the widened ones of its classification
         with building(backbone, pretrained):
             return get_encoder(found.name, weights=found.weights, feature_location="", **found.options), True

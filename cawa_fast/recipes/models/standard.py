@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbones import building, find_backbone
-from .libraries import load
+from .libraries import import_library
 from .network import EncoderDecoder, Network, check_num_classes, explained
 
 
@@ -46,7 +46,7 @@ class DeepLabV3Plus(EncoderDecoder):
             raise ValueError(f"output_stride={output_stride} must be 8 or 16")
         found = find_backbone(backbone, pretrained)
         with building(backbone, pretrained, output_stride):
-            whole = load("segmentation_models_pytorch").DeepLabV3Plus(
+            whole = import_library("segmentation_models_pytorch").DeepLabV3Plus(
                 found.name,
                 encoder_weights=found.weights,
                 encoder_output_stride=output_stride,
@@ -98,7 +98,7 @@ class UPerNet(EncoderDecoder):
         check_num_classes(num_classes)
         found = find_backbone(backbone, pretrained)
         with building(backbone, pretrained):
-            whole = load("segmentation_models_pytorch").UPerNet(
+            whole = import_library("segmentation_models_pytorch").UPerNet(
                 found.name,
                 encoder_weights=found.weights,
                 decoder_channels=decoder_channels,
@@ -128,7 +128,7 @@ def segformer(
         return SegFormerMiT(num_classes, backbone=backbone, pretrained=pretrained, decoder_channels=decoder_channels)
     found = find_backbone(backbone, pretrained)
     with building(backbone, pretrained):
-        whole = load("segmentation_models_pytorch").Segformer(
+        whole = import_library("segmentation_models_pytorch").Segformer(
             found.name,
             encoder_weights=found.weights,
             decoder_segmentation_channels=decoder_channels or 256,
@@ -160,16 +160,16 @@ class SegFormerMiT(Network):
     def __init__(self, num_classes: int, *, backbone: str, pretrained: bool, decoder_channels: int | None) -> None:
         super().__init__()
         sizes, depths, channels = _MIX_TRANSFORMERS[backbone]
-        config = load("transformers", "SegformerConfig")(
+        config = import_library("transformers", "SegformerConfig")(
             num_labels=num_classes,
             hidden_sizes=list(sizes),
             depths=list(depths),
             decoder_hidden_size=decoder_channels or channels,
         )
-        self.network = load("transformers", "SegformerForSemanticSegmentation")(config)
+        self.network = import_library("transformers", "SegformerForSemanticSegmentation")(config)
         if pretrained:
             with building(backbone, pretrained):
-                published = load("transformers", "SegformerModel")
+                published = import_library("transformers", "SegformerModel")
                 encoder = published.from_pretrained(f"nvidia/{backbone.replace('_', '-')}")
                 self.network.segformer.load_state_dict(encoder.state_dict())
 

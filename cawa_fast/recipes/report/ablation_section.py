@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from ..ablation.results import difference_text, honesty, mean_text
+from ..ablation.results import difference_text, mean_text, seed_caveat
 from ..config import TrainConfig
 from .class_charts import Curve, Dots, Gain, dot_chart, gain_chart, left_out, sweep_chart
 from .figure_writer import NARROW, WIDE, Studio
@@ -38,7 +38,7 @@ def make_ablation(studio: Studio, result: dict[str, Any]) -> dict[str, Any]:
         "total": total,
         "rare": [names[index] for index in rare["classes"]],
         "rare_percent": f"{100 * rare['part'] / max(len(names), 1):.2g}",
-        "honesty": honesty(len(result["seeds"])),
+        "honesty": seed_caveat(len(result["seeds"])),
         "command": result["command"],
         "groups": [
             _group(studio, result, key, heading)

@@ -1,4 +1,4 @@
-"""What an epoch found: plain numbers for ``metrics.jsonl``, and events for TensorBoard."""
+"""The results of an epoch as plain numbers for ``metrics.jsonl`` and as events for TensorBoard."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def metrics_record(metrics: SegmentationMetrics) -> dict[str, Any]:
 
 
 def numbers(values: Tensor) -> list[float | None]:
-    """A list; what is not finite becomes None."""
+    """The values as a list, with None for those that are not finite."""
     return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
 @contextlib.contextmanager
 def tensorboard(folder: RunFolder) -> Iterator[Any]:
-    """A writer of events into the run's folder, closed at the end."""
+    """A TensorBoard writer into the run's folder, closed at the end."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(folder.path), purge_step=1)
@@ -43,7 +43,7 @@ def tensorboard(folder: RunFolder) -> Iterator[Any]:
 
 
 def log_scalars(log: Any, record: dict[str, Any], class_names: tuple[str, ...]) -> None:
-    """Write a line of ``metrics.jsonl`` as events."""
+    """Write the record of an epoch as TensorBoard events."""
     epoch = record["epoch"]
     for name in ("train_loss", "lr", "miou", "mean_accuracy", "pixel_accuracy", "awa_overhead"):
         log.add_scalar(name, record[name], epoch)

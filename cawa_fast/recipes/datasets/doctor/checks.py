@@ -51,7 +51,7 @@ class Findings:
         self.list.append(Finding(severity, rule, self.split, text, names, tuple(details)))
 
 
-def counts(dataset: FileDataset, labels: Sequence[LabelRecord]) -> tuple[np.ndarray, np.ndarray, int]:
+def class_totals(dataset: FileDataset, labels: Sequence[LabelRecord]) -> tuple[np.ndarray, np.ndarray, int]:
     """Pixels per class, images per class, ignored pixels. Codes that are no class count nowhere."""
     pixels = np.zeros(256, dtype=np.int64)
     images = np.zeros(256, dtype=np.int64)
@@ -91,7 +91,7 @@ def check_files(dataset: FileDataset, statistics: LabelStatistics, found: Findin
             "error",
             "size-differs",
             f"{len(differ)} label maps have another size than their image, such as {_size(label.size)} for "
-            f"{_size(image.size)}; use images and labels of the same version of the data set",
+            f"{_size(image.size)}; use images and labels of the same version of the dataset",
             [pair.label for pair, _, _ in differ],
         )
     sizes = Counter(image.size for _, image, _ in whole)

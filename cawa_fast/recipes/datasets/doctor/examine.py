@@ -1,4 +1,4 @@
-"""A linter for data sets: what is wrong with a tree of images and labels, and what is in it.
+"""A linter for datasets: what is wrong with a tree of images and labels, and what is in it.
 
 Errors stop or spoil training: files without a partner, files that cannot be read, sizes that differ within a pair,
 labels that are no class, an image in two splits. Warnings say what is probably not meant: classes that never occur,
@@ -19,7 +19,7 @@ from typing import Any
 from .. import FILE_DATASETS, FileDataset
 from ..base import Progress
 from ..label_statistics import collect_label_statistics
-from .checks import Finding, Findings, check_classes, check_files, check_values, counts, some
+from .checks import Finding, Findings, check_classes, check_files, check_values, class_totals, some
 
 _SEVERITIES = ("error", "warning", "note")
 _HEAD = 65536  # bytes of an image that are compared before all of it
@@ -90,13 +90,13 @@ def examine(
 
     Args:
         name: a key of :data:`cawa_fast.recipes.datasets.FILE_DATASETS`.
-        root: folder of the data set.
+        root: folder of the dataset.
         splits: which splits to read.
         progress: from a split's name to a function that is told ``(done, total)`` pairs of files.
         workers: processes, >= 1; None takes one per core.
         cache: use what is known of label files that have not changed since they were last read, and keep what is read.
         decode_images: decode every image, and not its header alone: finds those that are cut off, for minutes.
-        **options: keywords of the data set's class.
+        **options: keywords of the dataset's class.
 
     Raises:
         ValueError: the name is unknown, or no split is given.
@@ -152,7 +152,7 @@ def _examine_split(
         decode_images=decode_images,
     )
     seconds = time.perf_counter() - started
-    pixels, images_with, ignored = counts(dataset, statistics.labels)
+    pixels, images_with, ignored = class_totals(dataset, statistics.labels)
     check_files(dataset, statistics, found)
     check_values(dataset, statistics, found)
     check_classes(dataset, pixels, ignored, statistics, found)

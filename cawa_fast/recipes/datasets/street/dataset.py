@@ -1,4 +1,4 @@
-"""Street scenes drawn on the fly: a long-tailed data set without files, for the demo and for tests.
+"""Street scenes drawn on the fly: a long-tailed dataset without files, for the demo and for tests.
 
 Each image is a little world seen through a pinhole camera: a street and two rows of facades in perspective, then
 trees, cars, poles, signs and people from far to near, so that they hide one another; sunlight, shadow, haze, texture,
@@ -14,7 +14,7 @@ import numpy as np
 
 from ..base import SegmentationDataset
 from ..colours import colours
-from .scene import ROAD, SIDEWALK, Town
+from .scene import ROAD, SIDEWALK, StreetScene
 
 # per class and for what is ignored: standard deviation of the fine and of the coarse texture, relative to brightness
 _TEXTURE = np.array(
@@ -99,6 +99,6 @@ class StreetDataset(SegmentationDataset):
         return self._size
 
     def _load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        town = Town(self._size, np.random.default_rng((_SCENES, self.seed, self._stream, index)))
-        town.draw()
-        return town.photograph(_TEXTURE, shadowed=(ROAD, SIDEWALK))
+        scene = StreetScene(self._size, np.random.default_rng((_SCENES, self.seed, self._stream, index)))
+        scene.draw()
+        return scene.photograph(_TEXTURE, shadowed=(ROAD, SIDEWALK))

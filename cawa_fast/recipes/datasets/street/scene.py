@@ -27,7 +27,7 @@ _GLASS = colours("465260 2e323a 788896")
 _PAVING = colours("9c9892 a89888 848282")
 
 
-class Town(Stage):
+class StreetScene(Stage):
     """One street and what stands on it. A side is -1 (left) or 1 (right)."""
 
     def __init__(self, size: tuple[int, int], rng: np.random.Generator) -> None:
