@@ -65,7 +65,7 @@ def contenders(folder: Path, files: list[Path]) -> dict[str, Callable[[], object
         "the class index without kornia_rs": lambda: census(False, False),
         "decoding alone, Pillow": lambda: [labels.open_image(file) for file in files],
         "inflating alone, zlib": lambda: [zlib.decompress(stream) for stream in streams],
-        "counting alone, runs": lambda: [labels.histogram(codes) for codes in maps],
+        "counting alone, runs": lambda: [labels.code_histogram(codes) for codes in maps],
         "counting alone, np.bincount": lambda: [np.bincount(codes.reshape(-1), minlength=256) for codes in maps],
     }
     if labels._fast_decoder() is not None:

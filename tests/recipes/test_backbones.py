@@ -111,7 +111,7 @@ def test_a_backbone_without_stages(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("classes", [0, -1, 2.0, "3"])
 def test_classes_that_are_no_number(name: str, classes: Any) -> None:
-    with pytest.raises(ValueError, match=f"num_classes={classes!r} must be at least 1"):
+    with pytest.raises(ValueError, match=f"num_classes={classes!r} must be an integer of at least 1"):
         build_model(name, classes)
 
 
@@ -119,8 +119,8 @@ def test_classes_that_are_no_number(name: str, classes: Any) -> None:
     ("name", "options", "message"),
     [
         ("deeplabv3plus", {"output_stride": 32}, "output_stride=32 must be 8 or 16"),
-        ("deeplabv3plus", {"auxiliary": -0.1}, "auxiliary=-0.1 must be finite and at least 0"),
-        ("ocrnet", {"auxiliary": float("nan")}, "auxiliary=nan must be finite"),
+        ("deeplabv3plus", {"auxiliary": -0.1}, "auxiliary=-0.1 is the factor of a loss; it must be finite"),
+        ("ocrnet", {"auxiliary": float("nan")}, "auxiliary=nan is the factor of a loss"),
         ("ocrnet", {"key_channels": 0}, "channels=512 and key_channels=0 must be at least 1"),
         ("compact", {"backbone": "resnet18"}, "model 'compact' has a backbone of its own.*backbone='resnet18'"),
         ("compact", {"pretrained": True}, "model 'compact' .* no pretrained weights.*pretrained=True"),
@@ -139,7 +139,7 @@ def test_images_of_the_wrong_kind(name: str) -> None:
         model(torch.zeros(2, 1, 64, 96))
     with pytest.raises(ValueError, match=r"images must be \(N, 3, H, W\), got \(3, 64, 96\)"):
         model(torch.zeros(3, 64, 96))
-    with pytest.raises(ValueError, match=r"floating point, normalised, got torch.uint8"):
+    with pytest.raises(ValueError, match=r"floating point and normalised, got torch.uint8"):
         model(torch.zeros(2, 3, 64, 96, dtype=torch.uint8))
 
 
@@ -248,7 +248,9 @@ def test_weights_that_cannot_be_downloaded(name: str, backbone: str, monkeypatch
 
     monkeypatch.setattr("segmentation_models_pytorch.encoders.hf_hub_download", refuse)
     monkeypatch.setattr("transformers.SegformerModel.from_pretrained", refuse)
-    with pytest.raises(OSError, match=rf"weights of backbone='{backbone}' cannot be had .*no way there.*--no-pretr"):
+    with pytest.raises(
+        OSError, match=rf"weights of backbone='{backbone}' cannot be downloaded .*no way there.*--no-pretr"
+    ):
         build_model(name, 3, backbone=backbone, pretrained=True)
 
 
@@ -276,7 +278,9 @@ def test_a_torchvision_of_another_torch_is_named(monkeypatch: pytest.MonkeyPatch
         raise RuntimeError("operator torchvision::nms does not exist")
 
     monkeypatch.setattr("cawa_fast.recipes.models.libraries.importlib.import_module", fail)
-    with pytest.raises(ImportError, match=r"torchvision was built for another torch than .*torchvision::nms.*pip inst"):
+    with pytest.raises(
+        ImportError, match=r"torchvision was built for another version of PyTorch than .*torchvision::nms.*inst"
+    ):
         build_model("upernet", 3)
 
 

@@ -187,7 +187,7 @@ def test_broken_labels_are_named_with_their_number(tmp_path):
         ClassIndex.build(data)
     data.pairs[3].label.write_bytes(b"no image")
     with pytest.raises(
-        ValueError, match=r"00000001\.png: .*2 label files are broken so; all of them: cawa-fast doctor"
+        ValueError, match=r"00000001\.png: .*2 label files have such errors; to see all: cawa-fast doctor"
     ):
         ClassIndex.build(data)
     trees.write_label(data.pairs[1].label, trees.stripes([1], (13, 20)))
@@ -237,7 +237,7 @@ def test_size_of_mixed_images_is_none_and_of_equal_ones_theirs(tmp_path):
     assert FolderDataset(tmp_path / "own", "val").image_size == trees.SIZE
     Image.new("RGB", (5, 5)).save(tmp_path / "own" / "images" / "val" / "2.jpg")
     assert FolderDataset(tmp_path / "own", "val").image_size is None
-    with pytest.raises(ValueError, match=r"2\.jpg is 5x5 pixels \(W x H\), .*2\.png 24x16"):
+    with pytest.raises(ValueError, match=r"2\.jpg is 5x5 pixels \(W x H\), .*2\.png is 24x16"):
         FolderDataset(tmp_path / "own", "val").read(2)
 
 

@@ -259,7 +259,7 @@ def test_camvid_bad_lists(tmp_path):
 def test_camvid_sizes_that_differ(tmp_path):
     write_camvid(tmp_path, "train", ["a"])
     Image.fromarray(np.zeros((6, 12), np.uint8)).save(tmp_path / "trainannot" / "a.png")
-    with pytest.raises(ValueError, match=r"a\.png is 12x8 pixels .*a\.png 12x6"):
+    with pytest.raises(ValueError, match=r"a\.png is 12x8 pixels .*a\.png is 12x6"):
         CamVidDataset(tmp_path, "train")
 
 

@@ -196,16 +196,16 @@ def _written(tmp_path: Path, content: str, name: str = "classes.txt") -> Path:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("classes.txt", "a\nb\na\n", r"classes\.txt: the class a is there twice"),
-        ("classes.txt", "a 1 2 3\nb 1 2 3\n", r"the colour \(1, 2, 3\) is there twice"),
+        ("classes.txt", "a\nb\na\n", r"classes\.txt: the class a occurs twice"),
+        ("classes.txt", "a 1 2 3\nb 1 2 3\n", r"the colour \(1, 2, 3\) occurs twice"),
         ("classes.txt", "a 1 2 3\nb\n", "'b' has no colour but 'a' has"),
         ("classes.txt", "a 1 2 300\n", r"line 1: the colour \(1, 2, 300\) is outside 0..255"),
         ("classes.txt", "void\n", "lists 0 classes; there must be 1 to 255"),
         ("classes.txt", "\n".join(f"c{k}" for k in range(256)), "lists 256 classes"),
-        ("classes.json", "[", "is no JSON"),
+        ("classes.json", "[", "is not JSON"),
         ("classes.json", "3", "expected a list of names"),
         ("classes.json", '[{"color": [1, 2, 3]}]', "class 0: .* has no name"),
-        ("classes.json", '{"a": [1, 2]}', "is no colour; give red, green, blue"),
+        ("classes.json", '{"a": [1, 2]}', "is not a colour; give red, green, blue"),
         ("classes.csv", "r,g,b\n1,2,3\n", "line 2: no name; the first line must name the columns"),
     ],
 )
@@ -221,7 +221,7 @@ def test_a_class_list_is_needed(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"classes='.*other\.txt' is not a file"):
         FolderDataset(tmp_path, "val", classes=tmp_path / "other.txt")
     (tmp_path / "classes.txt").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(ValueError, match="is no text"):
+    with pytest.raises(ValueError, match="is not a text file"):
         FolderDataset(tmp_path, "val")
     (tmp_path / "classes.txt").write_text("a\n")
     shutil.rmtree(tmp_path / "masks")

@@ -158,7 +158,7 @@ def test_validation_images_of_any_size_are_tried_too(tmp_path: Path) -> None:
         DEEPLAB, dataset="camvid", root=str(tmp_path / "data"), resize=None, crop=(32, 64), train_images=None
     )
     assert len(run(tmp_path / "r", config)) == 1
-    with pytest.raises(ValueError, match=r"cannot take images of 33x65 .* resize or pad what is validated"):
+    with pytest.raises(ValueError, match=r"cannot take images of 33x65 .* resize or pad the validation images"):
         run(tmp_path / "s", replace(config, model="ocrnet", backbone="tu-hrnet_w18_small"))
 
 

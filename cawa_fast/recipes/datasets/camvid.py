@@ -1,6 +1,6 @@
 """CamVid in SegNet's layout: 367 training and 101 validation images of 360x480, 11 classes.
 
-The files are not part of this project; the dataset's own terms apply. G. J. Brostow, J. Fauqueur, R. Cipolla,
+The files are not part of this project and have terms of their own. G. J. Brostow, J. Fauqueur, R. Cipolla,
 "Semantic object classes in video: a high-definition ground truth database", Pattern Recognition Letters, 2009.
 """
 
@@ -27,19 +27,18 @@ _UNLABELLED = 11
 class CamVidDataset(FileDataset):
     """CamVid with SegNet's 11 classes; its label 11, unlabelled, becomes 255.
 
-    Where there is a list file it decides. Its paths may be relative to the root, or stale absolute ones such as
-    ``/SegNet/CamVid/train/x.png``: the longest tail of the path that exists under the root is taken. Every pair is
-    looked up and its sizes compared when the dataset is opened: it is small.
+    A list file, if there is one, decides which pairs there are; :func:`~cawa_fast.recipes.datasets.files.listed_pairs`
+    reads it. The dataset is small, so that opening it also compares the sizes of every pair.
 
     Args:
         root: folder that holds the splits.
         split: "train", "val" or "test".
-        resize: ``(H, W)`` in pixels to which pairs are resized as they load. None keeps the files' size.
-        **options: ``length`` and more of :class:`FileDataset`.
+        resize: ``(H, W)`` in pixels to which pairs are resized when they are read. None keeps the original size.
+        **options: of :class:`FileDataset`, such as ``length``.
 
     Raises:
         FileNotFoundError: the root, the split, or one file of a pair is missing.
-        ValueError: sizes differ, a file is no image, a label map is in colour or has values outside 0..11.
+        ValueError: sizes differ, a file is no image, or a label map is in colour or has values outside 0..11.
     """
 
     name = "camvid"

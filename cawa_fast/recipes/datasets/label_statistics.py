@@ -1,7 +1,7 @@
-"""What the label files of a dataset hold: read once, in parallel, and kept beside the data.
+"""Statistics of the label files of a dataset, read once, in parallel, and kept beside the data.
 
-The census stores codes as they stand in the files, not classes, so that it serves every rule: training (through
-:class:`~cawa_fast.recipes.datasets.ClassIndex`) and ``cawa-fast doctor data``.
+They count codes as they are in the files rather than classes, so that they hold for every rule. Training uses them
+through :class:`~cawa_fast.recipes.datasets.ClassIndex`; ``cawa-fast doctor data`` uses them too.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from .base import Progress
 from .files import FileDataset, resized
 from .labels import LabelRule, code_histogram, named_errors, read_codes
 
-_VERSION = 1  # of the cache's layout and of what a code means
+_VERSION = 1  # of the layout of the cache and of the meaning of codes
 
 _ORIENTATION = 0x0112  # EXIF
 
 
 class LabelRecord(NamedTuple):
-    """One label file: its size ``(H, W)`` before any resizing, its codes and their pixels, or why it cannot be read."""
+    """One label file: its size ``(H, W)`` before resizing, its codes, the pixels of each code; or an error message."""
 
     size: tuple[int, int]
     values: tuple[int, ...]
-    counts: tuple[int, ...]
+    pixels: tuple[int, ...]
     error: str | None = None
 
 
 class ImageRecord(NamedTuple):
-    """One image file: its size ``(H, W)``, Pillow's pixel format, EXIF's orientation (1: upright), or an error."""
+    """One image file: its size ``(H, W)``, Pillow's mode, EXIF's orientation, 1 if upright; or an error message."""
 
     size: tuple[int, int]
     mode: str
@@ -51,13 +51,13 @@ class ImageRecord(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelStatistics:
-    """One record for each pair of a dataset.
+    """The records of the files of a dataset, one for each pair.
 
     Attributes:
         labels: of the label files.
-        images: of the images, if asked for.
-        read: label files that were decoded; the others were known.
-        cache_file: where the records are kept, or None.
+        images: of the image files, if requested.
+        read: number of label files that were decoded; the others were in the cache.
+        cache_file: the file with the cached records, or None.
     """
 
     labels: list[LabelRecord]
@@ -75,19 +75,19 @@ def collect_label_statistics(
     images: bool = False,
     decode_images: bool = False,
 ) -> LabelStatistics:
-    """Read the label files that are not known yet.
+    """The statistics of all label files; reads those that are not in the cache.
 
-    What was read is kept in ``ROOT/.cawa_fast`` or, where that cannot be written, in the user's cache folder
-    (``$XDG_CACHE_HOME/cawa_fast`` or ``~/.cache/cawa_fast``), by name, size and time of change of each file: a file
-    that changes is read again, alone.
+    The cache is in ``ROOT/.cawa_fast`` or, if that cannot be written, in the user's cache folder,
+    ``$XDG_CACHE_HOME/cawa_fast`` or ``~/.cache/cawa_fast``. It knows files by name, size and time of change, so that
+    only files that have changed are read again.
 
     Args:
-        dataset: whose files; its ``resize`` counts, its rule only in what colours mean.
+        dataset: the dataset. The statistics depend on its ``resize``, and on its rule only for the meaning of colours.
         progress: called as ``progress(done, total)``.
-        workers: processes, >= 1; None takes one per core.
-        cache: use and write the records that are kept.
-        images: read the headers of the images as well.
-        decode_images: decode the images, which finds those that are cut off.
+        workers: number of processes, >= 1; None takes one per core.
+        cache: use and write the cache.
+        images: read the headers of the images, too.
+        decode_images: decode the images, which finds truncated ones.
 
     Raises:
         ValueError: workers is less than 1.
@@ -98,7 +98,7 @@ def collect_label_statistics(
     kept = _load_cache(places)
     names = [os.path.relpath(file, dataset.root) for file in files] if cache else files
     known: dict[int, LabelRecord] = {}
-    for index, (name, stamp) in enumerate(zip(names, stamps, strict=False)):
+    for index, (name, stamp) in enumerate(zip(names, stamps, strict=False)):  # without cache there are no stamps
         if name in kept and kept[name][0] == stamp:
             known[index] = kept[name][1]
     wanted = [index for index in range(len(files)) if images or index not in known]
@@ -119,7 +119,7 @@ def collect_label_statistics(
     labels = []
     for index in range(len(files)):
         record = known.get(index) or found[index][0]
-        assert record is not None  # either known or read
+        assert record is not None  # each is either known or read
         labels.append(record)
     read = len(files) - len(known)
     place = places[0] if places and not read else None
@@ -132,9 +132,6 @@ def collect_label_statistics(
         place = _write_cache(places, kept)
     headers = [found[index][1] for index in range(len(files))] if images else None
     return LabelStatistics(labels, headers, read, place)  # type: ignore[arg-type]
-
-
-# ---------------------------------------------------------------------------------------------------- in a process
 
 
 def _read_chunk(
@@ -154,8 +151,8 @@ def _read_label(file: str, rule: LabelRule, resize: tuple[int, int] | None) -> L
         codes = read_codes(file, rule)
     except ValueError as error:
         return LabelRecord((0, 0), (), (), str(error))
-    values, counts = code_histogram(resized(codes, resize))
-    return LabelRecord((codes.shape[0], codes.shape[1]), tuple(values), tuple(counts))
+    values, pixels = code_histogram(resized(codes, resize))
+    return LabelRecord((codes.shape[0], codes.shape[1]), tuple(values), tuple(pixels))
 
 
 def _read_image(file: str, decode: bool) -> ImageRecord:
@@ -169,13 +166,11 @@ def _read_image(file: str, decode: bool) -> ImageRecord:
         return ImageRecord((0, 0), "", 1, str(error))
 
 
-# ----------------------------------------------------------------------------------------------------------- cache
-
 _GONE = (-1, -1)
 
 
 def _stamps(files: Sequence[str]) -> list[tuple[int, int]]:
-    """Size and time of change (ns) of each file."""
+    """Size in bytes and time of change in ns of each file."""
     result = []
     for file in files:
         try:
@@ -187,7 +182,7 @@ def _stamps(files: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def _cache_files(dataset: FileDataset) -> list[Path]:
-    """Where records may lie, the better place first."""
+    """The possible places of the cache, the preferred one first."""
     rule = dataset.rule
     colours = sorted(code for code in rule.classes) if rule.reads_colours else []
     key = repr((_VERSION, dataset.resize, colours, str(dataset.root.resolve())))
@@ -199,17 +194,17 @@ def _cache_files(dataset: FileDataset) -> list[Path]:
 def _load_cache(places: Sequence[Path]) -> dict[str, tuple[tuple[int, int], LabelRecord]]:
     for place in places:
         try:
-            # opened here: NumPy leaves a file that is no archive open
+            # opened here, since NumPy does not close a file that is no archive
             with open(place, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 names = bytes(stored["names"]).decode("utf-8", "surrogateescape").split("\0")
                 stamps, sizes = stored["stamps"].tolist(), stored["sizes"].tolist()
-                ends, values, counts = stored["ends"].tolist(), stored["values"].tolist(), stored["counts"].tolist()
+                ends, values, pixels = stored["ends"].tolist(), stored["values"].tolist(), stored["counts"].tolist()
             return {
-                name: (tuple(stamp), LabelRecord(tuple(size), tuple(values[start:end]), tuple(counts[start:end])))
+                name: (tuple(stamp), LabelRecord(tuple(size), tuple(values[start:end]), tuple(pixels[start:end])))
                 for name, stamp, size, start, end in zip(names, stamps, sizes, [0, *ends[:-1]], ends, strict=True)
             }
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-            continue  # absent, cut off, or of another version: it is made again
+            continue  # absent, truncated, or of another version: written again
     return {}
 
 
@@ -223,7 +218,7 @@ def _write_cache(places: Sequence[Path], kept: dict[str, tuple[tuple[int, int], 
         "sizes": np.array([record.size for record in records], dtype=np.int32),
         "ends": np.cumsum([len(record.values) for record in records]),
         "values": np.array([value for record in records for value in record.values], dtype=np.int32),
-        "counts": np.array([count for record in records for count in record.counts], dtype=np.int64),
+        "counts": np.array([n for record in records for n in record.pixels], dtype=np.int64),
     }
     for place in places:
         with contextlib.suppress(OSError):

@@ -55,7 +55,7 @@ class Run:
 
     @property
     def steady(self) -> tuple[dict[str, Any], ...]:
-        """The records that timings are averaged over: all but the first epoch, which includes warm-up, if there are more."""
+        """The records for mean times: all but the first epoch, which includes warm-up, if there are more."""
         return self.records[1:] or self.records
 
     def column(self, name: str, index: int | None = None) -> list[float | None]:
