@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .colours import colours
 from .files import (
     IMAGE_SUFFIXES,
     FileDataset,
@@ -22,6 +23,8 @@ from .files import (
 from .labels import IGNORE, LabelRule
 
 _UNLABELLED = 11
+
+_NAMES = "sky, building, column_pole, road, sidewalk, tree, sign_symbol, fence, car, pedestrian, bicyclist"
 
 
 class CamVidDataset(FileDataset):
@@ -46,32 +49,8 @@ class CamVidDataset(FileDataset):
         "{train,val}/*.png  {train,val}annot/*.png    images PNG or JPEG, labels 0..10, 11 is unlabelled\n"
         'or train.txt  val.txt                        lists of "image label", relative to the root'
     )
-    class_names = (
-        "sky",
-        "building",
-        "column_pole",
-        "road",
-        "sidewalk",
-        "tree",
-        "sign_symbol",
-        "fence",
-        "car",
-        "pedestrian",
-        "bicyclist",
-    )
-    palette = (
-        (128, 128, 128),
-        (128, 0, 0),
-        (192, 192, 128),
-        (128, 64, 128),
-        (60, 40, 222),
-        (128, 128, 0),
-        (192, 128, 128),
-        (64, 64, 128),
-        (64, 0, 128),
-        (64, 64, 0),
-        (0, 128, 192),
-    )
+    class_names = tuple(_NAMES.split(", "))
+    palette = colours("808080 800000 c0c080 804080 3c28de 808000 c08080 404080 400080 404000 0080c0")
 
     def __init__(self, root: str | Path, split: str, *, resize: tuple[int, int] | None = None, **options: Any) -> None:
         base = open_root(root, "CamVid", self.tree)

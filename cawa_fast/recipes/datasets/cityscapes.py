@@ -18,6 +18,11 @@ LABEL_IDS = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, **{i: i - 13 for i in range
 
 _TRAIN, _IDS = "_gtFine_labelTrainIds.png", "_gtFine_labelIds.png"
 
+_NAMES = (
+    "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, terrain, sky, person, "
+    "rider, car, truck, bus, train, motorcycle, bicycle"
+)
+
 
 class CityscapesDataset(FileDataset):
     """Cityscapes' fine annotations with 19 classes; all other pixels are 255.
@@ -42,27 +47,7 @@ class CityscapesDataset(FileDataset):
         "gtFine/{train,val}/CITY/*_gtFine_labelTrainIds.png    labels 0..18, 255 is ignored\n"
         "or gtFine/{train,val}/CITY/*_gtFine_labelIds.png      labels 0..33, remapped on load"
     )
-    class_names = (
-        "road",
-        "sidewalk",
-        "building",
-        "wall",
-        "fence",
-        "pole",
-        "traffic light",
-        "traffic sign",
-        "vegetation",
-        "terrain",
-        "sky",
-        "person",
-        "rider",
-        "car",
-        "truck",
-        "bus",
-        "train",
-        "motorcycle",
-        "bicycle",
-    )
+    class_names = tuple(_NAMES.split(", "))
     palette = colours(
         "804080 f423e8 464646 66669c be9999 999999 faaa1e dcdc00 6b8e23 98fb98 4682b4 dc143c ff0000 00008e 000046 "
         "003c64 005064 0000e6 770b20"

@@ -160,7 +160,3 @@ class ClassIndex:
         totals = np.zeros(self.num_classes, dtype=np.int64)
         np.add.at(totals, self._classes, self._pixels)
         return torch.from_numpy(totals)
-
-    def class_images(self) -> torch.Tensor:
-        """(C,) int64, number of images in which each class has a pixel."""
-        return torch.from_numpy(np.bincount(self._classes, minlength=self.num_classes).astype(np.int64))

@@ -15,6 +15,11 @@ from .labels import IGNORE, LabelRule, pack
 
 _VOID_COLOUR = (224, 224, 192)
 
+_NAMES = (
+    "background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, horse, "
+    "motorbike, person, pottedplant, sheep, sofa, train, tvmonitor"
+)
+
 
 class VOCDataset(FileDataset):
     """Pascal VOC 2012: labels 0 (background) to 20; 255, on the outlines of objects, is ignored.
@@ -39,29 +44,7 @@ class VOCDataset(FileDataset):
         "VOCdevkit/VOC2012/SegmentationClass/*.png              labels 0..20, 255 is ignored\n"
         "VOCdevkit/VOC2012/ImageSets/Segmentation/{train,val}.txt"
     )
-    class_names = (
-        "background",
-        "aeroplane",
-        "bicycle",
-        "bird",
-        "boat",
-        "bottle",
-        "bus",
-        "car",
-        "cat",
-        "chair",
-        "cow",
-        "diningtable",
-        "dog",
-        "horse",
-        "motorbike",
-        "person",
-        "pottedplant",
-        "sheep",
-        "sofa",
-        "train",
-        "tvmonitor",
-    )
+    class_names = tuple(_NAMES.split(", "))
     palette = tuple(voc_colour(index) for index in range(21))
     _labels = "SegmentationClass"
     _lists: ClassVar[dict[str, str]] = {"train": "train", "val": "val"}

@@ -29,26 +29,11 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-
-    @property
-    def config_file(self) -> Path:
-        return self.path / "config.json"
-
-    @property
-    def latest(self) -> Path:
-        return self.path / "latest.pt"
-
-    @property
-    def best(self) -> Path:
-        return self.path / "best.pt"
-
-    @property
-    def metrics_file(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def confusion_file(self) -> Path:
-        return self.path / "confusion.json"
+        self.config_file = self.path / "config.json"
+        self.latest = self.path / "latest.pt"
+        self.best = self.path / "best.pt"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.confusion_file = self.path / "confusion.json"
 
     def exists(self) -> bool:
         """Whether a run was begun here. A checkpoint without its settings raises a ``ValueError``."""

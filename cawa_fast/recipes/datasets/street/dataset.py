@@ -26,6 +26,8 @@ _TEXTURE = np.array(
 # First word of the seed of every scene, chosen so that train and val have similar shares of the classes.
 _SCENES = 5
 
+_NAMES = "road, sidewalk, building, vegetation, sky, car, pole, traffic_sign, person, rider"
+
 
 class StreetDataset(SegmentationDataset):
     """Procedural street scenes with ten classes, four of them rare and small.
@@ -51,18 +53,7 @@ class StreetDataset(SegmentationDataset):
     """
 
     name = "street"
-    class_names = (
-        "road",
-        "sidewalk",
-        "building",
-        "vegetation",
-        "sky",
-        "car",
-        "pole",
-        "traffic_sign",
-        "person",
-        "rider",
-    )
+    class_names = tuple(_NAMES.split(", "))
     palette = colours("804080 f423e8 464646 6b8e23 4682b4 00008e bebebe fadc00 dc143c ff8200")
 
     def __init__(
