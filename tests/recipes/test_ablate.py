@@ -1,4 +1,4 @@
-"""Ablations without any training: the rows and their settings, the plan, the statistics, the texts."""
+"""Ablations without training: rows and their settings, the plan, statistics, texts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def configs(*words: str, base: TrainConfig = TINY) -> dict[str, TrainConfig]:
     return {row.name: replace(base, **row.settings) for row in choose(words)}
 
 
-def test_rivals_are_all_weightings() -> None:
+def test_baselines_are_all_weightings() -> None:
     made = configs("rivals")
     assert set(made) == set(WEIGHTINGS)
     for name, config in made.items():
@@ -42,7 +42,7 @@ def test_rivals_are_all_weightings() -> None:
 
 
 def test_the_ladder_is_the_papers_table() -> None:
-    """PAPER.md, point 7: argmax and IoU alone; maps; accuracy too; and the ratio."""
+    """Argmax scored by IoU, then activation maps, then accuracy too, then the ratio."""
     made = configs("ladder", base=replace(TINY, weighting="focal", ratio="paper"))
     cawa = replace(TINY, weighting="cawa")
     assert made == {
@@ -136,10 +136,10 @@ def test_rows_with_equal_settings_share_a_run_called_the_same_whatever_else_is_c
     alone = make_plan(TINY, choose(["delta=0.9"]), (3,))
     assert alone.configs == {"cawa-s3": plan.configs["cawa-s3"]}
     assert plan.configs["cawa-s3"] == replace(TINY, weighting="cawa", seed=3)
-    # by default there is no ratio, and the whole method of the paper a row of its own
+    # The default has no ratio, so that the paper's full method is a different run.
     ladder = make_plan(replace(TINY, ratio=TrainConfig.ratio), choose(["ladder", "rivals"]), (0,)).folders
     assert ladder["ladder-csps"] == ladder["cawa"] != ladder["ladder-awa"]
-    # with another base the same words are other runs
+    # With a different base, the same words are different runs.
     other = make_plan(replace(TINY, delta=0.5), choose(["delta=0.9", "cawa"]), (0,))
     assert list(other.configs) == ["delta=0.9-s0", "cawa-s0"]
 
@@ -218,7 +218,7 @@ def test_one_seed_has_no_interval_and_no_common_seed_no_difference() -> None:
 
 
 def test_the_table_of_students_t() -> None:
-    """Each value leaves 2.5 % above it: Simpson's rule over the density."""
+    """The density integrates to 97.5 % up to each value, by Simpson's rule."""
     for n, t in enumerate(_T_975, start=1):
         x = torch.linspace(0, t, 20001, dtype=torch.float64)
         scale = math.exp(math.lgamma((n + 1) / 2) - math.lgamma(n / 2)) / math.sqrt(n * math.pi)
@@ -289,8 +289,8 @@ def test_only_finished_runs_count() -> None:
     same = uniform | {"name": "ladder-baseline", "group": "ladder"}
     first, second, third = with_statistics([uniform, cawa, same], "uniform")
     assert first["summary"]["miou"] == {"mean": 0.45, "sd": pytest.approx(0.0707107), "n": 2}
-    assert first["paired"]["miou"] is None  # itself
-    assert third["paired"]["miou"] is None  # itself by another name
+    assert first["paired"]["miou"] is None  # the row itself
+    assert third["paired"]["miou"] is None  # a row with the same runs
     assert second["summary"]["miou"] == {"mean": 0.5, "sd": None, "n": 1}
     assert second["summary"]["awa_share"] == {"mean": 0.01, "sd": None, "n": 1}
     assert second["paired"]["miou"]["differences"] == {0: pytest.approx(0.1)}

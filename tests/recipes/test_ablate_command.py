@@ -1,4 +1,4 @@
-"""``cawa-fast ablate``: the command line, its plan and its bar."""
+"""``cawa-fast ablate``: the command line, the plan and the progress bar."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_estimate_is_the_epochs_left_over_the_jobs(tmp_path: Path) -> None:
     uniform, enet, cawa = ablation.states.values()
     uniform.epoch, uniform.seconds, uniform.status = 10, 4.0, "done"
     enet.epoch, enet.seconds = 5, 8.0
-    # 5 epochs of 8 s, and 10 of the mean 6 s, by two
+    # 5 epochs of 8 s and 10 of the mean time, 6 s, in two jobs
     assert ablation.seconds_left() == 50
     assert "2 of 3 runs to do, 15 epochs, 2 at a time" in plan_text(ablation)
     assert "about 50 s" in plan_text(ablation)
@@ -95,7 +95,7 @@ def test_a_run_with_other_settings_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cawa-s0" / "config.json").write_text(json.dumps(replace(TINY, delta=0.5, threads=3).as_dict()))
     with pytest.raises(ValueError, match=r"cawa-s0 was begun with delta=0.5, not 0.9; choose another --out"):
         Ablation(tmp_path, TINY, choose(["cawa"]), [0])
-    # the number of threads is the run's own, where none is asked for
+    # without --threads, a run keeps the number of threads that it was begun with
     ablation = Ablation(tmp_path, replace(TINY, delta=0.5, threads=None), choose(["cawa"]), [0])
     assert ablation.states["cawa-s0"].config.threads == 3
 

@@ -1,4 +1,4 @@
-"""Backbones by name, pretrained weights, and what the recipes' networks refuse, with the way out."""
+"""Backbones by name, pretrained weights, and error messages that say what to do."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def test_names_are_resolved() -> None:
     assert find_backbone("resnet50", True) == ("resnet50", "imagenet", {})
     assert find_backbone("tu-resnet50", True) == ("tu-resnet50", True, {})  # timm's own weights
     assert find_backbone("convnext_tiny", False) == ("tu-convnext_tiny", None, {})
-    assert find_backbone("resnext101_32x16d", True).weights == "instagram"  # it has no other
+    assert find_backbone("resnext101_32x16d", True).weights == "instagram"  # its only weights
     names = backbone_names()
     assert names == sorted(set(names))
     assert {"resnet50", "mit_b0", "tu-resnet50", "tu-hrnet_w48"} <= set(names)
-    assert not any(name.startswith("timm-") for name in names)  # deprecated there
+    assert not any(name.startswith("timm-") for name in names)  # deprecated names
 
 
 # ------------------------------------------------------------------------------------------------------------ errors
@@ -148,9 +148,9 @@ def test_images_of_the_wrong_kind(name: str) -> None:
     [
         ("ocrnet", "tu-hrnet_w18_small", (67, 45), 32, "96x64"),
         ("ocrnet", "tu-hrnet_w18_small", (96, 112), 32, "96x128"),
-        ("ocrnet", "tu-hrnet_w18_small", (60, 60), 32, "64x64"),  # whose next multiple of 8 is one of 32 by chance
+        ("ocrnet", "tu-hrnet_w18_small", (60, 60), 32, "64x64"),  # 64, the next multiple of 8, is also a multiple of 32
         ("upernet", "swin_tiny_patch4_window7_224", (67, 45), 4, "68x48"),
-        ("segformer", "mit_b0", (16, 96), 32, "32x96"),  # its attention shrinks what it looks at eightfold
+        ("segformer", "mit_b0", (16, 96), 32, "32x96"),  # its attention reduces keys and values eightfold
         ("segformer", "maxvit_nano_rw_256", (128, 256), 256, "256x256"),
     ],
 )
@@ -220,7 +220,7 @@ def test_pretrained_weights_of_smp(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_pretrained_weights_of_segformer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As published: an image classifier's checkpoint, of which the encoder is taken."""
+    """The published checkpoint is an image classifier; only its encoder is loaded."""
     from transformers import SegformerConfig, SegformerForImageClassification, SegformerModel
 
     torch.manual_seed(7)
@@ -285,7 +285,7 @@ def test_a_torchvision_of_another_torch_is_named(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_folder_kernels_is_not_in_the_way_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Programs that were started in the repository, where the top of it is the first of the places to look."""
+    """Programs started in the repository have its top folder first in the import path."""
     for entry in ("", str(ROOT), "."):
         monkeypatch.setattr(sys, "path", [entry, "/somewhere/else"])
         monkeypatch.chdir(ROOT)

@@ -1,4 +1,4 @@
-"""The index of classes per image: what it counts, when it reads, and what it keeps."""
+"""The index of classes per image: its counts, when it reads files, and its cache."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_what_is_known_is_not_read_again(tmp_path, monkeypatch):
     check_index = ClassIndex.build(ade(tmp_path), lambda done, total: calls.append((done, total)))
     assert check_index.class_pixels().sum() > 0
     assert calls == [(5, 5)]
-    # another selection of the same files, and the headers of the images, need none either
+    # neither another selection of the files nor the headers of the images need label files
     assert collect_label_statistics(ade(tmp_path, length=2)).read == 0
     assert collect_label_statistics(ade(tmp_path), images=True).images[0].size == data.read_label(0).shape
 
@@ -136,15 +136,17 @@ def test_a_selection_adds_to_what_is_known(tmp_path):
     assert collect_label_statistics(ade(tmp_path, length=2)).read == 0
 
 
-def test_another_size_or_rule_is_counted_anew(tmp_path):
+def test_another_size_or_rule_is_counted_again(tmp_path):
     collect_label_statistics(ade(tmp_path))
     assert collect_label_statistics(ade(tmp_path, resize=(3, 3))).read == 5
     root = tmp_path / "own"
     trees.folder(root, "val", [trees.stripes([0, 1])])
     assert collect_label_statistics(FolderDataset(root, "val")).read == 1
-    (root / "classes.txt").write_text("a\nb\nc\n")  # index masks: the counts serve any list
+    (root / "classes.txt").write_text("a\nb\nc\n")  # with index masks the statistics hold for any list
     assert collect_label_statistics(FolderDataset(root, "val")).read == 0
-    (root / "classes.txt").write_text("a 1 2 3\nb 4 5 6\n")  # a palette may mean colours now
+    (root / "classes.txt").write_text(
+        "a 1 2 3\nb 4 5 6\n"
+    )  # with colours in the list, a palette may have another meaning
     assert collect_label_statistics(FolderDataset(root, "val")).read == 1
 
 
@@ -195,7 +197,7 @@ def test_broken_labels_are_named_with_their_number(tmp_path):
 
 
 def test_counting_pixels_reads_images_only_where_they_fit(tmp_path, monkeypatch):
-    """What fits is decoded once and kept; what does not is counted from the labels, and no part of it kept."""
+    """Pairs that all fit are decoded once and kept. Otherwise only labels are read, and nothing is kept."""
     data = ade(tmp_path)
     bytes_needed = sum(4 * data.read_label(k).size for k in range(5))
     small = ade(tmp_path, cache_limit=bytes_needed // 2)
@@ -222,7 +224,7 @@ def _fail(items):
     return [1 // (item - 50) for item in items]
 
 
-def test_both_decoders_give_the_same_census(tmp_path, monkeypatch):
+def test_both_decoders_give_the_same_statistics(tmp_path, monkeypatch):
     pytest.importorskip("kornia_rs")
     data = ade(tmp_path)
     fast = collect_label_statistics(data, cache=False).labels
@@ -244,7 +246,7 @@ def test_size_of_mixed_images_is_none_and_of_equal_ones_theirs(tmp_path):
     (False, 0, ["count", "wait"]), (False, 1, ["wait", "count"]), (True, 0, ["count"]), (True, 1, ["count"]),
 ])  # fmt: skip
 def test_of_several_processes_one_reads_the_label_files(tmp_path, monkeypatch, fits, rank, order):
-    """The others find what it has kept. Images that fit into memory every process reads: each needs them."""
+    """The others find its cache. Images that fit into memory are read by every process, since each needs them."""
     happened = []
     monkeypatch.setattr(trainer.distributed, "rank", lambda: rank)
     monkeypatch.setattr(trainer.distributed, "barrier", lambda: happened.append("wait"))

@@ -159,7 +159,7 @@ def test_display_prints_rate_and_remaining_time(tmp_path: Path) -> None:
     with console.file:
         with TrainingDisplay(console) as display:
             Trainer(TINY, RunFolder(tmp_path), display).fit()
-        shown = console.export_text()  # with the last state of the bar
+        shown = console.export_text()  # includes the last state of the bar
     assert "img/s" in shown
     assert "cawa validate 2/2" in shown
 

@@ -1,4 +1,4 @@
-"""`cawa-fast doctor data`: every fault that is planted is found, named and counted, and nothing else is."""
+"""`cawa-fast doctor data`: it finds, names and counts every planted fault, and nothing else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 
 def clean(root: Path, count: int = 4) -> dict[str, list[Path]]:
-    """A folder dataset of four classes with nothing to complain of."""
+    """A folder dataset of four classes without faults."""
     files = {}
     for start, split in enumerate(("train", "val")):
         files[split] = trees.folder(root, split, [trees.stripes(FEW) for _ in range(count)])
@@ -330,7 +330,7 @@ def test_classes_are_sorted_by_share(tmp_path):
 
 @pytest.mark.parametrize("fits", [True, False])
 def test_images_of_many_sizes_train_and_are_reported(tmp_path, fits, monkeypatch):
-    """From a tree like ADE20K's, past its doctor, to a run and a report; with the images in memory and without."""
+    """A tree like ADE20K's passes the doctor, a run and a report, with the images in memory and without."""
     if not fits:
         monkeypatch.setattr("cawa_fast.recipes.datasets.files.FileDataset.fits_cache", False)
     root = tmp_path / "data"
@@ -351,4 +351,4 @@ def test_images_of_many_sizes_train_and_are_reported(tmp_path, fits, monkeypatch
     result = invoke("report", str(tmp_path / "r"), "--out", str(page), "--images", "1")
     assert result.exit_code == 0, result.output
     assert "plant" in page.read_text()
-    assert (root / ".cawa_fast").is_dir()  # the doctor's; without room for the images training reads it
+    assert (root / ".cawa_fast").is_dir()  # the doctor's cache, which training reads if images do not fit into memory

@@ -1,4 +1,4 @@
-"""Datasets of the recipes: what they hold, what they read and what they refuse."""
+"""Datasets: their content, what they read and what they refuse."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RARE = ("pole", "traffic_sign", "person", "rider")
 
 
 def write_camvid(root: Path, split: str, stems, *, size=(8, 12), suffix=".png", annotate=None):
-    """A tiny tree in SegNet's layout; annotation value of every pixel: its column, modulo 12."""
+    """A tiny tree in SegNet's layout. By default the label of every pixel is its column modulo 12."""
     for folder in (split, f"{split}annot"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     for k, stem in enumerate(stems):
@@ -204,7 +204,7 @@ def test_camvid_palette_annotations(tmp_path):
 
 
 def test_camvid_resize(tmp_path):
-    """The image is averaged down, the label picked: values between two classes must not appear."""
+    """Images are averaged, labels picked: resized labels have no values between two classes."""
     write_camvid(tmp_path, "train", ["a"], annotate=np.repeat(np.uint8([[0, 10]]), 6, axis=1).repeat(8, axis=0))
     stripes = np.zeros((8, 12, 3), np.uint8)
     stripes[:, ::2] = 200

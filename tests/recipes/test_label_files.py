@@ -1,4 +1,4 @@
-"""Label files: index maps, colours, palettes, class lists; what is no map is named."""
+"""Label files: index maps, colours, palettes, class lists, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def test_colours_and_palettes(tmp_path):
     file = tmp_path / "a.png"
     Image.fromarray(pixels).save(file)
     assert COLOURED.to_labels(read_codes(file, COLOURED), file).tolist() == [[0, 1, 1]]
-    # A palette in another order than the classes': the colours count. Colours that mean nothing: the indices do.
+    # If the rule has the colours of the palette, these are the labels, in any order; otherwise the indices are.
     for palette, expected in (([*blue, *red], [[1, 0, 0]]), ([*other, *red], [[0, 1, 1]])):
         indexed = Image.fromarray(np.array([[0, 1, 1]], np.uint8)).convert("P")
-        indexed.putpalette([*palette, *range(90)])  # long, so that the file has 8 bits a pixel
+        indexed.putpalette([*palette, *range(90)])  # long enough for 8 bits a pixel
         indexed.save(file)
         assert file.read_bytes()[24:26] == b"\x08\x03"
         assert COLOURED.to_labels(read_codes(file, COLOURED), file).tolist() == expected

@@ -1,4 +1,4 @@
-"""Readers of the public layouts: which files they pair, and which class each value becomes."""
+"""Readers of the public layouts: the files they pair, and the class of each value."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_missing_split_shows_the_tree(key, tmp_path):
 
 @pytest.mark.parametrize("key", trees.LAYOUTS)
 def test_opening_reads_no_file(key, tmp_path, monkeypatch):
-    """118,287 headers take minutes on a network's disk; CamVid alone is small enough to be looked through."""
+    """118,287 headers take minutes on a network file system; only CamVid is small enough to read them."""
     if key == "camvid":
         pytest.skip("its 468 pairs are compared when it is opened")
     write, options, allowed, _ = trees.LAYOUTS[key]
@@ -114,7 +114,7 @@ def test_a_data_set_can_be_sent_to_a_process(key, tmp_path):
 
 @pytest.mark.parametrize("name", FILE_DATASETS)
 def test_real_trees(name):
-    """Where there are any: CAWA_FAST_DATA names a folder with a folder for each dataset, by its name."""
+    """Runs if CAWA_FAST_DATA names a folder that has a folder for each dataset, named as the dataset."""
     root = Path(os.environ.get("CAWA_FAST_DATA", "nowhere")) / name
     if not root.is_dir():
         pytest.skip("CAWA_FAST_DATA names no such tree")
@@ -157,7 +157,7 @@ def test_length_and_resize(tmp_path):
 def test_classes(name, count, known):
     cls = FILE_DATASETS[name]
     assert len(cls.class_names) == len(set(cls.class_names)) == len(cls.palette) == count
-    # ADE20K's own table gives road and skyscraper one colour
+    # in ADE20K's own table, road and skyscraper have the same colour
     assert len(set(cls.palette)) == count - (name == "ade20k")
     for index, (class_name, colour) in known.items():
         assert cls.class_names[index] == class_name

@@ -1,4 +1,4 @@
-"""The main job: what a run computes, measures and writes."""
+"""Training: what a run computes, measures and writes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_every_weighting_trains_and_writes_the_documented_records(tmp_path: Path
 
 
 def validated(path: Path, config: TrainConfig) -> torch.Tensor:
-    """The confusion matrix of the run's last network, by a validation pass of the test's own."""
+    """The confusion matrix of the run's last network, computed from the checkpoint."""
     network = config.network(10)
     network.load_state_dict(torch.load(path / "latest.pt", weights_only=True)["model"])
     network.eval()
@@ -132,7 +132,7 @@ def test_argmax_scoring_uses_the_confusion_matrix(tmp_path: Path) -> None:
 
 
 def test_pixel_counts_of_the_base_weight(tmp_path: Path) -> None:
-    """Eq. 5 with the pixels of the training set, or of the validation images observed."""
+    """Eq. 5 with the pixels of the training set, or of the scored validation images."""
     base = {}
     for counts in ("observed", "train"):
         folder = tmp_path / counts
@@ -153,7 +153,7 @@ def test_pixel_counts_of_the_base_weight(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_dead_class_trap_of_the_printed_ratio_and_its_absence_when_smoothed(tmp_path: Path) -> None:
-    """Eq. 6 to the letter: what is not learned by the second pass falls to the least weight, and stays unlearned."""
+    """Exactly by Eq. 6, a class not learned by the second pass falls to the smallest weight and is never learned."""
     config = replace(TINY, epochs=4, train_images=48, val_images=16, resize=None, source="argmax", scale=(0.75, 1.5))
     weight, iou = {}, {}
     for ratio in ("paper", "smoothed"):
@@ -161,7 +161,9 @@ def test_the_dead_class_trap_of_the_printed_ratio_and_its_absence_when_smoothed(
         weight[ratio] = torch.tensor([record["weight"] for record in records])
         iou[ratio] = torch.tensor([record["iou"] for record in records])
     rare = slice(6, 10)  # pole, traffic_sign, person, rider
-    assert torch.equal(weight["paper"][0], weight["smoothed"][0])  # there is no ratio yet: unlearned classes weigh most
+    assert torch.equal(
+        weight["paper"][0], weight["smoothed"][0]
+    )  # no ratio in the first step: unlearned classes have the largest weights
     assert weight["paper"][0, rare].min() == weight["paper"][0].max()
     assert (weight["paper"][1:, rare] < 0.1).all()
     assert weight["paper"][1:, :6].mean(1).min() > 1
