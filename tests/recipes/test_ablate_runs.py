@@ -172,7 +172,7 @@ def test_a_process_that_cannot_even_begin_is_a_failed_run(tmp_path: Path, monkey
 def test_two_processes_in_one_folder_are_refused(tmp_path: Path) -> None:
     with (tmp_path / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="another cawa-fast ablate works in"):
+        with pytest.raises(ValueError, match="another cawa-fast ablate is running in"):
             Ablation(tmp_path, TINY, choose(["cawa"]), [0]).run(Watching())
 
 
@@ -232,7 +232,7 @@ def test_ctrl_c_ends_all_processes_and_the_same_command_continues(tmp_path: Path
     assert {entry["status"] for row in result["rows"] for entry in row["runs"]} == {"unfinished"}
     shown = invoke(*command(tmp_path, "--rows", "cawa", "--seeds", "0", "--epochs", "5000", "--dry-run"))
     assert "2 of 2 runs to do" in shown.output
-    assert "at the pace of the epochs done so far" in shown.output
+    assert "at the speed so far" in shown.output
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")

@@ -192,7 +192,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     if len(set(names)) < len(names):
         return [str(run.path) for run in runs]
     words = [name.split("-") for name in names]
-    room = min(map(len, words)) - 1  # every name keeps a word
+    room = min(map(len, words)) - 1  # at least one word of each name stays
     first = 0
     while first < room and len({word[first] for word in words}) == 1:
         first += 1

@@ -194,7 +194,7 @@ class Trainer:
                 objective = loss + extra
                 labelled = (labels != ignore).any()
                 if together:
-                    weight = None if self._is_plain() else self._current_weight()
+                    weight = None if self._averages_pixels() else self._current_weight()
                     own, (factor, labelled) = labelled, distributed.share_of_mean(labels, weight, classes, ignore)
                     loss, objective = (part.where(own, 0) * factor for part in (loss, objective))
             with watch.part("backward"):
@@ -317,7 +317,7 @@ class Trainer:
         weight = self.criterion.weight
         return torch.ones(self.train_set.num_classes) if weight is None else weight
 
-    def _is_plain(self) -> bool:
+    def _averages_pixels(self) -> bool:
         """Whether the loss divides by the number of pixels, rather than by the sum of their weights."""
         return not self.adaptive and (isinstance(self.criterion, RecallLoss) or self.criterion.weight is None)
 
