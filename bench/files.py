@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cawa_fast.recipes.runs.folder import atomic
+from cawa_fast.recipes.files import atomic
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"

@@ -71,22 +71,22 @@ def ablate(
     the mean and the standard deviation over the seeds after the last epoch. Rows with equal settings share a run.
     After a stop, a kill or a failure the same command continues: finished runs are not repeated.
     """
-    from ..recipes.ablation.ablation import Ablation, choose
-    from ..recipes.ablation.progress import Display, plan_table, plan_text, result_table
+    from ..recipes.ablation.ablation import Ablation, choose_rows
+    from ..recipes.ablation.progress import AblationDisplay, plan_table, plan_text, result_table
     from ..recipes.training.signals import sigterm_interrupts
 
     console = Console(soft_wrap=True)
     with error_messages(lambda: "Stopped; all finished epochs are saved. Run the same command to continue."):
         if settings["root"] is not None:
             settings["root"] = str(Path(settings["root"]).resolve())
-        chosen = choose([word.strip() for word in rows.split(",") if word.strip()])
+        chosen = choose_rows([word.strip() for word in rows.split(",") if word.strip()])
         ablation = Ablation(out, TrainConfig(**settings), chosen, seeds, jobs=jobs, against=against, rare=rare)
         if dry_run:
             console.print(plan_table(ablation))
         console.print(plan_text(ablation), highlight=False, markup=False)
         if dry_run:
             return
-        with sigterm_interrupts(), Display(console, ablation) as display:
+        with sigterm_interrupts(), AblationDisplay(console, ablation) as display:
             ablation.run(display)
         result = ablation.results()
         if result is not None:

@@ -103,12 +103,12 @@ def doctor_data(
     """
     from ..recipes.datasets.doctor.examine import examine
     from ..recipes.datasets.doctor.view import save_picture, show
-    from ..recipes.runs.folder import atomic
-    from ..recipes.training.progress import Display
+    from ..recipes.files import atomic
+    from ..recipes.training.progress import TrainingDisplay
 
     console = Console(soft_wrap=True)
     with error_messages(lambda: "Stopped; nothing was written."):
-        with Display(console) as display:
+        with TrainingDisplay(console) as display:
             examination = examine(
                 dataset,
                 root,

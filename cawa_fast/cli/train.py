@@ -38,7 +38,7 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
     """
     from ..recipes.runs.folder import RunFolder
     from ..recipes.training import distributed
-    from ..recipes.training.progress import Display
+    from ..recipes.training.progress import TrainingDisplay
     from ..recipes.training.signals import sigterm_interrupts
     from ..recipes.training.trainer import Trainer
 
@@ -67,9 +67,9 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
                     )
                 config = _resumed(ctx, config, folder.read_config(), folder.path)
             elif config.threads is None:  # stored: their number decides the last bits
-                config = replace(config, threads=max(1, cpu_count() // distributed.local_processes()))
+                config = replace(config, threads=max(1, cpu_count() // distributed.local_world_size()))
             distributed.barrier()  # all have looked before the first one writes
-            with sigterm_interrupts(), Display(console, tables=tables) as display:
+            with sigterm_interrupts(), TrainingDisplay(console, tables=tables) as display:
                 trainer = Trainer(config, folder, display)
                 trainer.fit()
         final = trainer.records[-1]

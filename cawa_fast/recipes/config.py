@@ -1,4 +1,4 @@
-"""What a training run is: every setting with its default, its range and its one line of help."""
+"""The settings of a training run: defaults, ranges and one line of help for each."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from .. import adaptive, cam, reference
 from .._rules import RATIOS, RULES, RecallRule, difficulty_weight
 from .datasets import DATASETS
 from .models import MODELS, WITH_AUXILIARY, build_model
-from .parallel import cpu_count as cpu_count
 
 ADAPTIVE = RULES
-"""Weightings that follow a score of the classes: the rules of :class:`cawa_fast.AdaptiveClassWeights`."""
+"""Weightings that change during training: the rules of :class:`cawa_fast.AdaptiveClassWeights`."""
 
 WEIGHTINGS = (
     *ADAPTIVE,
@@ -33,74 +32,83 @@ WEIGHTINGS = (
     "recall_batch",
 )
 
-COUNTS = ("train", "observed")
+PIXEL_SOURCES = ("train", "observed")
+"""Values of the setting ``counts``: whose pixels per class enter Eq. 5."""
 
 
 def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None, resume: bool = False) -> Any:
-    """A field with its help; ``resume`` marks what may change when a run is resumed, since no result depends on it."""
+    """A field with its help. ``resume``: it may change when a run is resumed, since no result depends on it."""
     return field(default=default, metadata={"help": help, "choices": choices, "resume": resume})
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of one training run; the defaults are the paper's recipe (appendix A.1) on the embedded data set.
+    """Settings of one training run; the defaults are the paper's recipe (appendix A.1) on the built-in dataset.
 
     Raises:
-        ValueError: a setting is out of range, named.
+        ValueError: a setting is out of range; the message names it.
     """
 
     dataset: str = _setting(
-        "street", "Data set: 'street' is drawn on the fly, the others read --root.", tuple(sorted(DATASETS))
+        "street", "Dataset: 'street' draws its images, the others read files from --root.", tuple(sorted(DATASETS))
     )
-    root: str | None = _setting(None, "Folder of the data set's files.", resume=True)
+    root: str | None = _setting(None, "Folder with the dataset's files.", resume=True)
     resize: tuple[int, int] | None = _setting(None, "Resize every image on load, e.g. 180x240 (height x width).")
     model: str = _setting(
-        "compact", "Network: 'compact' is built in and learns on a CPU; others: extra 'models'.", tuple(sorted(MODELS))
+        "compact",
+        "Network. 'compact' is built in and trains on a CPU; the others need the extra 'models'.",
+        tuple(sorted(MODELS)),
     )
     backbone: str | None = _setting(
-        None, "Backbone of the network, e.g. resnet101, mit_b2, tu-convnext_tiny (timm's); default: the network's."
+        None,
+        "Backbone of the network, e.g. resnet101, mit_b2, tu-convnext_tiny (from timm); default: the network's own.",
     )
-    pretrained: bool = _setting(False, "Begin with a backbone trained on ImageNet, downloaded once.")
+    pretrained: bool = _setting(False, "Start from a backbone trained on ImageNet, downloaded once.")
     auxiliary: float = _setting(
-        0.4, "deeplabv3plus, ocrnet, upernet: factor of the auxiliary head's loss; 0: without it."
+        0.4, "deeplabv3plus, ocrnet, upernet: factor of the auxiliary head's loss; 0 turns the loss off."
     )
-    weighting: str = _setting("cawa", "Class weights of the loss: adaptive (cawa), or a rival.", WEIGHTINGS)
+    weighting: str = _setting("cawa", "Class weights or loss: cawa, or one of the baselines.", WEIGHTINGS)
     epochs: int = _setting(50, "Passes over the training images.")
     batch_size: int = _setting(8, "Images per step.")
     crop: tuple[int, int] | None = _setting(None, "Training crop, e.g. 96x192; default: the image's size.")
-    scale: tuple[float, float] = _setting((0.5, 2.0), "Range of the random enlargement before the crop, e.g. 0.5,2.")
-    lr: float = _setting(0.01, "Initial learning rate of SGD; it follows a cosine to 0.")
+    scale: tuple[float, float] = _setting((0.5, 2.0), "Range of the random scale before the crop, e.g. 0.5,2.")
+    lr: float = _setting(0.01, "Initial learning rate of SGD; a cosine schedule takes it to 0.")
     momentum: float = _setting(0.9, "Momentum of SGD.")
     weight_decay: float = _setting(1e-4, "Weight decay of SGD.")
-    seed: int = _setting(0, "Seed of weights, order and augmentation.")
-    train_images: int | None = _setting(None, "Use only so many training images ('street': draw so many).")
-    val_images: int | None = _setting(None, "Use only so many validation images ('street': draw so many).")
-    delta: float = _setting(0.9, "cawa: share of IoU in the score CSPS; the rest is accuracy.")
+    seed: int = _setting(0, "Seed of the initial weights, the order of the images and the augmentation.")
+    train_images: int | None = _setting(None, "Number of training images to use; 'street' draws so many.")
+    val_images: int | None = _setting(None, "Number of validation images to use; 'street' draws so many.")
+    delta: float = _setting(0.9, "cawa: share of IoU in the score CSPS; the rest is pixel accuracy.")
     tau: float = _setting(0.5, "cawa: threshold of the pseudo masks.")
-    w_min: float = _setting(0.1, "cawa: least raw weight.")
+    w_min: float = _setting(0.1, "cawa: smallest raw weight.")
     w_max: float = _setting(20.0, "cawa: largest raw weight.")
-    source: str = _setting("cam", "cawa: score activation maps, or the argmax prediction.", adaptive.SOURCES)
+    source: str = _setting("cam", "cawa: what is scored: activation maps, or the argmax prediction.", adaptive.SOURCES)
     counts: str = _setting(
-        "train", "cawa: pixel counts in Eq. 5: of the training set, or of the validation images observed.", COUNTS
+        "train",
+        "cawa: pixels per class in Eq. 5: of the training set, or of the scored validation images.",
+        PIXEL_SOURCES,
     )
-    ratio: str = _setting("none", "cawa: how the change of the score enters (Eq. 6).", RATIOS)
-    normalize: str = _setting("max", "cawa: normalisation of the maps.", reference.NORMALIZATIONS)
-    classes: str = _setting("present", "cawa: classes scored in an image.", reference.CLASSES)
+    ratio: str = _setting("none", "cawa: ratio of the new score to the last one (Eq. 6).", RATIOS)
+    normalize: str = _setting("max", "cawa: normalisation of the activation maps.", reference.NORMALIZATIONS)
+    classes: str = _setting("present", "cawa: which classes are scored in an image.", reference.CLASSES)
     budget: float | None = _setting(
-        None, "cawa: observe a part of the validation set: a share of training time (0.02), or images (at least 2)."
+        None,
+        "cawa: score a sample of the validation images: a share of training time (0.02), or at least 2 images.",
     )
-    every: int = _setting(1, "cawa: new weights after every so many epochs.")
-    weight_momentum: float = _setting(0.0, "cawa: share of earlier counts in a step's, in [0, 1), for small samples.")
-    cam_method: str = _setting("gradcam", "cawa: kind of activation maps.", cam.METHODS)
+    every: int = _setting(1, "cawa: epochs between two updates of the weights.")
+    weight_momentum: float = _setting(
+        0.0, "cawa: share of earlier steps' counts in a step, in [0, 1); helps small samples."
+    )
+    cam_method: str = _setting("gradcam", "cawa: method of the activation maps.", cam.METHODS)
     gamma: float = _setting(2.0, "focal: focusing exponent.")
     difficulty_gamma: float | None = _setting(
-        None, "difficulty: exponent; default: from 1 to 2 with the distance of best and worst class."
+        None, "difficulty: exponent; default: 1 to 2, growing with the gap between best and worst class."
     )
     logit_tau: float = _setting(1.0, "logit_adjustment: factor of the log prior.")
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N.", resume=True)
-    amp: bool = _setting(False, "Compute in bfloat16 where autocast deems it safe.")
-    threads: int | None = _setting(None, "CPU threads; default: all cores.")
-    workers: int | None = _setting(None, "Processes that load data; default by the number of cores.", resume=True)
+    amp: bool = _setting(False, "Autocast to bfloat16.")
+    threads: int | None = _setting(None, "CPU threads; default: one per core.")
+    workers: int | None = _setting(None, "DataLoader workers; default: by the number of cores.", resume=True)
 
     def __post_init__(self) -> None:
         for setting in fields(self):
@@ -126,10 +134,10 @@ class TrainConfig:
             raise ValueError(f"workers must be at least 0, got {self.workers}")
         if self.budget is not None and not (0 < self.budget < 1 or (self.budget >= 2 and self.budget % 1 == 0)):
             raise ValueError(f"budget must be a share in (0, 1) or a number of images of at least 2, got {self.budget}")
-        self.adaptive_weights(num_classes=1)  # raises for its own arguments
+        self.adaptive_weights(num_classes=1)  # raises a ValueError for the arguments of the weights
 
     def adaptive_weights(self, num_classes: int, **options: Any) -> adaptive.AdaptiveClassWeights:
-        """The module that these settings describe."""
+        """The adaptive weights that these settings describe."""
         return adaptive.AdaptiveClassWeights(num_classes, **self.adaptive_options(), **options)
 
     def adaptive_options(self) -> dict[str, Any]:
@@ -146,7 +154,7 @@ class TrainConfig:
         return options | {"momentum": self.weight_momentum, "rule": rule}
 
     def sample(self) -> float | int | None:
-        """``budget`` as :class:`cawa_fast.CAWA` takes it: a number of images is an int."""
+        """``budget`` as :class:`cawa_fast.CAWA` takes it: a share as a float, a number of images as an int."""
         return self.budget if self.budget is None or self.budget < 1 else int(self.budget)
 
     def network(self, num_classes: int, *, pretrained: bool | None = None) -> nn.Module:
@@ -154,7 +162,7 @@ class TrainConfig:
 
         Args:
             num_classes: C.
-            pretrained: False where a checkpoint follows: saves the download. Default: as the settings say.
+            pretrained: overrides the setting. False saves the download where a checkpoint is loaded anyway.
 
         Raises:
             ValueError, ImportError, OSError: as :func:`cawa_fast.recipes.models.build_model`.
@@ -167,7 +175,7 @@ class TrainConfig:
         return build_model(self.model, num_classes, **options)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """The settings as plain values for JSON."""
         return asdict(self)
 
     @classmethod
@@ -180,12 +188,16 @@ class TrainConfig:
         return cls(**plain)
 
     def resolved_device(self) -> torch.device:
-        """The device that ``device`` names here."""
+        """The device that the setting ``device`` names on this machine.
+
+        Raises:
+            ValueError: no such device.
+        """
         name = self.device
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() else "cpu"
         if name == "cuda" and "LOCAL_RANK" in os.environ:
-            name = f"cuda:{os.environ['LOCAL_RANK']}"  # torchrun's processes take a GPU each
+            name = f"cuda:{os.environ['LOCAL_RANK']}"  # each process of torchrun has its own GPU
         try:
             device = torch.device(name)
         except RuntimeError:
@@ -193,7 +205,7 @@ class TrainConfig:
         if device.type not in ("cpu", "cuda"):
             raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device={name!r}, but this torch sees no CUDA device; `cawa-fast doctor` says why")
+            raise ValueError(f"device={name!r}, but PyTorch finds no CUDA device; `cawa-fast doctor` says why")
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"device={name!r}, but there are {torch.cuda.device_count()} CUDA devices, from 0")
         return device

@@ -1,4 +1,4 @@
-"""What is installed here and what is not: the findings behind ``cawa-fast doctor``."""
+"""Which versions, back ends, devices and optional packages are there, for ``cawa-fast doctor``."""
 
 from __future__ import annotations
 
@@ -11,24 +11,16 @@ import torch
 
 from .. import __version__
 from .._ops import native
-from .config import cpu_count
+from .parallel import cpu_count
 
-Finding = tuple[str, str, str | None]
-"""Name, what was found, and what to do about it (None where nothing is)."""
+Component = tuple[str, str, str | None]
+"""Name, what was found, and what to do about it; None where nothing has to be done."""
 
-_OPTIONAL = {
-    "click": "train",
-    "rich": "train",
-    "pillow": "train",
-    "matplotlib": "train",
-    "jinja2": "train",
-    "tensorboard": "train",
-    "kornia_rs": "train",
-}
+_OPTIONAL = ("click", "rich", "pillow", "matplotlib", "jinja2", "tensorboard", "kornia_rs")  # of the extra "train"
 
 
-def findings() -> dict[str, list[Finding]]:
-    """All findings by group.
+def findings() -> dict[str, list[Component]]:
+    """What was found, by group.
 
     Example:
         >>> list(findings())
@@ -37,7 +29,7 @@ def findings() -> dict[str, list[Finding]]:
     return {"Versions": _versions(), "Back ends": _back_ends(), "Machine": _machine(), "Extras": _extras()}
 
 
-def _versions() -> list[Finding]:
+def _versions() -> list[Component]:
     cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
     return [
         ("cawa_fast", __version__, None),
@@ -48,33 +40,35 @@ def _versions() -> list[Finding]:
     ]
 
 
-def _back_ends() -> list[Finding]:
-    lines: list[Finding] = [("reference (plain PyTorch)", "every operator, every device", None)]
+def _back_ends() -> list[Component]:
+    lines: list[Component] = [("reference (plain PyTorch)", "every operator, every device", None)]
     info = native.build_info()
     if info is None:
-        lines.append(("native CPU extension", "not there", native.why_not()))
+        lines.append(("native CPU extension", "not installed", native.why_not()))
     else:
         sets = ", ".join(info["instruction_sets"])
         text = f"runs {info['cpu']} (built for {sets}), {info['compiler']}"
         lines.append(("native CPU extension", text, None))
     if torch.version.cuda is None:
-        lines.append(("GPU kernels (Triton, CUDA C++)", "not needed: this torch has no CUDA", None))
+        lines.append(("GPU kernels (Triton, CUDA C++)", "not needed: this PyTorch has no CUDA", None))
         return lines
     if importlib.util.find_spec("triton") is None:
-        advice = "pip install triton (Linux only); without it plain PyTorch computes: right, but not fused"
-        lines.append(("GPU kernels (Triton)", "not there", advice))
+        advice = "pip install triton (Linux only); without it plain PyTorch computes the same, unfused"
+        lines.append(("GPU kernels (Triton)", "not installed", advice))
     else:
         lines.append(("GPU kernels (Triton)", "every operator, compiled when first used", None))
     if native.cuda_available():
         architectures = ", ".join(f"sm_{number}" for number in (info or {}).get("cuda_architectures", []))
-        lines.append(("GPU kernels (CUDA C++)", f"every operator but unusual resizes, built for {architectures}", None))
+        lines.append(
+            ("GPU kernels (CUDA C++)", f"every operator except unusual resizes, built for {architectures}", None)
+        )
     else:
-        lines.append(("GPU kernels (CUDA C++)", "not there; Triton's serve in their place", native.why_no_cuda()))
+        lines.append(("GPU kernels (CUDA C++)", "not installed; the Triton kernels are used", native.why_no_cuda()))
     return lines
 
 
-def _machine() -> list[Finding]:
-    lines: list[Finding] = [
+def _machine() -> list[Component]:
+    lines: list[Component] = [
         ("CPU", f"{platform.machine()}, {cpu_count()} cores, {torch.get_num_threads()} torch threads", None),
         ("CPU instruction set", torch.backends.cpu.get_cpu_capability(), None),
     ]
@@ -86,19 +80,21 @@ def _machine() -> list[Finding]:
             )
             lines.append((f"GPU {index}", text, None))
     elif torch.version.cuda is None and shutil.which("nvidia-smi"):
-        lines.append(("GPU", "not usable", "this torch is a CPU build: install one with CUDA from pytorch.org"))
+        lines.append(("GPU", "not usable", "this PyTorch is a CPU build: install one with CUDA from pytorch.org"))
     elif torch.version.cuda is not None:
-        lines.append(("GPU", "none seen", "check `nvidia-smi`: the driver is missing or older than torch's CUDA wants"))
+        lines.append(
+            ("GPU", "none found", "check `nvidia-smi`: the driver is missing, or too old for this PyTorch's CUDA")
+        )
     else:
         lines.append(("GPU", "none; the CPU is used", None))
     return lines
 
 
-def _extras() -> list[Finding]:
-    return [_package(name, f"pip install 'cawa_fast[{extra}]'") for name, extra in _OPTIONAL.items()]
+def _extras() -> list[Component]:
+    return [_package(name, "pip install 'cawa_fast[train]'") for name in _OPTIONAL]
 
 
-def _package(name: str, advice: str) -> Finding:
+def _package(name: str, advice: str) -> Component:
     try:
         return name, importlib.metadata.version(name), None
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Work on many files at once, in processes that begin with what this one has imported."""
+"""Work on many files in several processes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import TypeVar
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-_CHUNK = 16  # files a task: a few milliseconds each, so that handing tasks out costs nothing and progress is smooth
-_LEAST = 32  # files a process: fewer are read before a process has started
+_CHUNK = 16  # files per task. At some milliseconds a file, tasks cost nothing to hand out and progress is smooth.
+_FILES_PER_PROCESS = 32  # at least. Fewer files are read in less time than a process takes to start.
 
 
 def cpu_count() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -31,16 +31,16 @@ def map_chunks(
     workers: int | None = None,
     done: Callable[[int], object] | None = None,
 ) -> list[_R]:
-    """``function`` of all items, a few at a time, in several processes where that pays.
+    """Apply ``function`` to all items, a few at a time, in several processes where that is faster.
 
     Args:
-        function: from a list of items to one result for each; of a module's top level, so that it can be sent.
-        items: what can be pickled.
-        workers: processes, >= 1; 1 works in this one. None takes one per core.
-        done: called with the number of items that are done, after every few.
+        function: takes a list of items and returns one result for each. It must be picklable, as must the items.
+        items: the input.
+        workers: number of processes, >= 1; 1 works in the calling process. None takes one per core.
+        done: called after every few items with the number of items that are done.
 
     Returns:
-        One result per item, in their order.
+        One result per item, in the order of the items.
 
     Raises:
         ValueError: workers is less than 1.
@@ -48,7 +48,7 @@ def map_chunks(
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers} must be at least 1; None takes one per core")
-    workers = min(workers or cpu_count(), len(items) // _LEAST)
+    workers = min(workers or cpu_count(), len(items) // _FILES_PER_PROCESS)
     starts = range(0, len(items), _CHUNK)
     results: dict[int, list[_R]] = {}
     finished = 0
@@ -59,7 +59,7 @@ def map_chunks(
             if done is not None:
                 done(finished)
         return [result for start in starts for result in results[start]]
-    # fork: a fresh process would import torch first, for seconds. Elsewhere than on Linux it is not safe.
+    # A forked process need not import torch again, which takes seconds. Only on Linux is forking safe.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupt) as pool:
         try:
@@ -76,4 +76,4 @@ def map_chunks(
 
 
 def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; this process's parent ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the workers

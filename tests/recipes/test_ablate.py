@@ -1,4 +1,4 @@
-"""Ablations without any training: the rows and their settings, the plan, the statistics, the texts."""
+"""Ablations without training: rows and their settings, the plan, statistics, texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from cawa_fast.recipes.ablation.ablation import Ablation
 from cawa_fast.recipes.ablation.results import (
-    _T,
+    _T_975,
     compare,
     difference_text,
     final_values,
@@ -21,7 +21,7 @@ from cawa_fast.recipes.ablation.results import (
     summarize,
     with_statistics,
 )
-from cawa_fast.recipes.ablation.rows import CATALOGUE, DEFAULT_ROWS, GROUPS, choose, make_plan
+from cawa_fast.recipes.ablation.rows import CATALOGUE, DEFAULT_ROWS, GROUPS, choose_rows, make_plan
 from cawa_fast.recipes.config import WEIGHTINGS, TrainConfig
 from cawa_fast.recipes.runs.compare import rare_classes
 from cawa_fast.recipes.runs.read import Run
@@ -31,10 +31,10 @@ from tests.support.tiny_runs import TINY
 
 
 def configs(*words: str, base: TrainConfig = TINY) -> dict[str, TrainConfig]:
-    return {row.name: replace(base, **row.settings) for row in choose(words)}
+    return {row.name: replace(base, **row.settings) for row in choose_rows(words)}
 
 
-def test_rivals_are_all_weightings() -> None:
+def test_baselines_are_all_weightings() -> None:
     made = configs("rivals")
     assert set(made) == set(WEIGHTINGS)
     for name, config in made.items():
@@ -42,7 +42,7 @@ def test_rivals_are_all_weightings() -> None:
 
 
 def test_the_ladder_is_the_papers_table() -> None:
-    """PAPER.md, point 7: argmax and IoU alone; maps; accuracy too; and the ratio."""
+    """Argmax scored by IoU, then activation maps, then accuracy too, then the ratio."""
     made = configs("ladder", base=replace(TINY, weighting="focal", ratio="paper"))
     cawa = replace(TINY, weighting="cawa")
     assert made == {
@@ -85,13 +85,13 @@ def test_names_are_unique_and_every_group_has_rows() -> None:
     assert len({row.name for row in CATALOGUE}) == len(CATALOGUE)
     assert {row.group for row in CATALOGUE} == set(GROUPS)
     assert all("/" not in row.name and " " not in row.name for row in CATALOGUE)
-    assert choose(["all"]) == list(CATALOGUE)
+    assert choose_rows(["all"]) == list(CATALOGUE)
 
 
 def test_words_choose_rows_once_and_in_order() -> None:
-    names = [row.name for row in choose(["classes", "uniform", "classes=all", "tau=.5", "ratio=none+source=argmax"])]
+    names = [row.name for row in choose_rows(["classes", "uniform", "classes=all", "tau=.5", "ratio=none+source=argmax"])]
     assert names == ["classes=present", "classes=all", "uniform", "tau=0.5", "source=argmax+ratio=none"]
-    own = choose(["weighting=focal+gamma=1", "w-max=3", "lr=1e-3"])
+    own = choose_rows(["weighting=focal+gamma=1", "w-max=3", "lr=1e-3"])
     assert [row.settings for row in own] == [
         {"weighting": "focal", "gamma": 1.0},
         {"weighting": "cawa", "w_max": 3.0},
@@ -103,60 +103,60 @@ def test_words_choose_rows_once_and_in_order() -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("rival", "'rival' is no row; choose of the groups rivals, ladder,"),
-        ("depth=3", "'depth' is no setting that a row can change"),
-        ("seed=3", "'seed' is no setting that a row can change"),
-        ("dataset=camvid", "'dataset' is no setting that a row can change"),
-        ("device=cpu", "'device' is no setting that a row can change"),
-        ("delta=x", "delta='x' is no float"),
+        ("rival", "'rival' is not a row; choose from the groups rivals, ladder,"),
+        ("depth=3", "'depth' is not a setting that a row can change"),
+        ("seed=3", "'seed' is not a setting that a row can change"),
+        ("dataset=camvid", "'dataset' is not a setting that a row can change"),
+        ("device=cpu", "'device' is not a setting that a row can change"),
+        ("delta=x", "delta='x' is not of type float"),
         ("delta=2", r"delta must lie in \[0, 1\], got 2.0"),
         ("ratio=best", "ratio must be one of .*; got 'best'"),
-        ("crop=32x32", "crop cannot differ between rows; give it to all with --crop"),
+        ("crop=32x32", "crop cannot differ between rows; set it for all rows with --crop"),
         ("delta=0.5+delta=0.6", "sets delta twice"),
     ],
 )
 def test_words_that_name_no_row(word: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        choose([word])
+        choose_rows([word])
 
 
 def test_no_rows() -> None:
     with pytest.raises(ValueError, match="no rows were chosen"):
-        choose([])
+        choose_rows([])
 
 
 # -------------------------------------------------------------------------------------------------------------- plan
 
 
 def test_rows_with_equal_settings_share_a_run_called_the_same_whatever_else_is_chosen() -> None:
-    plan = make_plan(TINY, choose(["ladder", "delta=0.9", "rivals"]), (3, 1))
+    plan = make_plan(TINY, choose_rows(["ladder", "delta=0.9", "rivals"]), (3, 1))
     assert plan.folders["ladder-baseline"] == plan.folders["uniform"] == {3: "uniform-s3", 1: "uniform-s1"}
     assert plan.folders["ladder-awa"] == plan.folders["delta=0.9"] == plan.folders["cawa"]
     assert len(plan.configs) == 2 * (len(WEIGHTINGS) + 4)
-    alone = make_plan(TINY, choose(["delta=0.9"]), (3,))
+    alone = make_plan(TINY, choose_rows(["delta=0.9"]), (3,))
     assert alone.configs == {"cawa-s3": plan.configs["cawa-s3"]}
     assert plan.configs["cawa-s3"] == replace(TINY, weighting="cawa", seed=3)
-    # by default there is no ratio, and the whole method of the paper a row of its own
-    ladder = make_plan(replace(TINY, ratio=TrainConfig.ratio), choose(["ladder", "rivals"]), (0,)).folders
+    # The default has no ratio, so that the paper's full method is a different run.
+    ladder = make_plan(replace(TINY, ratio=TrainConfig.ratio), choose_rows(["ladder", "rivals"]), (0,)).folders
     assert ladder["ladder-csps"] == ladder["cawa"] != ladder["ladder-awa"]
-    # with another base the same words are other runs
-    other = make_plan(replace(TINY, delta=0.5), choose(["delta=0.9", "cawa"]), (0,))
+    # With a different base, the same words are different runs.
+    other = make_plan(replace(TINY, delta=0.5), choose_rows(["delta=0.9", "cawa"]), (0,))
     assert list(other.configs) == ["delta=0.9-s0", "cawa-s0"]
 
 
 def test_all_rows_of_one_seed_come_before_the_next() -> None:
-    plan = make_plan(TINY, choose(["uniform", "cawa"]), (0, 1))
+    plan = make_plan(TINY, choose_rows(["uniform", "cawa"]), (0, 1))
     assert list(plan.configs) == ["uniform-s0", "cawa-s0", "uniform-s1", "cawa-s1"]
 
 
 def test_the_row_compared_with_is_always_there(tmp_path: Path) -> None:
-    assert list(Ablation(tmp_path, TINY, choose(["cawa"]), [0]).states) == ["uniform-s0", "cawa-s0"]
-    assert list(Ablation(tmp_path, TINY, choose(["cawa"]), [0], against="enet").states) == ["enet-s0", "cawa-s0"]
+    assert list(Ablation(tmp_path, TINY, choose_rows(["cawa"]), [0]).states) == ["uniform-s0", "cawa-s0"]
+    assert list(Ablation(tmp_path, TINY, choose_rows(["cawa"]), [0], against="enet").states) == ["enet-s0", "cawa-s0"]
 
 
 def test_cores_are_shared_among_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cawa_fast.recipes.ablation.ablation.cpu_count", lambda: 12)
-    base, rows = replace(TINY, threads=None), choose(DEFAULT_ROWS)
+    base, rows = replace(TINY, threads=None), choose_rows(DEFAULT_ROWS)
 
     def made(**options: Any) -> tuple[int, int | None]:
         ablation = Ablation(tmp_path, options.pop("base", base), rows, [0, 1], **options)
@@ -176,13 +176,13 @@ def test_cores_are_shared_among_the_jobs(tmp_path: Path, monkeypatch: pytest.Mon
         ({"seeds": (-1,)}, r"from 0 on.*got \[-1\]"),
         ({"jobs": 0}, "jobs must be at least 1, got 0"),
         ({"rare": 0.0}, r"rare must lie in \(0, 1\], got 0.0"),
-        ({"against": "best"}, "'best' is no row"),
+        ({"against": "best"}, "'best' is not a row"),
         ({"against": "delta"}, "against must be one row, but 'delta' is 7"),
     ],
 )
 def test_arguments_out_of_range_are_named(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Ablation(tmp_path, TINY, choose(["cawa"]), **options)
+        Ablation(tmp_path, TINY, choose_rows(["cawa"]), **options)
 
 
 # -------------------------------------------------------------------------------------------------------- statistics
@@ -218,8 +218,8 @@ def test_one_seed_has_no_interval_and_no_common_seed_no_difference() -> None:
 
 
 def test_the_table_of_students_t() -> None:
-    """Each value leaves 2.5 % above it: Simpson's rule over the density."""
-    for n, t in enumerate(_T, start=1):
+    """The density integrates to 97.5 % up to each value, by Simpson's rule."""
+    for n, t in enumerate(_T_975, start=1):
         x = torch.linspace(0, t, 20001, dtype=torch.float64)
         scale = math.exp(math.lgamma((n + 1) / 2) - math.lgamma(n / 2)) / math.sqrt(n * math.pi)
         density = scale * (1 + x * x / n) ** (-(n + 1) / 2)
@@ -289,8 +289,8 @@ def test_only_finished_runs_count() -> None:
     same = uniform | {"name": "ladder-baseline", "group": "ladder"}
     first, second, third = with_statistics([uniform, cawa, same], "uniform")
     assert first["summary"]["miou"] == {"mean": 0.45, "sd": pytest.approx(0.0707107), "n": 2}
-    assert first["paired"]["miou"] is None  # itself
-    assert third["paired"]["miou"] is None  # itself by another name
+    assert first["paired"]["miou"] is None  # the row itself
+    assert third["paired"]["miou"] is None  # a row with the same runs
     assert second["summary"]["miou"] == {"mean": 0.5, "sd": None, "n": 1}
     assert second["summary"]["awa_share"] == {"mean": 0.01, "sd": None, "n": 1}
     assert second["paired"]["miou"]["differences"] == {0: pytest.approx(0.1)}
@@ -317,7 +317,7 @@ def test_the_table_in_markdown() -> None:
     # differences .03 and .04: mean .035, sd .00707, t 12.706 over root 2 makes +- .0635
     assert lines[2].startswith("| cawa | **44.5** ± 2.1 | **44.5** ± 2.1 | **44.5** ± 2.1 | +3.5 [−2.9, +9.9] 2/2 |")
     assert lines[2].endswith("| 1, 1 | 2 | 1.23 |")
-    assert "## Rivals" in text
+    assert "## Baselines" in text
     assert "## The method's parts" not in text
     assert "Rare: pole" in text
     assert "after the last epoch" in text
@@ -329,8 +329,8 @@ def test_the_table_in_markdown() -> None:
 @pytest.mark.parametrize(
     ("seeds", "words"),
     [
-        (1, "One seed shows nothing about chance"),
-        (2, "With 2 seeds even a difference of the same sign on all has p = 0.5"),
+        (1, "One seed does not show how much results vary by chance"),
+        (2, "even differences of the same sign on all seeds have only p = 0.5"),
         (3, "p = 0.25"),
         (5, "p = 0.062"),
     ],
@@ -343,7 +343,7 @@ def test_few_seeds_are_called_few(seeds: int, words: str) -> None:
 def test_enough_seeds_still_have_chance_among_many_rows() -> None:
     text = markdown(result([row("uniform", dict.fromkeys(range(6), 0.4))], list(range(6))), GROUPS)
     assert "sign test" not in text
-    assert "one in twenty" in text
+    assert "one row in twenty" in text
 
 
 @pytest.mark.parametrize(("mean", "shown"), [(0.0004, "0.0"), (-0.0004, "0.0"), (0.0123, "+1.2"), (-0.0123, "−1.2")])

@@ -1,4 +1,4 @@
-"""Ablations that train: what they write, killed and failing runs, going on, stopping."""
+"""Ablations that train: their results, killed and failed runs, continuing, stopping."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
-from cawa_fast.recipes.ablation.ablation import Ablation, State, choose
+from cawa_fast.recipes.ablation.ablation import Ablation, State, choose_rows
 from tests.support.tiny_runs import TINY, arguments, assert_same_run, invoke, run, without_times
 
 pytestmark = pytest.mark.slow  # each run is a process that imports torch
 
 
 class Watching:
-    """Remembers what it is told, and does something at it."""
+    """Records the updates, and may act on one."""
 
     def __init__(self, action: Any = None) -> None:
         self.seen: list[tuple[str, str, float]] = []
@@ -56,7 +56,7 @@ def test_rows_over_seeds_from_the_command_line(tmp_path: Path) -> None:
     folders = [f"{row}-s{seed}" for row in ("cawa", "uniform") for seed in (0, 1)]
     assert sorted(path.name for path in out.iterdir()) == [".lock", "ablation.json", "ablation.md", *folders]
 
-    # each run is what `cawa-fast train` makes of the same settings, to the bit
+    # each run has the same bits as one of `cawa-fast train` with the same settings
     run(tmp_path / "alone", replace(TINY, weighting="cawa", seed=1))
     assert_same_run(tmp_path / "alone", out / "cawa-s1")
     assert not (out / "cawa-s1" / "worker.log").exists()
@@ -76,7 +76,9 @@ def test_rows_over_seeds_from_the_command_line(tmp_path: Path) -> None:
             assert entry["miou"] == record["miou"]
             assert entry["rare_iou"] == pytest.approx(statistics.mean(record["iou"][6:]))  # pole, sign, person, rider
             assert entry["pixel_accuracy"] == record["pixel_accuracy"]
-            assert entry["seconds_per_epoch"] == pytest.approx(record["seconds"]["total"])  # of two, the first warms up
+            assert entry["seconds_per_epoch"] == pytest.approx(
+                record["seconds"]["total"]
+            )  # the mean without the first of two epochs
             assert entry["awa_share"] == (record["awa_overhead"] if row is cawa else None)
             assert entry["dead"] == [index for index, iou in enumerate(record["iou"]) if iou == 0]
     assert cawa["summary"]["miou"]["mean"] == pytest.approx(sum(final[f"cawa-s{s}"]["miou"] for s in (0, 1)) / 2)
@@ -86,13 +88,13 @@ def test_rows_over_seeds_from_the_command_line(tmp_path: Path) -> None:
     assert "--rows uniform,cawa,ladder-baseline --seeds 0,1" in result["command"]
     assert f"`{result['command']}`" in (out / "ablation.md").read_text()
 
-    # the folders are a report's, and so is all that lies there
+    # a report can read the folders of the runs and the folder of the ablation
     page = tmp_path / "report.html"
     report = invoke("report", *map(str, sorted(out.glob("*"))), "--out", str(page), "--images", "0")
     assert report.exit_code == 0, report.output
     assert page.exists()
 
-    # a second call runs nothing that is done; its rows and seeds join those of the first
+    # a second call trains only what is not done, and adds its rows and seeds to the results
     before = {name: (out / name / "latest.pt").stat().st_mtime_ns for name in folders}
     again = invoke(*command(out, "--rows", "log_frequency,cawa", "--seeds", "1"))
     assert again.exit_code == 0, again.output
@@ -109,7 +111,7 @@ def test_rows_over_seeds_from_the_command_line(tmp_path: Path) -> None:
 
 
 def test_a_killed_run_leaves_the_others_alone_and_goes_on_with_the_same_bits(tmp_path: Path) -> None:
-    base, rows = replace(TINY, epochs=6), choose(["cawa"])
+    base, rows = replace(TINY, epochs=6), choose_rows(["cawa"])
     killed: list[float] = []
 
     def kill(state: State) -> None:
@@ -129,7 +131,7 @@ def test_a_killed_run_leaves_the_others_alone_and_goes_on_with_the_same_bits(tmp
     assert "killed by SIGKILL" in entry["error"]
     assert 2 <= len(records(tmp_path / "torn" / "cawa-s0")) < 6
 
-    # the next call continues it, with the threads that it was begun with
+    # the next call continues the run with the same number of threads
     ablation = Ablation(tmp_path / "torn", replace(base, threads=None), rows, [0], jobs=1)
     watching = Watching()
     assert [state.name for state in ablation.waiting] == ["cawa-s0"]
@@ -161,7 +163,7 @@ def test_a_failing_row_is_reported_at_the_end_and_stops_no_other(tmp_path: Path)
 
 def test_a_process_that_cannot_even_begin_is_a_failed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cawa_fast.recipes.ablation.pool.sys.executable", "/no/such/python")
-    ablation = Ablation(tmp_path, TINY, choose(["cawa"]), [0])
+    ablation = Ablation(tmp_path, TINY, choose_rows(["cawa"]), [0])
     ablation.run(Watching())
     assert [state.name for state in ablation.failed] == ["uniform-s0", "cawa-s0"]
     assert all("FileNotFoundError" in str(state.error) for state in ablation.failed)
@@ -170,12 +172,12 @@ def test_a_process_that_cannot_even_begin_is_a_failed_run(tmp_path: Path, monkey
 def test_two_processes_in_one_folder_are_refused(tmp_path: Path) -> None:
     with (tmp_path / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="another cawa-fast ablate works in"):
-            Ablation(tmp_path, TINY, choose(["cawa"]), [0]).run(Watching())
+        with pytest.raises(ValueError, match="another cawa-fast ablate is running in"):
+            Ablation(tmp_path, TINY, choose_rows(["cawa"]), [0]).run(Watching())
 
 
 def started(out: Path) -> tuple[subprocess.Popen[str], list[int]]:
-    """An ablation of long runs in a process of its own, and the processes of its runs, which train already."""
+    """An ablation of long runs in a separate process, and the processes of its runs, once they train."""
     words = command(out, "--rows", "cawa", "--seeds", "0", "--jobs", "2", "--epochs", "5000")
     process = subprocess.Popen(
         [sys.executable, "-m", "cawa_fast.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -190,7 +192,7 @@ def started(out: Path) -> tuple[subprocess.Popen[str], list[int]]:
 
 
 def alive(pids: list[int]) -> list[int]:
-    """Those that still run; an ended process whose parent has not asked for its status does not."""
+    """The processes that still run; zombies do not count."""
     found = []
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -224,13 +226,13 @@ def test_ctrl_c_ends_all_processes_and_the_same_command_continues(tmp_path: Path
     assert "Stopped; all finished epochs are saved. Run the same command to continue." in out
     assert "Traceback" not in error + out
     assert "FAILED" not in out
-    assert not list(tmp_path.glob("*/worker.log"))  # they had nothing to complain of
+    assert not list(tmp_path.glob("*/worker.log"))  # there were no errors
     assert len(without_times(tmp_path / "cawa-s0")) >= 1
     result = json.loads((tmp_path / "ablation.json").read_text())
     assert {entry["status"] for row in result["rows"] for entry in row["runs"]} == {"unfinished"}
     shown = invoke(*command(tmp_path, "--rows", "cawa", "--seeds", "0", "--epochs", "5000", "--dry-run"))
     assert "2 of 2 runs to do" in shown.output
-    assert "at the pace of the epochs done so far" in shown.output
+    assert "at the speed so far" in shown.output
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the processes in /proc")

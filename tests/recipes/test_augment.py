@@ -1,4 +1,4 @@
-"""Views of a data set: image and label stay aligned, and every bit depends on (seed, epoch, index) alone."""
+"""Views of a dataset: image and label stay aligned, and every bit depends only on (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_padding_is_ignored_and_has_the_mean_colour():
 
 
 def test_window_of_the_source_gives_the_bits_of_the_whole():
-    """Only the rectangle under the crop is converted; the filter's reach at its borders must be in it."""
+    """Only the rectangle under the crop is resampled; it must include the filter's reach at the borders."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (90, 120, 3), dtype=np.uint8)
     label = np.zeros((90, 120), np.uint8)
@@ -79,7 +79,7 @@ def test_window_of_the_source_gives_the_bits_of_the_whole():
 
 
 def test_scale_is_the_size_of_things():
-    """A disc of 400 pixels, alone in the middle, shows as 400 times the square of the scale."""
+    """A disc of 400 pixels in the middle has 400 times the square of the scale in the view."""
     rows, columns = np.mgrid[:200, :200]
     label = (np.hypot(rows - 99.5, columns - 99.5) < 11.28).astype(np.uint8)
     image = np.zeros((200, 200, 3), np.uint8)
@@ -138,7 +138,7 @@ def epoch_bits(workers: int, epoch: int, *, seed: int = 0):
     view = TrainView(coded(20, 30, length=6), Augmentation(crop=(16, 16)), seed=seed)
     sampler = EpochSampler(len(view), seed=seed)
     sampler.set_epoch(epoch)
-    context = "fork" if workers else None  # starts at once; what is tested does not depend on it
+    context = "fork" if workers else None  # fork is the fastest to start; the result does not depend on it
     loader = DataLoader(view, batch_size=2, sampler=sampler, num_workers=workers, multiprocessing_context=context)
     batches = list(loader)
     assert all(x.dtype == y.dtype == torch.uint8 and x.shape == (2, 3, 16, 16) for x, y in batches)

@@ -1,4 +1,4 @@
-"""Backbones by name, pretrained weights, and what the recipes' networks refuse, with the way out."""
+"""Backbones by name, pretrained weights, and error messages that say what to do."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def test_names_are_resolved() -> None:
     assert find_backbone("resnet50", True) == ("resnet50", "imagenet", {})
     assert find_backbone("tu-resnet50", True) == ("tu-resnet50", True, {})  # timm's own weights
     assert find_backbone("convnext_tiny", False) == ("tu-convnext_tiny", None, {})
-    assert find_backbone("resnext101_32x16d", True).weights == "instagram"  # it has no other
+    assert find_backbone("resnext101_32x16d", True).weights == "instagram"  # its only weights
     names = backbone_names()
     assert names == sorted(set(names))
     assert {"resnet50", "mit_b0", "tu-resnet50", "tu-hrnet_w48"} <= set(names)
-    assert not any(name.startswith("timm-") for name in names)  # deprecated there
+    assert not any(name.startswith("timm-") for name in names)  # deprecated names
 
 
 # ------------------------------------------------------------------------------------------------------------ errors
@@ -111,7 +111,7 @@ def test_a_backbone_without_stages(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("classes", [0, -1, 2.0, "3"])
 def test_classes_that_are_no_number(name: str, classes: Any) -> None:
-    with pytest.raises(ValueError, match=f"num_classes={classes!r} must be at least 1"):
+    with pytest.raises(ValueError, match=f"num_classes={classes!r} must be an integer of at least 1"):
         build_model(name, classes)
 
 
@@ -119,8 +119,8 @@ def test_classes_that_are_no_number(name: str, classes: Any) -> None:
     ("name", "options", "message"),
     [
         ("deeplabv3plus", {"output_stride": 32}, "output_stride=32 must be 8 or 16"),
-        ("deeplabv3plus", {"auxiliary": -0.1}, "auxiliary=-0.1 must be finite and at least 0"),
-        ("ocrnet", {"auxiliary": float("nan")}, "auxiliary=nan must be finite"),
+        ("deeplabv3plus", {"auxiliary": -0.1}, "auxiliary=-0.1 is the factor of a loss; it must be finite"),
+        ("ocrnet", {"auxiliary": float("nan")}, "auxiliary=nan is the factor of a loss"),
         ("ocrnet", {"key_channels": 0}, "channels=512 and key_channels=0 must be at least 1"),
         ("compact", {"backbone": "resnet18"}, "model 'compact' has a backbone of its own.*backbone='resnet18'"),
         ("compact", {"pretrained": True}, "model 'compact' .* no pretrained weights.*pretrained=True"),
@@ -139,7 +139,7 @@ def test_images_of_the_wrong_kind(name: str) -> None:
         model(torch.zeros(2, 1, 64, 96))
     with pytest.raises(ValueError, match=r"images must be \(N, 3, H, W\), got \(3, 64, 96\)"):
         model(torch.zeros(3, 64, 96))
-    with pytest.raises(ValueError, match=r"floating point, normalised, got torch.uint8"):
+    with pytest.raises(ValueError, match=r"floating point and normalised, got torch.uint8"):
         model(torch.zeros(2, 3, 64, 96, dtype=torch.uint8))
 
 
@@ -148,9 +148,9 @@ def test_images_of_the_wrong_kind(name: str) -> None:
     [
         ("ocrnet", "tu-hrnet_w18_small", (67, 45), 32, "96x64"),
         ("ocrnet", "tu-hrnet_w18_small", (96, 112), 32, "96x128"),
-        ("ocrnet", "tu-hrnet_w18_small", (60, 60), 32, "64x64"),  # whose next multiple of 8 is one of 32 by chance
+        ("ocrnet", "tu-hrnet_w18_small", (60, 60), 32, "64x64"),  # 64, the next multiple of 8, is also a multiple of 32
         ("upernet", "swin_tiny_patch4_window7_224", (67, 45), 4, "68x48"),
-        ("segformer", "mit_b0", (16, 96), 32, "32x96"),  # its attention shrinks what it looks at eightfold
+        ("segformer", "mit_b0", (16, 96), 32, "32x96"),  # its attention reduces keys and values eightfold
         ("segformer", "maxvit_nano_rw_256", (128, 256), 256, "256x256"),
     ],
 )
@@ -220,7 +220,7 @@ def test_pretrained_weights_of_smp(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_pretrained_weights_of_segformer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As published: an image classifier's checkpoint, of which the encoder is taken."""
+    """The published checkpoint is an image classifier; only its encoder is loaded."""
     from transformers import SegformerConfig, SegformerForImageClassification, SegformerModel
 
     torch.manual_seed(7)
@@ -248,7 +248,9 @@ def test_weights_that_cannot_be_downloaded(name: str, backbone: str, monkeypatch
 
     monkeypatch.setattr("segmentation_models_pytorch.encoders.hf_hub_download", refuse)
     monkeypatch.setattr("transformers.SegformerModel.from_pretrained", refuse)
-    with pytest.raises(OSError, match=rf"weights of backbone='{backbone}' cannot be had .*no way there.*--no-pretr"):
+    with pytest.raises(
+        OSError, match=rf"weights of backbone='{backbone}' cannot be downloaded .*no way there.*--no-pretr"
+    ):
         build_model(name, 3, backbone=backbone, pretrained=True)
 
 
@@ -276,12 +278,14 @@ def test_a_torchvision_of_another_torch_is_named(monkeypatch: pytest.MonkeyPatch
         raise RuntimeError("operator torchvision::nms does not exist")
 
     monkeypatch.setattr("cawa_fast.recipes.models.libraries.importlib.import_module", fail)
-    with pytest.raises(ImportError, match=r"torchvision was built for another torch than .*torchvision::nms.*pip inst"):
+    with pytest.raises(
+        ImportError, match=r"torchvision was built for another version of PyTorch than .*torchvision::nms.*inst"
+    ):
         build_model("upernet", 3)
 
 
 def test_the_folder_kernels_is_not_in_the_way_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Programs that were started in the repository, where the top of it is the first of the places to look."""
+    """Programs started in the repository have its top folder first in the import path."""
     for entry in ("", str(ROOT), "."):
         monkeypatch.setattr(sys, "path", [entry, "/somewhere/else"])
         monkeypatch.chdir(ROOT)

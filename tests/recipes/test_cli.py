@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from cawa_fast.recipes.runs.folder import RunFolder
-from cawa_fast.recipes.training.progress import Display
+from cawa_fast.recipes.training.progress import TrainingDisplay
 from cawa_fast.recipes.training.stopwatch import Stopwatch
 from cawa_fast.recipes.training.trainer import Trainer
 from tests.support.tiny_runs import TINY, arguments, invoke, run
@@ -93,7 +93,7 @@ def test_settings_that_do_not_fit_the_data_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")
 def test_a_gpu_that_is_not_there_is_named() -> None:
-    with pytest.raises(ValueError, match="device='cuda', but this torch sees no CUDA device"):
+    with pytest.raises(ValueError, match="device='cuda', but PyTorch finds no CUDA device"):
         replace(TINY, device="cuda").resolved_device()
 
 
@@ -140,12 +140,12 @@ def test_doctor_says_why_the_extension_is_not_there(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("cawa_fast._ops.native.build_info", lambda: None)
     monkeypatch.setattr("cawa_fast._ops.native.why_not", lambda: "planted reason; planted way out")
     output = " ".join(invoke("doctor").output.split())
-    assert "! native CPU extension: not there → planted reason; planted way out" in output
+    assert "! native CPU extension: not installed → planted reason; planted way out" in output
 
 
 @pytest.mark.parametrize("built", [True, False])
 def test_doctor_names_the_kernels_for_gpus(monkeypatch: pytest.MonkeyPatch, built: bool) -> None:
-    assert "not needed: this torch has no CUDA" in invoke("doctor").output or torch.version.cuda
+    assert "not needed: this PyTorch has no CUDA" in invoke("doctor").output or torch.version.cuda
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr("cawa_fast._ops.native.cuda_available", lambda: built)
     monkeypatch.setattr("cawa_fast._ops.native.why_no_cuda", lambda: None if built else "planted reason")
@@ -157,9 +157,9 @@ def test_doctor_names_the_kernels_for_gpus(monkeypatch: pytest.MonkeyPatch, buil
 def test_display_prints_rate_and_remaining_time(tmp_path: Path) -> None:
     console = Console(force_terminal=True, width=140, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     with console.file:
-        with Display(console) as display:
+        with TrainingDisplay(console) as display:
             Trainer(TINY, RunFolder(tmp_path), display).fit()
-        shown = console.export_text()  # with the last state of the bar
+        shown = console.export_text()  # includes the last state of the bar
     assert "img/s" in shown
     assert "cawa validate 2/2" in shown
 
@@ -170,7 +170,7 @@ def test_remaining_time_without_a_terminal_is_the_mean_epoch_times_the_epochs_le
     console = Console(file=io.StringIO(), width=140)
     clock = iter(range(0, 1000, 7))
     monkeypatch.setattr("cawa_fast.recipes.training.progress.time.monotonic", lambda: next(clock))
-    with Display(console, tables=False) as display:
+    with TrainingDisplay(console, tables=False) as display:
         Trainer(replace(TINY, epochs=3), RunFolder(tmp_path), display).fit()
     assert re.findall(r"(\d+) s left", console.file.getvalue()) == ["14", "7", "0"]
 

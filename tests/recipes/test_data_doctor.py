@@ -1,4 +1,4 @@
-"""`cawa-fast doctor data`: every fault that is planted is found, named and counted, and nothing else is."""
+"""`cawa-fast doctor data`: it finds, names and counts every planted fault, and nothing else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 
 def clean(root: Path, count: int = 4) -> dict[str, list[Path]]:
-    """A folder data set of four classes with nothing to complain of."""
+    """A folder dataset of four classes without faults."""
     files = {}
     for start, split in enumerate(("train", "val")):
         files[split] = trees.folder(root, split, [trees.stripes(FEW) for _ in range(count)])
@@ -132,12 +132,12 @@ def test_values_outside_the_map_with_counts_and_files(tmp_path):
 @pytest.mark.parametrize(
     ("key", "codes", "rule", "advice"),
     [
-        ("ade20k", [255, 0, 7], "zero-reduced-twice", "zero was reduced already"),
-        ("coco_stuff10k", [255, 0, 7], "zero-reduced-twice", "zero was reduced already"),
+        ("ade20k", [255, 0, 7], "zero-reduced-twice", "reduced by one already"),
+        ("coco_stuff10k", [255, 0, 7], "zero-reduced-twice", "reduced by one already"),
         ("cityscapes", [7, 33], "other-ids", "these look like labelIds"),
         ("coco_stuff164k", [0, 181], "other-ids", "these look like raw ids"),
         ("coco_stuff164k-raw", [0, 11], "other-ids", "these look like labelTrainIds"),
-        ("folder", [1, 4], "counts-from-one", "put a line 'ignore' first"),
+        ("folder", [1, 4], "counts-from-one", "add 'ignore' as the first line"),
     ],
 )
 def test_typical_mistakes_are_named(key, codes, rule, advice, tmp_path):
@@ -256,7 +256,7 @@ def test_command_writes_a_table_a_picture_and_json(tmp_path, monkeypatch):
     clean(tmp_path / "data")
     result = doctor(tmp_path / "data", "--json", "facts.json")
     assert result.exit_code == 0, result.output
-    assert "Nothing to complain of." in result.output
+    assert "No findings." in result.output
     assert re.search(r"│ 0 │ a\s+│\s+25.000 │\s+4 │\s+25.000 │\s+4 │ █+", result.output)
     assert "train: 4 images (4 of 24x16)" in result.output
     with Image.open("class-shares.png") as picture:
@@ -330,7 +330,7 @@ def test_classes_are_sorted_by_share(tmp_path):
 
 @pytest.mark.parametrize("fits", [True, False])
 def test_images_of_many_sizes_train_and_are_reported(tmp_path, fits, monkeypatch):
-    """From a tree like ADE20K's, past its doctor, to a run and a report; with the images in memory and without."""
+    """A tree like ADE20K's passes the doctor, a run and a report, with the images in memory and without."""
     if not fits:
         monkeypatch.setattr("cawa_fast.recipes.datasets.files.FileDataset.fits_cache", False)
     root = tmp_path / "data"
@@ -340,7 +340,7 @@ def test_images_of_many_sizes_train_and_are_reported(tmp_path, fits, monkeypatch
     config = replace(TINY, dataset="ade20k", root=str(root), resize=None, train_images=None, val_images=None)
     result = invoke(*arguments(config, tmp_path / "r"))
     assert result.exit_code == 1
-    assert "crop is needed: the images of ade20k differ in size" in result.output
+    assert "crop is needed, since the images of ade20k differ in size" in result.output
     shutil.rmtree(tmp_path / "r", ignore_errors=True)
     result = invoke(*arguments(replace(config, crop=(32, 32)), tmp_path / "r"))
     assert result.exit_code == 0, result.output
@@ -351,4 +351,4 @@ def test_images_of_many_sizes_train_and_are_reported(tmp_path, fits, monkeypatch
     result = invoke("report", str(tmp_path / "r"), "--out", str(page), "--images", "1")
     assert result.exit_code == 0, result.output
     assert "plant" in page.read_text()
-    assert (root / ".cawa_fast").is_dir()  # the doctor's; without room for the images training reads it
+    assert (root / ".cawa_fast").is_dir()  # the doctor's cache, which training reads if images do not fit into memory

@@ -1,4 +1,4 @@
-"""Data sets of the recipes: what they hold, what they read and what they refuse."""
+"""Datasets: their content, what they read and what they refuse."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from cawa_fast.recipes.datasets import DATASETS, CamVidDataset, StreetDataset, build_dataset
+from cawa_fast.recipes.datasets import DATASETS, CamVidDataset, StreetDataset, build_dataset, count_class_pixels
 from tests.support.arrays import Arrays, coded
 
 RARE = ("pole", "traffic_sign", "person", "rider")
 
 
 def write_camvid(root: Path, split: str, stems, *, size=(8, 12), suffix=".png", annotate=None):
-    """A tiny tree in SegNet's layout; annotation value of every pixel: its column, modulo 12."""
+    """A tiny tree in SegNet's layout. By default the label of every pixel is its column modulo 12."""
     for folder in (split, f"{split}annot"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     for k, stem in enumerate(stems):
@@ -49,14 +49,14 @@ def test_cached_arrays_cannot_be_written():
         label[0, 0] = 1
 
 
-def test_class_counts_by_hand_and_progress():
+def test_class_pixels_by_hand_and_progress():
     label = np.array([[0, 0, 1], [255, 199, 0]], dtype=np.uint8)
     image = np.zeros((2, 3, 3), dtype=np.uint8)
     calls = []
-    counts = Arrays([(image, label)] * 2).class_counts(lambda done, total: calls.append((done, total)))
-    assert counts.dtype == torch.int64
-    assert counts.shape == (200,)
-    assert {i: n for i, n in enumerate(counts.tolist()) if n} == {0: 6, 1: 2, 199: 2}
+    pixels = count_class_pixels(Arrays([(image, label)] * 2), lambda done, total: calls.append((done, total)))
+    assert pixels.dtype == torch.int64
+    assert pixels.shape == (200,)
+    assert {i: n for i, n in enumerate(pixels.tolist()) if n} == {0: 6, 1: 2, 199: 2}
     assert calls == [(1, 2), (2, 2)]
 
 
@@ -140,9 +140,9 @@ def test_street_has_a_long_tail():
     for split, length in (("train", 320), ("val", 80)):
         street = StreetDataset(split)
         assert len(street) == length
-        counts = street.class_counts()
-        share = dict(zip(street.class_names, (counts / counts.sum()).tolist(), strict=True))
-        ignored = 1 - counts.sum().item() / (length * 96 * 192)
+        pixels = count_class_pixels(street)
+        share = dict(zip(street.class_names, (pixels / pixels.sum()).tolist(), strict=True))
+        ignored = 1 - pixels.sum().item() / (length * 96 * 192)
         print(split, {name: f"{100 * value:.2f} %" for name, value in share.items()}, f"ignored {100 * ignored:.1f} %")
         assert 0.005 < sum(share[name] for name in RARE) < 0.01
         assert all(share[name] > 0.0003 for name in RARE)
@@ -176,7 +176,7 @@ def test_camvid_folders(tmp_path, suffix):
     image, label = data.read(0)
     assert abs(int(image[0, 0, 0]) - 80) < 4  # sorted by name: "a" was written second
     assert label[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 255]
-    assert data.class_counts().tolist() == [16] * 11
+    assert count_class_pixels(data).tolist() == [16] * 11
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_camvid_palette_annotations(tmp_path):
 
 
 def test_camvid_resize(tmp_path):
-    """The image is averaged down, the label picked: values between two classes must not appear."""
+    """Images are averaged, labels picked: resized labels have no values between two classes."""
     write_camvid(tmp_path, "train", ["a"], annotate=np.repeat(np.uint8([[0, 10]]), 6, axis=1).repeat(8, axis=0))
     stripes = np.zeros((8, 12, 3), np.uint8)
     stripes[:, ::2] = 200
@@ -259,7 +259,7 @@ def test_camvid_bad_lists(tmp_path):
 def test_camvid_sizes_that_differ(tmp_path):
     write_camvid(tmp_path, "train", ["a"])
     Image.fromarray(np.zeros((6, 12), np.uint8)).save(tmp_path / "trainannot" / "a.png")
-    with pytest.raises(ValueError, match=r"a\.png is 12x8 pixels .*a\.png 12x6"):
+    with pytest.raises(ValueError, match=r"a\.png is 12x8 pixels .*a\.png is 12x6"):
         CamVidDataset(tmp_path, "train")
 
 
@@ -268,7 +268,7 @@ def test_camvid_labels_outside_the_range(tmp_path):
     values[2, :5] = 12
     write_camvid(tmp_path, "train", ["a"], annotate=values)
     with pytest.raises(ValueError, match=r"a\.png: 5 pixels have labels \[12\], outside 0\.\.11"):
-        CamVidDataset(tmp_path, "train").class_counts()
+        count_class_pixels(CamVidDataset(tmp_path, "train"))
 
 
 def test_camvid_colour_annotations(tmp_path):

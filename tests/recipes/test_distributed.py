@@ -1,4 +1,4 @@
-"""Several processes: each observes its share, all hold the same bits, and those of one process."""
+"""Several processes each observe a share; all have the same bits, which are those of a single process."""
 
 import os
 import subprocess
@@ -113,7 +113,7 @@ dist.destroy_process_group()
 
 
 def run(script, folder, processes, *arguments):
-    """The script in so many processes; all have to end well, within a minute."""
+    """Run the script in several processes. All must succeed within a minute."""
     (folder / "rendezvous").unlink(missing_ok=True)
     env = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", script]
@@ -139,8 +139,8 @@ def same(state, other):
         torch.testing.assert_close(value, other[key], rtol=0, atol=0, equal_nan=True)
 
 
-def test_a_sum_returns_when_nobody_holds_the_tensor_any_more(monkeypatch):
-    """A thread of the group that still does when the interpreter ends aborts the process."""
+def test_a_sum_returns_when_nothing_refers_to_the_tensor(monkeypatch):
+    """If a thread of the group still refers to it when the interpreter ends, the process aborts."""
     held, seen = [], []
 
     def late(values, group=None):
@@ -153,13 +153,13 @@ def test_a_sum_returns_when_nobody_holds_the_tensor_any_more(monkeypatch):
     monkeypatch.setattr(_collective, "_PATIENCE", 0.1)
     monkeypatch.setattr(_collective.dist, "all_reduce", lambda values, group=None: seen.append(values))
     begin = time.monotonic()
-    _collective.all_reduce(torch.ones(3))  # whoever keeps it for good is not waited for
+    _collective.all_reduce(torch.ones(3))  # waiting ends even if a reference stays
     assert seen
     assert 0.1 <= time.monotonic() - begin < 5
 
 
 def test_two_processes_have_the_bits_of_one(tmp_path):
-    """Uneven shards, and in the second step an empty one; in the third one that has ignored labels alone."""
+    """Shards are uneven; one is empty in the second step, and one has only ignored labels in the third."""
     batches = [(torch.rand(n, 4, 5, 6), torch.randint(0, 4, (n, 20, 25))) for n in (2, 1, 3, 1, 2)]
     nothing = (torch.rand(2, 4, 5, 6), torch.full((2, 20, 25), -100))
     steps = [[batches[:3], batches[3:]], [batches[1:3], []], [[nothing], batches[:4]]]
@@ -189,7 +189,7 @@ def data(tmp_path):
 
 @pytest.mark.parametrize("size", [2, 9, 11])
 def test_a_sample_is_shared_out(data, size):
-    """Three processes, and samples that they cannot share evenly; of two images one process gets none."""
+    """Three processes share samples unevenly; of two images, one process gets none."""
     run(LOOP, data, 1, str(size))
     run(LOOP, data, 3, str(size))
     for rank in range(3):
@@ -207,14 +207,14 @@ def test_what_pads_the_last_batch_is_not_counted_twice(data):
 
 @pytest.mark.parametrize("how", ["DDP", "FSDP"])
 def test_wrapped_networks(data, how):
-    """FSDP has spread the classifier's bias, which the maps need, over the processes."""
+    """FSDP distributes the classifier's bias, which the maps need, over the processes."""
     run(WRAPPED, data, 2, how)
     run(WRAPPED, data, 1, "DDP")
     one, other = (state(data / f"{how}-2-{rank}.pt") for rank in range(2))
     same(one, other)
     alone = state(data / "DDP-1-0.pt")
     assert (one["weight"] - 1).abs().max() > 0.05
-    # gradients are means of the processes' means, which differ a little from the mean of all
+    # gradients are means of the means of each process, which differ slightly from the mean over all
     torch.testing.assert_close(one["weight"], alone["weight"], rtol=0.05, atol=0.02)
 
 
@@ -235,11 +235,11 @@ def train(folder, processes, *options, **environment):
 
 @pytest.mark.slow
 def test_torchrun_on_1_2_and_4_processes(tmp_path):
-    """The weights are those of one process: to the bit from the same network, and closely from one that learns."""
+    """Weights equal those of one process: to the bit for a fixed network, closely for one that trains."""
     for lr, processes in (("0", 1), ("0", 2), ("0", 4), ("0.05", 1), ("0.05", 4)):
         status, output = train(tmp_path / f"{lr}-{processes}", processes, "--lr", lr)
         assert status == 0, output
-        assert output.count("Done:") == 1  # one of them speaks
+        assert output.count("Done:") == 1  # only one process prints
     fixed = [without_times(tmp_path / f"0-{processes}") for processes in (1, 2, 4)]
     for records in fixed:
         assert len(set(records[0]["weight"])) > 4

@@ -1,4 +1,4 @@
-"""Label files: index maps, colours, palettes, class lists; what is no map is named."""
+"""Label files: index maps, colours, palettes, class lists, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from cawa_fast.recipes.datasets import CamVidDataset, FolderDataset
 from cawa_fast.recipes.datasets import labels as label_files
 from cawa_fast.recipes.datasets.class_list import read_class_list
-from cawa_fast.recipes.datasets.labels import COLOUR, LabelRule, histogram, pack, read_codes
+from cawa_fast.recipes.datasets.labels import COLOUR, LabelRule, code_histogram, pack, read_codes
 from tests.support import trees
 
 # -- label files ----------------------------------------------------------------------------------------------------
@@ -62,10 +62,10 @@ def test_colours_and_palettes(tmp_path):
     file = tmp_path / "a.png"
     Image.fromarray(pixels).save(file)
     assert COLOURED.to_labels(read_codes(file, COLOURED), file).tolist() == [[0, 1, 1]]
-    # A palette in another order than the classes': the colours count. Colours that mean nothing: the indices do.
+    # If the rule has the colours of the palette, these are the labels, in any order; otherwise the indices are.
     for palette, expected in (([*blue, *red], [[1, 0, 0]]), ([*other, *red], [[0, 1, 1]])):
         indexed = Image.fromarray(np.array([[0, 1, 1]], np.uint8)).convert("P")
-        indexed.putpalette([*palette, *range(90)])  # long, so that the file has 8 bits a pixel
+        indexed.putpalette([*palette, *range(90)])  # long enough for 8 bits a pixel
         indexed.save(file)
         assert file.read_bytes()[24:26] == b"\x08\x03"
         assert COLOURED.to_labels(read_codes(file, COLOURED), file).tolist() == expected
@@ -103,7 +103,7 @@ def test_histogram_equals_unique(seed, rows, values, dtype):
     high = min(values, 255) if dtype == np.uint8 else COLOUR + values
     codes = np.repeat(rng.integers(0, high + 1, (rows, 9)), rng.integers(1, 5), axis=1).astype(dtype)
     expected = np.unique(codes, return_counts=True)
-    assert histogram(codes) == (expected[0].tolist(), expected[1].tolist())
+    assert code_histogram(codes) == (expected[0].tolist(), expected[1].tolist())
 
 
 # -- folders and class lists ----------------------------------------------------------------------------------------
@@ -196,16 +196,16 @@ def _written(tmp_path: Path, content: str, name: str = "classes.txt") -> Path:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("classes.txt", "a\nb\na\n", r"classes\.txt: the class a is there twice"),
-        ("classes.txt", "a 1 2 3\nb 1 2 3\n", r"the colour \(1, 2, 3\) is there twice"),
+        ("classes.txt", "a\nb\na\n", r"classes\.txt: the class a occurs twice"),
+        ("classes.txt", "a 1 2 3\nb 1 2 3\n", r"the colour \(1, 2, 3\) occurs twice"),
         ("classes.txt", "a 1 2 3\nb\n", "'b' has no colour but 'a' has"),
         ("classes.txt", "a 1 2 300\n", r"line 1: the colour \(1, 2, 300\) is outside 0..255"),
         ("classes.txt", "void\n", "lists 0 classes; there must be 1 to 255"),
         ("classes.txt", "\n".join(f"c{k}" for k in range(256)), "lists 256 classes"),
-        ("classes.json", "[", "is no JSON"),
+        ("classes.json", "[", "is not JSON"),
         ("classes.json", "3", "expected a list of names"),
         ("classes.json", '[{"color": [1, 2, 3]}]', "class 0: .* has no name"),
-        ("classes.json", '{"a": [1, 2]}', "is no colour; give red, green, blue"),
+        ("classes.json", '{"a": [1, 2]}', "is not a colour; give red, green, blue"),
         ("classes.csv", "r,g,b\n1,2,3\n", "line 2: no name; the first line must name the columns"),
     ],
 )
@@ -221,7 +221,7 @@ def test_a_class_list_is_needed(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"classes='.*other\.txt' is not a file"):
         FolderDataset(tmp_path, "val", classes=tmp_path / "other.txt")
     (tmp_path / "classes.txt").write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(ValueError, match="is no text"):
+    with pytest.raises(ValueError, match="is not a text file"):
         FolderDataset(tmp_path, "val")
     (tmp_path / "classes.txt").write_text("a\n")
     shutil.rmtree(tmp_path / "masks")

@@ -1,4 +1,4 @@
-"""Readers of the public layouts: which files they pair, and which class each value becomes."""
+"""Readers of the public layouts: the files they pair, and the class of each value."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ def test_a_missing_split_shows_the_tree(key, tmp_path):
     write(tmp_path, "train", [trees.blobs(allowed, 1)], **options)
     with pytest.raises(FileNotFoundError, match="expected"):
         open_layout(key, tmp_path, split="val")
-    with pytest.raises(FileNotFoundError, match=r"root='.*' is not a folder; give the one that holds"):
+    with pytest.raises(FileNotFoundError, match=r"root='.*' is not a folder; give the folder that holds"):
         open_layout(key, tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize("key", trees.LAYOUTS)
 def test_opening_reads_no_file(key, tmp_path, monkeypatch):
-    """118,287 headers take minutes on a network's disk; CamVid alone is small enough to be looked through."""
+    """118,287 headers take minutes on a network file system; only CamVid is small enough to read them."""
     if key == "camvid":
         pytest.skip("its 468 pairs are compared when it is opened")
     write, options, allowed, _ = trees.LAYOUTS[key]
@@ -114,7 +114,7 @@ def test_a_data_set_can_be_sent_to_a_process(key, tmp_path):
 
 @pytest.mark.parametrize("name", FILE_DATASETS)
 def test_real_trees(name):
-    """Where there are any: CAWA_FAST_DATA names a folder with a folder for each data set, by its name."""
+    """Runs if CAWA_FAST_DATA names a folder that has a folder for each dataset, named as the dataset."""
     root = Path(os.environ.get("CAWA_FAST_DATA", "nowhere")) / name
     if not root.is_dir():
         pytest.skip("CAWA_FAST_DATA names no such tree")
@@ -136,7 +136,7 @@ def test_length_and_resize(tmp_path):
     data = ADE20KDataset(tmp_path, "val", length=3, resize=(4, 6))
     assert [pair.label.name for pair in data.pairs] == [f"ADE_val_{k:08}.png" for k in (0, 2, 4)]
     assert data.image_size == (4, 6) == data.read(2)[1].shape == data.read_label(1).shape
-    with pytest.raises(ValueError, match="length=7: val has 6 images"):
+    with pytest.raises(ValueError, match="length=7 must be from 1 to 6, the number of images in val"):
         ADE20KDataset(tmp_path, "val", length=7)
 
 
@@ -157,7 +157,7 @@ def test_length_and_resize(tmp_path):
 def test_classes(name, count, known):
     cls = FILE_DATASETS[name]
     assert len(cls.class_names) == len(set(cls.class_names)) == len(cls.palette) == count
-    # ADE20K's own table gives road and skyscraper one colour
+    # in ADE20K's own table, road and skyscraper have the same colour
     assert len(set(cls.palette)) == count - (name == "ade20k")
     for index, (class_name, colour) in known.items():
         assert cls.class_names[index] == class_name
@@ -178,7 +178,7 @@ def test_ade20k_refuses_what_was_reduced_already(tmp_path):
     message = refusal(ADE20KDataset(tmp_path, "val"))
     assert "ADE_val_00000000.png" in message
     assert "pixels have labels [255], outside 0..150 (0 is ignored)" in message
-    assert "zero was reduced already" in message
+    assert "reduced by one already" in message
     assert "96 pixels" in message
 
 
@@ -191,7 +191,7 @@ def test_wrong_ids_are_recognised(tmp_path):
     trees.coco_stuff164k(tmp_path / "c", "val", [trees.stripes([0, 11])], form="")
     assert "these look like labelTrainIds" in refusal(COCOStuff164kDataset(tmp_path / "c", "val"))
     trees.folder(tmp_path / "d", "val", [trees.stripes([1, 4])])
-    assert "put a line 'ignore' first in classes.txt" in refusal(FolderDataset(tmp_path / "d", "val"))
+    assert "add 'ignore' as the first line of classes.txt" in refusal(FolderDataset(tmp_path / "d", "val"))
 
 
 def test_train_ids_come_before_raw_ids_and_either_can_be_asked_for(tmp_path):
@@ -215,7 +215,7 @@ def test_cityscapes_has_one_size(tmp_path):
     trees.cityscapes(tmp_path, "val", [trees.stripes([1]), trees.stripes([1], (8, 16))])
     data = CityscapesDataset(tmp_path, "val")
     assert data.image_size == trees.SIZE
-    with pytest.raises(ValueError, match=r"is 16x8 pixels \(W x H\), the first image of val 24x16; give a size"):
+    with pytest.raises(ValueError, match=r"is 16x8 pixels \(W x H\), the first image of val is 24x16; resize all"):
         data.read(1)
     assert CityscapesDataset(tmp_path, "val", resize=(4, 4)).read(1)[1].shape == (4, 4)
 
@@ -256,13 +256,13 @@ def test_voc_in_colour(tmp_path, form):
 
 def test_voc_lists_and_the_augmented_set(tmp_path):
     trees.voc(tmp_path, "val", [trees.stripes([1])])
-    with pytest.raises(FileNotFoundError, match=r"train\.txt is missing \(lists that are there: val\)"):
+    with pytest.raises(FileNotFoundError, match=r"train\.txt is missing \(existing lists: val\)"):
         VOCDataset(tmp_path, "train")
     trees.voc(tmp_path, "trainaug", [trees.stripes([2])] * 3, labels="SegmentationClassAug")
     assert len(build_dataset("voc_aug", root=str(tmp_path))) == 3
     lists = tmp_path / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
     (lists / "val.txt").write_text("val_000000\nnot_there\n")
-    with pytest.raises(FileNotFoundError, match=r"'not_there' is listed, but neither .* nor .* is there"):
+    with pytest.raises(FileNotFoundError, match=r"'not_there' is listed, but neither .* nor .* exists"):
         VOCDataset(tmp_path / "VOCdevkit", "val")
     (lists / "val.txt").write_text("\n")
     with pytest.raises(ValueError, match="lists no images"):

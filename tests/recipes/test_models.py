@@ -1,4 +1,4 @@
-"""The recipes' networks: shapes, size, the last layer, and that they learn."""
+"""The networks: shapes, size, the last layer, and that they learn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cawa_fast.recipes.models import MODELS, build_model
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from a second thread, and on a busy machine they wait for it."""
+    """Tensors this small are no faster with a second thread, and slower on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -67,7 +67,7 @@ def test_channels_last_gives_the_same_logits():
 
 
 def test_every_parameter_gets_a_gradient_after_one_step():
-    """The last norm of each residual block starts at zero, so that what is before it learns from the second step on."""
+    """The last norm of each residual block starts at zero, so that layers before it learn from the second step on."""
     torch.manual_seed(0)
     model = build_model("compact", 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -82,7 +82,7 @@ def test_every_parameter_gets_a_gradient_after_one_step():
 
 
 def test_it_learns_one_batch():
-    """Left half dark, right half bright, a thin line between: the three classes come out."""
+    """The network learns three classes: a dark left half, a bright right half and a thin line between them."""
     torch.manual_seed(0)
     labels = torch.zeros(4, 8, 16, dtype=torch.long)
     labels[:, :, 8:] = 1
@@ -104,7 +104,7 @@ def test_it_learns_one_batch():
 
 
 def test_global_context_reaches_every_position(compact):
-    """A change in one corner must be felt in the opposite one, far outside the convolutions' reach."""
+    """A change in one corner affects the opposite one, far outside the receptive field of the convolutions."""
     images = torch.zeros(1, 3, 512, 512, requires_grad=True)
     model = compact.eval()
     model(images)[0, 0, -1, -1].backward()

@@ -1,4 +1,4 @@
-"""DeepLabV3+, UPerNet, SegFormer and OCRNet: where their logits come from, and that CAWA trains them."""
+"""DeepLabV3+, UPerNet, SegFormer and OCRNet: their logits, their activation maps, and training by CAWA."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_sides_that_no_power_of_two_divides(name: str, size: tuple[int, int]) ->
 
 @pytest.mark.parametrize(("name", "output_stride"), [("deeplabv3plus", 16), ("deeplabv3plus", 8), ("upernet", None)])
 def test_the_networks_of_smp_give_smps_logits(name: str, output_stride: int | None) -> None:
-    """Where smp's DeepLabV3+ runs at all: its own network grows the pyramid by a fixed factor."""
+    """Compared at sizes that smp's DeepLabV3+ can take: it scales the pyramid by a fixed factor."""
     import segmentation_models_pytorch as smp
 
     options = {} if output_stride is None else {"output_stride": output_stride}
@@ -113,7 +113,7 @@ def test_closed_form_maps_equal_those_by_autograd(name: str, method: str) -> Non
         model(images())
         graph = cam()
     assert closed.shape == graph.shape
-    if method == "gradcam":  # whose gradient is a mean over positions; the closed form takes it as the weight itself
+    if method == "gradcam":  # its gradient is a mean over positions, for which the closed form uses the weight itself
         graph = graph / graph.amax((2, 3), keepdim=True).clamp_min(1e-12)
         closed = closed / closed.amax((2, 3), keepdim=True).clamp_min(1e-12)
     assert (closed > 0).any()
@@ -173,7 +173,7 @@ def test_two_steps_with_cawa(name: str, dataset: str) -> None:
         assert (weight.max() > weight.min()) or step == 0
     for key, value in model.named_parameters():
         assert value.isfinite().all(), key
-        # a bias in front of a softmax over that very axis, and what batch normalisation cancels, have no gradient
+        # No gradient: a bias before a softmax over the same axis, and what batch normalisation cancels.
         assert value.grad is not None, key
     changed = [key for key, value in model.state_dict().items() if not torch.equal(value, before[key])]
     assert len(changed) > 0.95 * len(before)
@@ -212,7 +212,7 @@ def test_ocrnet_keeps_its_regions_without_their_loss() -> None:
 
 
 def test_object_context_is_the_papers_equations() -> None:
-    """Pixel by pixel, region by region."""
+    """Compared with loops over pixels and regions."""
     torch.manual_seed(0)
     context = ObjectContext(6, 4, dropout=0.0).eval()
     pixels, regions = torch.randn(2, 6, 3, 5), torch.randn(2, 4, 3, 5)
@@ -241,7 +241,7 @@ def test_object_context_is_the_papers_equations() -> None:
 @every_network
 def test_a_state_dict_and_a_copy_give_the_same_logits(name: str) -> None:
     model = small(name)
-    model.train()(images())  # holds auxiliary logits with a graph from now on
+    model.train()(images())  # now has auxiliary logits with a graph
     twin = copy.deepcopy(model)
     if SMALL[name][0] in WITH_AUXILIARY:
         assert model.auxiliary_logits is not None
@@ -255,7 +255,7 @@ def test_a_state_dict_and_a_copy_give_the_same_logits(name: str) -> None:
         expected = model.eval()(images())
         assert torch.equal(twin.eval()(images()), expected)
         assert torch.equal(fresh.eval()(images()), expected)
-        twin.classifier.bias += 1  # of its own
+        twin.classifier.bias += 1
         assert torch.equal(model(images()), expected)
 
 

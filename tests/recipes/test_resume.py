@@ -1,4 +1,4 @@
-"""Stopping and going on: killed at any moment, a run ends with the same bits; what is damaged is named."""
+"""Stopping and resuming: a run killed at any moment ends with the same bits; errors name damaged files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from cawa_fast.recipes.runs.folder import RunFolder, atomic
+from cawa_fast.recipes.files import atomic
+from cawa_fast.recipes.runs.folder import RunFolder
 from cawa_fast.recipes.training.loaders import end_workers
 from cawa_fast.recipes.training.signals import SafePoints
 from cawa_fast.recipes.training.trainer import Trainer
@@ -55,12 +56,12 @@ def test_a_loader_whose_workers_were_ended_begins_new_ones() -> None:
 
 @pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bits(tmp_path: Path) -> None:
-    config = replace(TINY, epochs=12)  # enough for five lives, however fast the machine
+    config = replace(TINY, epochs=12)  # enough to be killed five times even on a fast machine
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     run(whole, config)
     command = [sys.executable, "-m", "cawa_fast.cli", *arguments(config, torn), "--resume"]
     kills, delays = 0, iter((0.0, 0.05, 0.3, 0.12, 0.21))
-    # Each life is killed a little after it has finished one more epoch: between, and in the middle of, writes.
+    # Each process is killed shortly after it has finished one more epoch: between writes, and in the middle of one.
     for delay in delays:
         before = _epochs(torn)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -109,7 +110,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_resume(tmp_path: Path, number: int)
 
 @pytest.mark.slow
 def test_a_signal_to_the_whole_group_is_no_error_in_the_workers(tmp_path: Path) -> None:
-    """As schedulers send it: DataLoader's workers get it too, and may not die before the main process acts."""
+    """As schedulers send it. DataLoader workers get it too, and must not end before the main process handles it."""
     config = replace(TINY, epochs=500, workers=2)
     command = [sys.executable, "-m", "cawa_fast.cli", *arguments(config, tmp_path / "r"), "--resume"]
     for life in range(3):
@@ -122,7 +123,9 @@ def test_a_signal_to_the_whole_group_is_no_error_in_the_workers(tmp_path: Path) 
         time.sleep(0.03 * life)
         os.killpg(process.pid, signal.SIGTERM)
         try:
-            out, error = process.communicate(timeout=60)  # (whose end waits for the workers too: they hold the pipes)
+            out, error = process.communicate(
+                timeout=60
+            )  # ends only when the workers have ended, since they have the pipes open
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -135,7 +138,7 @@ def test_a_signal_to_the_whole_group_is_no_error_in_the_workers(tmp_path: Path) 
     "where", ["torch.save", "cawa_fast.recipes.training.trainer.log_scalars", "torch.Tensor.backward"]
 )
 def test_ctrl_c_waits_for_what_is_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    """Interrupted between two of its lines, torch.save raises an error of its own and TensorBoard's writer hangs."""
+    """If interrupted, torch.save would raise an error of its own, and TensorBoard's writer would hang."""
     module, _, name = where.rpartition(".")
     target = resolve_name(module)
     done = []
@@ -151,7 +154,7 @@ def test_ctrl_c_waits_for_what_is_being_written(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(target, name, interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
-    assert len(done) == (2 if name == "save" else 1)  # best.pt, of the same epoch, is the first of the two
+    assert len(done) == (2 if name == "save" else 1)  # best.pt and latest.pt of the same epoch
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert _epochs(tmp_path) == (0 if name == "backward" else 1)
@@ -160,7 +163,7 @@ def test_ctrl_c_waits_for_what_is_being_written(tmp_path: Path, monkeypatch: pyt
     assert_same_run(tmp_path, tmp_path / "whole")
 
 
-def test_a_second_ctrl_c_ends_a_batch_that_never_ends_and_so_does_a_third() -> None:
+def test_a_second_ctrl_c_acts_at_once_and_so_does_a_third() -> None:
     with SafePoints():
         signal.raise_signal(signal.SIGINT)
         for _ in range(2):
@@ -174,7 +177,7 @@ def test_ctrl_c_after_the_last_batch_is_not_lost() -> None:
 
 
 def test_signals_that_are_ignored_or_left_to_the_system_stay_so() -> None:
-    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the shell starts what runs in the background
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in processes that a shell starts in the background
     default = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         with SafePoints() as safe:
@@ -187,7 +190,7 @@ def test_signals_that_are_ignored_or_left_to_the_system_stay_so() -> None:
 
 
 def test_a_signal_is_not_lost_to_another_error_nor_kept_for_the_next_run() -> None:
-    """DataLoader's workers, which a signal to all processes ends first, are an error in the main process."""
+    """A signal to all processes may end DataLoader workers first, which is an error in the main process."""
     safe = SafePoints()
 
     def fit() -> None:
@@ -250,7 +253,7 @@ def test_a_file_appears_complete_or_not_at_all(tmp_path: Path) -> None:
 def test_only_the_process_that_writes_removes_what_a_killed_one_left(
     tmp_path: Path, rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The others may find the file that the first is writing."""
+    """For the other processes it may be the file that rank 0 is writing."""
     run(tmp_path)
     half_written = tmp_path / ".dataset.json.abc"
     half_written.touch()
@@ -268,13 +271,13 @@ def test_metrics_that_ran_ahead_of_the_checkpoint_are_cut_back(tmp_path: Path) -
     assert metrics.read_text() == truth
 
 
-def test_events_of_earlier_lives_are_written_anew(tmp_path: Path) -> None:
+def test_events_of_earlier_processes_are_written_again(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run(tmp_path)
-    for events in tmp_path.glob("*tfevents*"):  # never flushed: the process was killed
+    for events in tmp_path.glob("*tfevents*"):  # as if the process was killed before it flushed them
         events.unlink()
-    for _ in range(2):  # the second time beside what the first has written, which it replaces
+    for _ in range(2):  # the second time the events of the first are replaced
         run(tmp_path)
         events = EventAccumulator(str(tmp_path))
         events.Reload()

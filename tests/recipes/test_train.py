@@ -1,4 +1,4 @@
-"""The main job: what a run computes, measures and writes."""
+"""Training: what a run computes, measures and writes."""
 
 from __future__ import annotations
 
@@ -6,25 +6,28 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from cawa_fast.recipes.config import WEIGHTINGS
+from cawa_fast import functional as CF
+from cawa_fast.metrics import segmentation_metrics
+from cawa_fast.recipes.config import WEIGHTINGS, TrainConfig
 from cawa_fast.recipes.datasets import build_dataset
 from cawa_fast.recipes.runs.folder import RunFolder
-from cawa_fast.recipes.training.loaders import normalize_images
-from cawa_fast.recipes.training.metrics_log import segmentation_metrics
+from cawa_fast.recipes.training.loaders import normalize_images, open_split
+from cawa_fast.recipes.training.metrics_log import metrics_record
 from cawa_fast.recipes.training.trainer import Trainer
 from tests.support.tiny_runs import TINY, Silent, camvid_with_void, run
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_every_weighting_trains_and_writes_the_documented_records(tmp_path: Path, weighting: str) -> None:
-    watcher = Silent()
+    progress = Silent()
     config = replace(TINY, weighting=weighting)
-    records = Trainer(config, RunFolder(tmp_path), watcher).fit()
-    assert watcher.images == {"train": 16, "validate": 8}
+    records = Trainer(config, RunFolder(tmp_path), progress).fit()
+    assert progress.images == {"train": 16, "validate": 8}
     written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert written == records
     assert [record["epoch"] for record in records] == [1, 2]
@@ -53,7 +56,34 @@ def test_every_weighting_trains_and_writes_the_documented_records(tmp_path: Path
     assert RunFolder(tmp_path).read_config() == config
     kept = json.loads((tmp_path / "confusion.json").read_text())
     assert kept["epoch"] == 2
-    assert segmentation_metrics(torch.tensor(kept["matrix"]))["iou"] == records[-1]["iou"]
+    assert kept["matrix"] == validated(tmp_path, config).tolist()
+    metrics = metrics_record(segmentation_metrics(torch.tensor(kept["matrix"])))
+    assert metrics == {name: records[-1][name] for name in metrics}
+
+
+def validated(path: Path, config: TrainConfig) -> torch.Tensor:
+    """The confusion matrix of the run's last network, computed from the checkpoint."""
+    network = config.network(10)
+    network.load_state_dict(torch.load(path / "latest.pt", weights_only=True)["model"])
+    network.eval()
+    data = open_split(config, "val")
+    pairs = [data.read(index) for index in range(len(data))]
+    images = torch.stack([torch.tensor(image).permute(2, 0, 1) for image, _ in pairs])
+    labels = torch.stack([torch.tensor(label) for _, label in pairs])
+    with torch.no_grad():
+        return CF.confusion_matrix(network(normalize_images(images)), labels, ignore_index=255)
+
+
+@pytest.mark.parametrize(
+    "options", [{"source": "argmax"}, {"budget": 3}, {"every": 2, "epochs": 3}], ids=["argmax", "budget", "every"]
+)
+def test_metrics_are_of_all_validation_images_however_classes_are_scored(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    config = replace(TINY, **options)
+    records = run(tmp_path, config)
+    metrics = metrics_record(segmentation_metrics(validated(tmp_path, config)))
+    assert metrics == {name: records[-1][name] for name in metrics}
 
 
 def test_tensorboard_events_hold_the_metrics(tmp_path: Path) -> None:
@@ -75,7 +105,7 @@ def test_metrics_equal_torchmetrics(torchmetrics: None) -> None:
     prediction = torch.where(torch.rand(4000, generator=generator) < 0.6, target, target.roll(1))
     matrix = torch.zeros(5, 5, dtype=torch.int64)
     matrix.index_put_((target, prediction), torch.tensor(1), accumulate=True)
-    metrics = segmentation_metrics(matrix)
+    metrics = metrics_record(segmentation_metrics(matrix))
     iou = multiclass_jaccard_index(prediction, target, 5, average="none")
     assert metrics["iou"] == pytest.approx(iou.tolist(), abs=1e-6)
     assert metrics["miou"] == pytest.approx(iou.mean().item(), abs=1e-6)
@@ -85,7 +115,7 @@ def test_metrics_equal_torchmetrics(torchmetrics: None) -> None:
 
 
 def test_metrics_of_an_absent_class_are_none_and_left_out_of_the_mean() -> None:
-    metrics = segmentation_metrics(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]]))
+    metrics = metrics_record(segmentation_metrics(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]])))
     assert metrics["iou"] == [0.75, 0.8, None]
     assert metrics["miou"] == pytest.approx(0.775)
 
@@ -102,7 +132,7 @@ def test_argmax_scoring_uses_the_confusion_matrix(tmp_path: Path) -> None:
 
 
 def test_pixel_counts_of_the_base_weight(tmp_path: Path) -> None:
-    """Eq. 5 with the pixels of the training set, or of the validation images observed."""
+    """Eq. 5 with the pixels of the training set, or of the scored validation images."""
     base = {}
     for counts in ("observed", "train"):
         folder = tmp_path / counts
@@ -123,7 +153,7 @@ def test_pixel_counts_of_the_base_weight(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_dead_class_trap_of_the_printed_ratio_and_its_absence_when_smoothed(tmp_path: Path) -> None:
-    """Eq. 6 to the letter: what is not learned by the second pass falls to the least weight, and stays unlearned."""
+    """Exactly by Eq. 6, a class not learned by the second pass falls to the smallest weight and is never learned."""
     config = replace(TINY, epochs=4, train_images=48, val_images=16, resize=None, source="argmax", scale=(0.75, 1.5))
     weight, iou = {}, {}
     for ratio in ("paper", "smoothed"):
@@ -131,7 +161,9 @@ def test_the_dead_class_trap_of_the_printed_ratio_and_its_absence_when_smoothed(
         weight[ratio] = torch.tensor([record["weight"] for record in records])
         iou[ratio] = torch.tensor([record["iou"] for record in records])
     rare = slice(6, 10)  # pole, traffic_sign, person, rider
-    assert torch.equal(weight["paper"][0], weight["smoothed"][0])  # there is no ratio yet: unlearned classes weigh most
+    assert torch.equal(
+        weight["paper"][0], weight["smoothed"][0]
+    )  # no ratio in the first step: unlearned classes have the largest weights
     assert weight["paper"][0, rare].min() == weight["paper"][0].max()
     assert (weight["paper"][1:, rare] < 0.1).all()
     assert weight["paper"][1:, :6].mean(1).min() > 1

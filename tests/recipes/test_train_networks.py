@@ -24,7 +24,7 @@ PRETRAINED = "segmentation_models_pytorch.encoders.hf_hub_download"
 
 @pytest.mark.parametrize("model", ["deeplabv3plus", "ocrnet", "upernet"])
 def test_the_auxiliary_loss_is_trained_with_by_its_factor_and_not_recorded(tmp_path: Path, model: str) -> None:
-    """One step without momentum: what the auxiliary head alone has learned is proportional to the factor."""
+    """After one step without momentum, the change of the auxiliary head is proportional to the factor."""
     config = replace(DEEPLAB, model=model, batch_size=8, momentum=0.0, weight_decay=0.0, weighting="uniform")
     moved, losses = {}, {}
     for factor in (0.2, 0.4):
@@ -35,7 +35,7 @@ def test_the_auxiliary_loss_is_trained_with_by_its_factor_and_not_recorded(tmp_p
         moved[factor] = trainer.model.auxiliary[-1].bias.detach() - before
     assert moved[0.2].abs().max() > 0
     assert losses[0.2] == losses[0.4]
-    if model != "ocrnet":  # whose regions also learn from the main loss
+    if model != "ocrnet":  # in OCRNet the regions also learn from the main loss
         torch.testing.assert_close(moved[0.4], 2 * moved[0.2], rtol=1e-3, atol=1e-7)
 
 
@@ -87,7 +87,7 @@ def test_a_stopped_run_continues_to_the_same_bits_without_a_download(
 
 
 def test_its_report_has_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The network is built again from the settings: its backbone, its head, and nothing downloaded."""
+    """The report builds the network from the settings, with its backbone and head, and downloads nothing."""
     run(tmp_path / "a", replace(DEEPLAB, auxiliary=0.0))
     config = (tmp_path / "a" / "config.json").read_text()
     (tmp_path / "a" / "config.json").write_text(config.replace('"pretrained": false', '"pretrained": true'))
@@ -158,7 +158,7 @@ def test_validation_images_of_any_size_are_tried_too(tmp_path: Path) -> None:
         DEEPLAB, dataset="camvid", root=str(tmp_path / "data"), resize=None, crop=(32, 64), train_images=None
     )
     assert len(run(tmp_path / "r", config)) == 1
-    with pytest.raises(ValueError, match=r"cannot take images of 33x65 .* resize or pad what is validated"):
+    with pytest.raises(ValueError, match=r"cannot take images of 33x65 .* resize or pad the validation images"):
         run(tmp_path / "s", replace(config, model="ocrnet", backbone="tu-hrnet_w18_small"))
 
 

@@ -292,7 +292,7 @@ def test_old_page_survives_a_failure(tmp_path: Path, folders: list[Path], monkey
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("cawa_fast.recipes.runs.folder.os.replace", fail)
+    monkeypatch.setattr("cawa_fast.recipes.files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         report.write_report(folders, out, images=0)
     assert out.read_text() == "old"

@@ -1,1 +1,1 @@
-"""Many training runs on equal terms."""
+"""Ablations: many training runs compared over seeds."""

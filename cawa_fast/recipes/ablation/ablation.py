@@ -1,40 +1,41 @@
-"""Many runs on equal terms: rows of settings, each over several seeds, in several processes.
+"""An ablation: rows of settings, each trained with several seeds, in several processes.
 
-Every run is an ordinary run folder ``OUT/<row>-s<seed>``; two files beside them say what was found.
+Every run is an ordinary run folder ``OUT/<row>-s<seed>``. Two files beside the folders hold the results,
+``ablation.json`` and ``ablation.md``.
 
 **ablation.json**, one object::
 
     format            1
-    command           what makes it again, without places
-    settings          the settings that all rows share, as config.json has them, without seed, weighting, and places
+    command           the command that makes these results, without paths
+    settings          the settings that all rows share, as in config.json, without seed, weighting and paths
     versions          {"cawa_fast": ..., "torch": ...}
-    epochs            per run
+    epochs            epochs of each run
     seeds             [0, 1, 2]
-    against           the row that others are compared with, "uniform"
+    against           the row that the others are compared with, "uniform"
     class_names       C names
-    train_pixels      C pixels per class in the training set
-    rare              {"part": 0.2, "classes": [indices]}, see rare_classes
+    train_pixels      C numbers: pixels per class in the training set
+    rare              {"part": 0.2, "classes": [indices]}, see rare_classes; "part" is --rare
     groups            {key: heading}, in the order of the tables
     rows              [row, ...], in the order of the tables
 
 A row::
 
     name              unique: "uniform", "ladder-csps", "delta=0.4"
-    group             key of groups
-    title             for tables and figures
-    settings          what it changes: {"weighting": "cawa", "delta": 0.4}
-    runs              one per seed, see below. Rows with equal settings name the same folders
+    group             a key of groups
+    title             its name in tables and figures
+    settings          the settings that it changes: {"weighting": "cawa", "delta": 0.4}
+    runs              one per seed, see below; rows with equal settings share their runs
     summary           {"miou" | "rare_iou" | "pixel_accuracy" | "seconds_per_epoch" | "awa_share":
                        {"mean", "sd" (null with one seed), "n"} or null}
-    paired            {"miou" | "rare_iou" | "pixel_accuracy": {"differences": {seed: row less against}, "mean", "sd",
+    paired            {"miou" | "rare_iou" | "pixel_accuracy": {"differences": {seed: row minus against}, "mean", "sd",
                        "n", "low", "high" (95 % t interval of the mean), "better" (differences above 0)} or null}
 
-A run: ``seed``, ``run`` (the folder's name), ``status`` ("done", "failed", "unfinished"), ``error`` (null, or why), and
-if it is done ``epochs``, ``miou``, ``rare_iou``, ``pixel_accuracy``, ``iou`` (by class), ``dead`` (classes with IoU 0),
-``seconds_per_epoch`` and ``awa_share`` (what the adaptive weights add to an epoch's time). Values are those after the
-last epoch, as shares in [0, 1]; null where there is none.
+A run has ``seed``, ``run`` (the name of its folder), ``status`` ("done", "failed", "unfinished") and ``error`` (null or
+the reason). A run that is done also has ``epochs``, ``miou``, ``rare_iou``, ``pixel_accuracy``, ``iou`` (by class),
+``dead`` (classes with IoU 0), ``seconds_per_epoch`` and ``awa_share`` (time for the adaptive weights as a share of the
+rest of an epoch). Values are those after the last epoch, as shares in [0, 1]; null where a value is undefined.
 
-Rows and seeds of earlier calls with the same folder and settings stay in both files.
+Both files keep the rows and seeds of earlier calls with the same folder and settings.
 """
 
 from __future__ import annotations
@@ -49,33 +50,36 @@ from typing import Any, Protocol
 
 import torch
 
-from ..config import TrainConfig, cpu_count
+from ... import __version__
+from ..config import TrainConfig
+from ..files import atomic
+from ..parallel import cpu_count
 from ..runs.compare import RARE, rare_classes
-from ..runs.folder import RunFolder, atomic
+from ..runs.folder import RunFolder
 from ..runs.read import Run, load_run
 from .pool import Pool
 from .results import final_values, markdown, with_statistics
-from .rows import CATALOGUE, CUSTOM, DEFAULT_ROWS, GROUPS, Plan, Row, choose, make_plan
+from .rows import CATALOGUE, CUSTOM, DEFAULT_ROWS, GROUPS, AblationRow, Plan, choose_rows, make_plan
 
-__all__ = ["CATALOGUE", "DEFAULT_ROWS", "GROUPS", "RARE", "Ablation", "Row", "State", "choose", "rare_classes"]
+__all__ = ["CATALOGUE", "DEFAULT_ROWS", "GROUPS", "RARE", "Ablation", "AblationRow", "State", "choose", "rare_classes"]
 
 _OF_A_RUN = ("seed", "weighting")
-"""Settings that are a run's own."""
+"""Settings that differ between the runs of an ablation."""
 
 _HEADINGS = GROUPS | {CUSTOM: "Other settings"}
 
 
 @dataclass
 class State:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
-        name: of its folder.
+        name: the name of its folder.
         config: its settings.
-        epoch: epochs done; parts of one while it runs.
+        epoch: epochs done, with a fraction while it runs.
         status: "waiting", "running", "done" or "failed".
         miou: after the last finished epoch.
-        seconds: of an epoch, mean of those that are known.
+        seconds: mean time of an epoch, where known.
         pid: its process, while it runs.
         error: why it failed.
     """
@@ -90,29 +94,30 @@ class State:
     error: str | None = None
 
 
-class Watcher(Protocol):
-    """What is told when a run begins, advances, or ends."""
+class AblationProgress(Protocol):
+    """A callback that reports the progress of an ablation."""
 
-    def update(self, state: State) -> None: ...
+    def update(self, state: State) -> None:
+        """A run has begun, advanced or ended."""
 
 
 class Ablation:
-    """Rows of settings, each trained for several seeds.
+    """Rows of settings, each trained with several seeds.
 
     Args:
-        out: the folder of the runs and of the results.
+        out: folder for the runs and the results.
         base: the settings that all rows share. Its ``weighting`` and ``seed`` are not used.
-        rows: what to compare; see :func:`choose`.
+        rows: the rows to compare; see :func:`choose_rows`.
         seeds: each at least 0, none twice.
-        jobs: processes at a time; default: a core each, at most 8 (on GPUs: one for each).
-        against: the row that others are compared with; it is run even if it is not among ``rows``.
-        rare: see :func:`rare_classes`.
+        jobs: runs at a time; default: one per core, at most 8, or one per GPU.
+        against: the row that the others are compared with; it is trained even if it is not among ``rows``.
+        rare: ``part`` of :func:`rare_classes`.
 
     Raises:
-        ValueError: an argument is out of range, or a folder holds a run with other settings.
+        ValueError: an argument is out of range, or a folder holds a run with different settings.
 
     Example:
-        >>> ablation = Ablation("runs/ablation", TrainConfig(epochs=1, train_images=8), choose(["cawa"]), seeds=(0, 1))
+        >>> ablation = Ablation("runs/ablation", TrainConfig(epochs=1, train_images=8), choose_rows(["cawa"]), seeds=(0, 1))
         >>> list(ablation.states)
         ['uniform-s0', 'cawa-s0', 'uniform-s1', 'cawa-s1']
     """
@@ -121,7 +126,7 @@ class Ablation:
         self,
         out: str | Path,
         base: TrainConfig,
-        rows: Sequence[Row],
+        rows: Sequence[AblationRow],
         seeds: Sequence[int] = (0, 1, 2),
         *,
         jobs: int | None = None,
@@ -132,10 +137,10 @@ class Ablation:
             raise ValueError(f"seeds must be at least one number from 0 on, none twice; got {list(seeds)}")
         if jobs is not None and jobs < 1:
             raise ValueError(f"jobs must be at least 1, got {jobs}")
-        rare_classes([1], rare)
+        rare_classes([1], rare)  # raises if it is out of range
         self.out, self.rare = Path(out), rare
         device = base.resolved_device()
-        base_rows = choose([against])
+        base_rows = choose_rows([against])
         if len(base_rows) > 1:
             raise ValueError(f"against must be one row, but {against!r} is {len(base_rows)}")
         self.against = base_rows[0]
@@ -162,7 +167,10 @@ class Ablation:
         return [state for state in self.states.values() if state.status == "failed"]
 
     def seconds_left(self) -> float | None:
-        """An estimate: the epochs left, at the mean time of those that are known, over the jobs; None if none is."""
+        """Estimated seconds until all runs are done; None while no epoch has been timed.
+
+        The remaining epochs, each at the mean time of its own run or else of all runs, divided by the jobs.
+        """
         known = [state.seconds for state in self.states.values() if state.seconds is not None]
         if not known:
             return None
@@ -170,14 +178,14 @@ class Ablation:
         left = sum((state.config.epochs - state.epoch) * (state.seconds or mean) for state in self.waiting)
         return left / max(min(self.jobs, len(self.waiting)), 1)
 
-    def run(self, watcher: Watcher) -> None:
-        """Train what is not done, and write the results after every run that ends.
+    def run(self, progress: AblationProgress) -> None:
+        """Train all runs that are not done, and write the results after each of them.
 
-        A run that fails is remembered in :attr:`failed`; the others go on. On ``KeyboardInterrupt`` the processes are
-        ended, the results so far written, and it is raised again: the next call continues.
+        If a run fails, the others continue, and :attr:`failed` names it. ``KeyboardInterrupt`` ends the processes,
+        writes the results so far and is raised again. The next call continues.
 
         Raises:
-            ValueError: another process works in the same folder.
+            ValueError: another ablation is running in the same folder.
         """
         self.out.mkdir(parents=True, exist_ok=True)
         with _locked(self.out):
@@ -188,7 +196,7 @@ class Ablation:
                 with contextlib.closing(Pool(self.out, devices).run(configs)) as events:
                     for name, event in events:
                         self._apply(self.states[name], event)
-                        watcher.update(self.states[name])
+                        progress.update(self.states[name])
             finally:
                 self.write()
 
@@ -201,31 +209,29 @@ class Ablation:
         elif event["event"] == "end":
             state.pid, state.status = None, "failed"
             state.error = event["error"] or "ended before its last epoch"
-            with contextlib.suppress(ValueError):  # damaged: then it has failed
-                done = self._state(state.name, state.config)  # what the files say
+            with contextlib.suppress(ValueError):  # the files are damaged: the run has failed
+                done = self._state(state.name, state.config)
                 state.epoch, state.miou, state.seconds = done.epoch, done.miou, done.seconds
                 if done.status == "done":
                     state.status, state.error = "done", None
             self.write()
 
-    # ---------------------------------------------------------------------------------------------------- folders
-
     def _state(self, name: str, config: TrainConfig) -> State:
-        """How far the run is, by its files; with the settings that it was begun with."""
+        """The progress of a run by its files, with the settings that it was begun with."""
         folder = RunFolder(self.out / name)
         if not folder.exists():
             return State(name, config)
         stored = folder.read_config()
         for setting in fields(config):
-            own_choice = setting.name == "threads" and not self._threads_given
+            default = setting.name == "threads" and not self._threads_given
             now, then = getattr(config, setting.name), getattr(stored, setting.name)
-            if now != then and not setting.metadata["resume"] and not own_choice:
+            if now != then and not setting.metadata["resume"] and not default:
                 raise ValueError(
                     f"{folder.path} was begun with {setting.name}={then!r}, not {now!r}; choose another --out, "
-                    f"continue with --{setting.name.replace('_', '-')} as it was, or delete the folder to run it anew"
+                    f"continue with the old --{setting.name.replace('_', '-')}, or delete the folder to train again"
                 )
-        state = State(name, replace(config, threads=stored.threads))  # their number decides the last bits
-        with contextlib.suppress(OSError, ValueError):  # no epoch was finished, or the file is made again on resuming
+        state = State(name, replace(config, threads=stored.threads))  # the number of threads affects the last bits
+        with contextlib.suppress(OSError, ValueError):  # no epoch was finished, or resuming writes the file again
             run = load_run(folder.path)
             state.epoch, state.miou = run.epochs[-1], run.final["miou"]
             state.seconds = run.seconds()["total"]
@@ -237,7 +243,7 @@ class Ablation:
         return {name: value for name, value in self.base.as_dict().items() if name not in hidden}
 
     def _read_earlier(self) -> dict[str, Any]:
-        """``ablation.json`` of earlier calls, whose rows and seeds stay; empty if there is none."""
+        """The rows in ``ablation.json`` from earlier calls; none if there is no such file."""
         file = self.out / "ablation.json"
         try:
             earlier = json.loads(file.read_text())
@@ -248,26 +254,24 @@ class Ablation:
         except FileNotFoundError:
             return {"rows": []}
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} is damaged ({error!r}); delete it, the runs are not lost") from error
-        # JSON has no tuples
+            raise ValueError(f"{file} is damaged ({error!r}); delete it. The runs are not lost") from error
+        # through JSON, which turns tuples into lists
         now = json.loads(json.dumps(self._shared_settings()))
         free = () if self._threads_given else ("threads",)
         if other := [name for name in now if name not in free and now[name] != then.get(name, now[name])]:
             name = other[0]
             raise ValueError(
                 f"{self.out} holds an ablation with {name}={then[name]!r}, not {now[name]!r}; choose another --out, or "
-                f"continue with --{name.replace('_', '-')} as it was"
+                f"continue with the old --{name.replace('_', '-')}"
             )
         return kept
 
-    # ---------------------------------------------------------------------------------------------------- results
-
     def results(self) -> dict[str, Any] | None:
-        """What ``ablation.json`` holds; None as long as no run has read its data."""
-        names: dict[str, tuple[Row, dict[int, str]]] = {}
+        """The content of ``ablation.json``; None while no run has finished an epoch."""
+        names: dict[str, tuple[AblationRow, dict[int, str]]] = {}
         for row in self._earlier["rows"]:
             runs = {run["seed"]: run["run"] for run in row["runs"]}
-            names[row["name"]] = Row(row["name"], row["group"], row["title"], row["settings"]), runs
+            names[row["name"]] = AblationRow(row["name"], row["group"], row["title"], row["settings"]), runs
         for chosen in self.plan.rows:
             runs = names[chosen.name][1] if chosen.name in names else {}
             names[chosen.name] = chosen, runs | self.plan.folders[chosen.name]
@@ -293,7 +297,7 @@ class Ablation:
             "format": 1,
             "command": self._command(rows),
             "settings": self._shared_settings(),
-            "versions": _versions(),
+            "versions": {"cawa_fast": __version__, "torch": torch.__version__},
             "epochs": self.base.epochs,
             "seeds": sorted({seed for _, runs in names.values() for seed in runs}),
             "against": self.against.name,
@@ -305,7 +309,7 @@ class Ablation:
         }
 
     def write(self) -> None:
-        """Write ``ablation.json`` and ``ablation.md`` of what is there, if there is anything."""
+        """Write ``ablation.json`` and ``ablation.md`` with the results so far, if there are any."""
         result = self.results()
         if result is None:
             return
@@ -324,7 +328,7 @@ class Ablation:
         return entry
 
     def _command(self, rows: list[dict[str, Any]]) -> str:
-        """The call that makes these results, without what no result depends on."""
+        """The command that makes these results, without options that no result depends on."""
         names = [row["name"] for row in rows]
         chosen: list[str] = []
         for group in GROUPS:
@@ -347,24 +351,18 @@ class Ablation:
 
 
 def _devices(base: TrainConfig, device: torch.device) -> list[str]:
-    """The devices that processes take turns with."""
+    """The devices over which the processes are distributed."""
     if device.type == "cuda" and device.index is None:
         return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     return [base.device]
 
 
-def _versions() -> dict[str, str]:
-    from ... import __version__
-
-    return {"cawa_fast": __version__, "torch": torch.__version__}
-
-
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second process out of the folder: both would write the same runs."""
+    """Raise if another ablation runs in the folder, since both would write the same runs."""
     try:
         import fcntl
-    except ImportError:  # no POSIX
+    except ImportError:  # not on POSIX
         yield
         return
     with (folder / ".lock").open("w") as file:
@@ -372,6 +370,6 @@ def _locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(
-                f"another cawa-fast ablate works in {folder}; wait for it, or choose another --out"
+                f"another cawa-fast ablate is running in {folder}; wait for it, or choose another --out"
             ) from None
         yield

@@ -1,4 +1,4 @@
-"""The processes of an ablation: each trains one run, and tells what happens in lines of JSON."""
+"""The processes of an ablation. Each trains one run and reports its progress as lines of JSON."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from typing import Any
 
 from ..config import TrainConfig
 
-_GRACE = 20.0  # seconds in which a process may end in order, before it is killed
+_GRACE = 20.0  # seconds between SIGTERM and SIGKILL
 
 Event = dict[str, Any]
 
 
 class Pool:
-    """A few processes at a time, one run each, so that nothing that happens to one touches another.
+    """Trains runs in processes of their own, a few at a time. A run that fails does not affect the others.
 
     Args:
-        out: the folder of the run folders.
-        devices: one for each process at a time.
+        out: the folder that holds the run folders.
+        devices: one entry for each run at a time.
     """
 
     def __init__(self, out: Path, devices: Sequence[str]) -> None:
@@ -36,10 +36,11 @@ class Pool:
         self._stop = threading.Event()
 
     def run(self, configs: Mapping[str, TrainConfig]) -> Generator[tuple[str, Event], None, None]:
-        """Train the runs, in their order; yields ``(folder's name, event)`` until all have ended.
+        """Train the runs in their order; yields ``(name of the folder, event)`` until all have ended.
 
-        Events are ``{"event": "start"}``, those of :class:`cawa_fast.recipes.ablation.worker.Reporter`, and at last
-        ``{"event": "end", "error": None or why}``. When the iterator is closed, the processes are ended.
+        The events of a run are ``{"event": "start"}``, those of
+        :class:`cawa_fast.recipes.ablation.worker.Reporter`, and ``{"event": "end", "error": None or the reason}``.
+        Closing the iterator ends the processes.
         """
         waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
         for name in configs:
@@ -72,7 +73,7 @@ class Pool:
         waiting: queue.SimpleQueue[str],
         events: queue.SimpleQueue[tuple[str, Event] | None],
     ) -> None:
-        """One run after the other; in a thread, which only reads lines."""
+        """The thread of one device: trains one run after the other and forwards the events of its process."""
         try:
             while not self._stop.is_set():
                 try:
@@ -82,14 +83,14 @@ class Pool:
                 events.put((name, {"event": "start"}))
                 try:
                     error = self._train(name, replace(configs[name], device=device), events)
-                except Exception as problem:  # nobody sees what a thread raises
+                except Exception as problem:  # an exception in a thread would be lost
                     error = f"{type(problem).__name__}: {problem}"
                 events.put((name, {"event": "end", "error": error}))
         finally:
             events.put(None)
 
     def _train(self, name: str, config: TrainConfig, events: queue.SimpleQueue[tuple[str, Event] | None]) -> str | None:
-        """Train one run in a process; what went wrong, or None."""
+        """Train one run in a process. Returns what went wrong, or None."""
         folder = self.out / name
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "worker.log"
@@ -101,15 +102,15 @@ class Pool:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
-                start_new_session=True,  # Ctrl-C reaches the parent alone, which ends its processes in order
+                start_new_session=True,  # so that Ctrl-C reaches only this process, which then ends the others
             )
         assert process.stdin is not None
         assert process.stdout is not None
         self._processes[name] = process
         try:
-            if self._stop.is_set():  # after the process can be seen by _end(), so that one of the two ends it
+            if self._stop.is_set():  # checked after the process is registered, so that _end() or this line ends it
                 process.terminate()
-            with contextlib.suppress(BrokenPipeError):  # it was killed at once: its status says so
+            with contextlib.suppress(BrokenPipeError):  # the process is dead already; its exit status says why
                 process.stdin.write(json.dumps({"config": config.as_dict(), "folder": str(folder)}) + "\n")
                 process.stdin.flush()
             for line in process.stdout:
@@ -119,7 +120,7 @@ class Pool:
             status = process.wait()
         finally:
             with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()  # at which the process ends, if it has not
+                process.stdin.close()  # ends the process if it still runs
             process.stdout.close()
             del self._processes[name]
         if not log.stat().st_size or status == 0:
@@ -128,7 +129,7 @@ class Pool:
             return None
         if error is None and status < 0:
             cause = signal.Signals(-status).name
-            error = f"killed by {cause}" + (", as when memory runs out" if cause == "SIGKILL" else "")
+            error = f"killed by {cause}" + (", perhaps for lack of memory" if cause == "SIGKILL" else "")
         return f"{error or f'ended with exit status {status}'}{f' (see {log})' if log.exists() else ''}"
 
     def _end(self) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees of an ablation: the plan, a bar over all epochs of all runs, the comparison."""
+"""The terminal output of an ablation: the plan, a progress bar over the epochs of all runs, and the results."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rich.text import Text
 from .ablation import Ablation, State
 from .results import difference_text, mean_text
 
-# An epoch may take minutes, in which rich's own 30 seconds would see no speed.
+# Period over which rich measures the speed. Its default is 30 s, while an epoch may take minutes.
 _SPEED_SECONDS = 1800.0
 
 
-class _Rate(ProgressColumn):
+class _EpochRate(ProgressColumn):
     def render(self, task: Task) -> Text:
         if "miou" in task.fields:
             miou = task.fields["miou"]
@@ -26,12 +26,14 @@ class _Rate(ProgressColumn):
         return Text(f"{60 * task.speed:.3g} epochs/min" if task.speed else "-- epochs/min", style="progress.data.speed")
 
 
-class Display:
-    """A :class:`~cawa_fast.recipes.ablation.ablation.Watcher` for the terminal; elsewhere it prints one line per run.
+class AblationDisplay:
+    """Shows the progress of an ablation in the terminal; where the output is no terminal, one line per run.
+
+    Implements :class:`~cawa_fast.recipes.ablation.ablation.AblationProgress`.
 
     Args:
         console: where to print.
-        ablation: what is run.
+        ablation: the ablation.
     """
 
     def __init__(self, console: Console, ablation: Ablation) -> None:
@@ -40,7 +42,7 @@ class Display:
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             TextColumn("{task.completed:.1f}/{task.total:.0f}"),
-            _Rate(),
+            _EpochRate(),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
             disable=not console.is_terminal,
@@ -52,7 +54,7 @@ class Display:
         self._tasks: dict[str, TaskID] = {}
         self._started = time.monotonic()
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> AblationDisplay:
         self._progress.start()
         return self
 
@@ -80,14 +82,15 @@ class Display:
 
     def _remaining(self) -> str:
         done = self._epochs() - self._begun_with
-        if self.console.is_terminal or done <= 0:  # there the bar says so
+        if self.console.is_terminal or done <= 0:  # in a terminal the bar shows it
             return ""
         left = sum(state.config.epochs - state.epoch for state in self._states.values() if state.status != "failed")
         return f"  {duration((time.monotonic() - self._started) * left / done)} left"
 
 
 def duration(seconds: float) -> str:
-    """
+    """A number of seconds as text.
+
     >>> duration(59), duration(600), duration(7300)
     ('59 s', '10 min', '2 h 2 min')
     """
@@ -98,7 +101,7 @@ def duration(seconds: float) -> str:
 
 
 def plan_table(ablation: Ablation) -> Table:
-    """The rows, what they change, and how far their runs are."""
+    """The rows, the settings that they change, and the progress of their runs."""
     table = Table(title="Rows", title_justify="left")
     for heading in ("group", "row", "settings", "runs"):
         table.add_column(heading, overflow="fold")
@@ -122,11 +125,11 @@ def _runs_text(row: str, states: list[State]) -> str:
     ]
     parts = [f"{done} of {len(states)} done", *(begun if done < len(states) else ())]
     shared = states[0].name.rpartition("-s")[0]
-    return ", ".join(parts if shared == row else [f"those of {shared}", *parts])
+    return ", ".join(parts if shared == row else [f"shared with {shared}", *parts])
 
 
 def plan_text(ablation: Ablation) -> str:
-    """How much is left, and how long that takes where anything is known."""
+    """The number of remaining runs and epochs, and the estimated time."""
     waiting = ablation.waiting
     epochs = sum(state.config.epochs - state.epoch for state in waiting)
     text = (
@@ -137,12 +140,12 @@ def plan_text(ablation: Ablation) -> str:
     if not waiting:
         return text
     if left is None:
-        return f"{text}. How long an epoch takes is not known before the first one"
-    return f"{text}: about {duration(left)} at the pace of the epochs done so far"
+        return f"{text}. The time is not known before the first epoch"
+    return f"{text}: about {duration(left)} at the speed so far"
 
 
 def result_table(result: dict[str, Any]) -> Table:
-    """The comparison for a terminal; ``result`` is what ``ablation.json`` holds."""
+    """The results as a table for the terminal; ``result`` is the content of ``ablation.json``."""
     table = Table(
         title=f"After the last epoch, in %; Δ to {result['against']} seed by seed, in points", title_justify="left"
     )

@@ -1,4 +1,4 @@
-"""What an ablation found: means, deviations, and each row's paired difference to one of them."""
+"""The results of an ablation: means, deviations, and paired differences to one row."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..runs.read import Run
 METRICS = ("miou", "rare_iou", "pixel_accuracy", "seconds_per_epoch", "awa_share")
 COMPARED = ("miou", "rare_iou", "pixel_accuracy")
 
-# The 97.5 % point of Student's t for 1, 2, ... degrees of freedom.
-_T = (
+# The 97.5 % quantile of Student's t distribution for 1 to 30 degrees of freedom.
+_T_975 = (
     *(12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157, 2.228139),
     *(2.200985, 2.178813, 2.160369, 2.144787, 2.131450, 2.119905, 2.109816, 2.100922, 2.093024, 2.085963),
     *(2.079614, 2.073873, 2.068658, 2.063899, 2.059539, 2.055529, 2.051831, 2.048407, 2.045230, 2.042272),
@@ -23,7 +23,7 @@ _T = (
 
 @dataclass(frozen=True)
 class Summary:
-    """Values over seeds: ``mean``, sample standard deviation ``sd`` (None with one seed), and their number ``n``."""
+    """Statistics over seeds: ``mean``, sample standard deviation ``sd`` (None with one seed), number of seeds ``n``."""
 
     mean: float
     sd: float | None
@@ -32,16 +32,16 @@ class Summary:
 
 @dataclass(frozen=True)
 class Paired:
-    r"""Differences of two rows, seed by seed, with Student's 95 % interval of their mean.
+    r"""Differences of two rows seed by seed, with Student's 95 % confidence interval of their mean.
 
     .. math:: \bar d \pm t_{0.975, n-1}\, s_d / \sqrt n
 
     Attributes:
         differences: by seed, of the seeds that both rows have.
         mean, sd, n: of the differences; ``sd`` is None with one seed.
-        low, high: the interval; None with one seed. It supposes that the differences are normally distributed, which
-            two or three of them cannot show.
-        better: how many differences are above 0.
+        low, high: the interval; None with one seed. It assumes normally distributed differences, which two or three
+            seeds cannot confirm.
+        better: the number of differences above 0.
     """
 
     differences: dict[int, float]
@@ -54,7 +54,7 @@ class Paired:
 
 
 def summarize(values: Sequence[float]) -> Summary | None:
-    """Mean and sample standard deviation (divisor ``n - 1``); None of no values.
+    """Mean and sample standard deviation (divisor ``n - 1``); None without values.
 
     Example:
         >>> summarize([4.0, 6.0, 8.0])
@@ -67,7 +67,7 @@ def summarize(values: Sequence[float]) -> Summary | None:
 
 
 def compare(row: Mapping[int, float], against: Mapping[int, float]) -> Paired | None:
-    """The differences of two rows' values by seed; None where no seed is in both.
+    """The differences of the values of two rows by seed; None if they have no seed in common.
 
     Example:
         >>> paired = compare({0: 5.0, 1: 8.0}, {0: 4.0, 1: 4.0, 2: 3.0})
@@ -82,14 +82,14 @@ def compare(row: Mapping[int, float], against: Mapping[int, float]) -> Paired | 
     sd = low = high = None
     if n > 1:
         sd = statistics.stdev(values)
-        # beyond the table its last value, which makes the interval too wide rather than too narrow
-        half = _T[min(n - 1, len(_T)) - 1] * sd / math.sqrt(n)
+        # Beyond 30 degrees of freedom the last value of the table is used: the interval is slightly too wide.
+        half = _T_975[min(n - 1, len(_T_975)) - 1] * sd / math.sqrt(n)
         low, high = mean - half, mean + half
     return Paired(differences, mean, sd, n, low, high, sum(value > 0 for value in values))
 
 
 def final_values(run: Run, rare: Sequence[int]) -> dict[str, Any]:
-    """A finished run's numbers: after the last epoch, times as means over the epochs but the first."""
+    """The results of a finished run after its last epoch. Times are means over all epochs but the first."""
     final = run.final
     known = [final["iou"][index] for index in rare if final["iou"][index] is not None]
     return {
@@ -105,7 +105,7 @@ def final_values(run: Run, rare: Sequence[int]) -> dict[str, Any]:
 
 
 def with_statistics(rows: Sequence[dict[str, Any]], against: str) -> list[dict[str, Any]]:
-    """``rows`` of ablation.json with ``summary`` and ``paired``, from the finished runs alone."""
+    """``rows`` of ablation.json with ``summary`` and ``paired``, computed from the finished runs."""
 
     def values(row: dict[str, Any], metric: str) -> dict[int, float]:
         return {r["seed"]: r[metric] for r in row["runs"] if r["status"] == "done" and r[metric] is not None}
@@ -115,7 +115,9 @@ def with_statistics(rows: Sequence[dict[str, Any]], against: str) -> list[dict[s
     for row in rows:
         summary = {metric: summarize(list(values(row, metric).values())) for metric in METRICS}
         paired = {metric: compare(values(row, metric), values(base, metric)) for metric in COMPARED}
-        if [run["run"] for run in row["runs"]] == [run["run"] for run in base["runs"]]:  # itself, by any name
+        if [run["run"] for run in row["runs"]] == [
+            run["run"] for run in base["runs"]
+        ]:  # the row itself, or one with the same runs
             paired = dict.fromkeys(COMPARED)
         result.append(
             row
@@ -125,11 +127,8 @@ def with_statistics(rows: Sequence[dict[str, Any]], against: str) -> list[dict[s
     return result
 
 
-# -------------------------------------------------------------------------------------------------------- Markdown
-
-
 def markdown(result: dict[str, Any], groups: Mapping[str, str]) -> str:
-    """``ablation.md`` of what ``ablation.json`` holds; ``groups`` are the headings."""
+    """``ablation.md`` from the content of ``ablation.json``; ``groups`` has the headings."""
     rows, against = result["rows"], result["against"]
     done = sum(run["status"] == "done" for row in rows for run in row["runs"])
     total = sum(len(row["runs"]) for row in rows)
@@ -142,14 +141,14 @@ def markdown(result: dict[str, Any], groups: Mapping[str, str]) -> str:
         "",
         f"{result['epochs']} epochs; seeds {', '.join(map(str, result['seeds']))}; {done} of {total} entries finished. "
         "Values are those **after the last epoch**, not of the best one: mean ± sample standard deviation over seeds, "
-        "in %. They are of the validation images, which the adaptive rows also take their weights from.",
+        "in %. They are measured on the validation images, from which adaptive rows also compute their weights.",
         "",
         f"Rare: {', '.join(names[i] for i in rare['classes']) or 'none'} (fewer training pixels than "
         f"{rare['part']:g} of an even share, {100 * rare['part'] / max(len(names), 1):.2f} %).",
         "",
-        f"Δ: difference to `{against}` seed by seed, in points: mean [95 % t interval], and on how many seeds it is "
-        f"above 0. {honesty(seeds)} Times are of runs side by side: they compare rows of one call on a machine that "
-        "does nothing else.",
+        f"Δ: difference to `{against}` seed by seed, in points: mean [95 % t interval], and the number of seeds with "
+        f"a difference above 0. {seed_caveat(seeds)} Runs shared the machine while they were timed: compare times only "
+        "between rows of one call, on a machine that ran nothing else.",
     ]
     for group, heading in groups.items():
         mine = [row for row in rows if row["group"] == group]
@@ -162,17 +161,17 @@ def markdown(result: dict[str, Any], groups: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def honesty(seeds: int) -> str:
-    many = "Of many rows one in twenty lies outside its interval by chance."
+def seed_caveat(seeds: int) -> str:
+    """What the number of seeds allows to conclude, in sentences for the report."""
+    many = "By chance, one row in twenty lies outside its interval."
     if seeds < 2:
-        return "One seed shows nothing about chance: no interval can be given."
-    least = f"{2 ** (1 - seeds):.2g}"
-    few = (
-        f" With {seeds} seeds even a difference of the same sign on all has p = {least} in a sign test"
-        if seeds < 6
-        else ""
+        return "One seed does not show how much results vary by chance; no interval can be given."
+    if seeds >= 6:
+        return many
+    return (
+        f"With {seeds} seeds, even differences of the same sign on all seeds have only p = {2 ** (1 - seeds):.2g} in a "
+        f"sign test, so the table is only a hint. {many}"
     )
-    return (f"{few.strip()}: take the table as a hint. " if few else "") + many
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -197,7 +196,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def mean_text(summary: Mapping[str, Any] | None, best: float | None = None) -> str:
-    """``41.2 ± 0.5``, in %; bold in Markdown where the mean is ``best``."""
+    """``41.2 ± 0.5``, in %; in bold Markdown if the mean is ``best``."""
     if summary is None:
         return "–"
     mean = f"{100 * summary['mean']:.1f}"
@@ -206,7 +205,7 @@ def mean_text(summary: Mapping[str, Any] | None, best: float | None = None) -> s
 
 
 def difference_text(paired: Mapping[str, Any] | None) -> str:
-    """``+1.2 [−0.3, +2.7] 3/3``, in points; nothing where there is no difference to speak of."""
+    """``+1.2 [−0.3, +2.7] 3/3``, in points; empty for None."""
     if paired is None:
         return ""
     shown = _signed(paired["mean"])
@@ -217,4 +216,4 @@ def difference_text(paired: Mapping[str, Any] | None) -> str:
 
 def _signed(value: float) -> str:
     shown = f"{100 * value:+.1f}".replace("-", "−")
-    return shown if float(shown[1:]) else shown[1:]  # no sign without a digit
+    return shown if float(shown[1:]) else shown[1:]  # zero has no sign

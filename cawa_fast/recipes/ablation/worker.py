@@ -1,7 +1,8 @@
-"""One run of an ablation in a process of its own; started by :mod:`cawa_fast.recipes.ablation.ablation`.
+"""The process that trains one run of an ablation; started by :mod:`cawa_fast.recipes.ablation.pool`.
 
-The first line of standard input is the task; when the input ends, the parent is gone, and so is this process. Standard
-output is one JSON object a line: what happened. All else that is printed goes to standard error.
+The first line of standard input is the task. The end of the input means that the parent has ended, and ends this
+process too. Standard output has one JSON object per event and line. Everything else that is printed goes to standard
+error.
 """
 
 from __future__ import annotations
@@ -13,22 +14,21 @@ import sys
 import threading
 import time
 import traceback
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from ..config import TrainConfig
 from ..runs.folder import RunFolder
+from ..training.trainer import Trainer
 
-if TYPE_CHECKING:
-    from ..training.trainer import Trainer
-
-_PAUSE = 0.5  # seconds between two lines about the progress within an epoch
+_PAUSE = 0.5  # seconds, at least, between two reports within an epoch
 
 
 class Reporter:
-    """A :class:`cawa_fast.recipes.training.trainer.Watcher` that writes lines of JSON.
+    """Writes the progress of a run as lines of JSON.
 
-    ``{"event": "begin", "epoch": e, "pid": p}``, then ``{"event": "advance", "epoch": e}`` with ``e`` the epochs that
-    are done, parts of one included, and ``{"event": "epoch", "epoch": e, "miou": m}``.
+    First ``{"event": "begin", "epoch": e, "pid": p}``; then ``{"event": "advance", "epoch": e}`` within epochs, where
+    ``e`` is the number of epochs done, with a fraction; and ``{"event": "epoch", "epoch": e, "miou": m}`` after each.
+    Implements :class:`cawa_fast.recipes.training.trainer.TrainingProgress`.
     """
 
     def __init__(self, out: TextIO) -> None:
@@ -67,8 +67,6 @@ def main() -> int:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     reporter = Reporter(out)
     try:
-        from ..training.trainer import Trainer
-
         Trainer(TrainConfig.from_dict(task["config"]), RunFolder(task["folder"]), reporter).fit()
     except KeyboardInterrupt:
         return 130
@@ -80,9 +78,9 @@ def main() -> int:
 
 
 def _die_with_parent() -> None:
-    while os.read(0, 1):  # not sys.stdin: its lock, held at the interpreter's end, is a fatal error
+    while os.read(0, 1):  # not sys.stdin, whose lock, if held at the end of the interpreter, is a fatal error
         pass
-    os._exit(1)  # files are written under temporary names and renamed: there is nothing to clean up
+    os._exit(1)  # no clean-up is needed, since files are written under temporary names
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Data sets of the recipes, by name.
+"""Datasets of the recipes, by name.
 
 =================  =====================================  ==========================================
 name               images (training, validation)          classes, source of the labels
@@ -14,8 +14,8 @@ name               images (training, validation)          classes, source of the
 ``folder``         your own                               a class list; index or colour masks
 =================  =====================================  ==========================================
 
-The expected tree of each is its attribute ``tree``, and in ``cawa-fast doctor data --help``, which also checks one.
-Nothing is downloaded; the data sets' own terms apply.
+The attribute ``tree`` of each class is the expected tree of files; ``cawa-fast doctor data --help`` shows them all, and
+the command checks a tree. Nothing is downloaded. The datasets have terms of their own.
 
 >>> from cawa_fast.recipes.datasets import build_dataset
 >>> val = build_dataset("street", split="val", length=4)
@@ -34,7 +34,7 @@ from .augment import Augmentation, EpochSampler, EvalView, TrainView
 from .base import SegmentationDataset
 from .camvid import CamVidDataset
 from .cityscapes import CityscapesDataset
-from .class_index import ClassIndex
+from .class_index import ClassIndex, count_class_pixels
 from .coco_stuff import COCOStuff10kDataset, COCOStuff164kDataset
 from .files import FileDataset
 from .folder import FolderDataset
@@ -61,6 +61,7 @@ __all__ = [
     "VOCAugDataset",
     "VOCDataset",
     "build_dataset",
+    "count_class_pixels",
 ]
 
 
@@ -79,7 +80,8 @@ def _of_files(cls: Callable[..., FileDataset]) -> Callable[..., FileDataset]:
         *, root: str | None, split: str, resize: tuple[int, int] | None, seed: int, **options: Any
     ) -> FileDataset:
         if root is None:
-            raise ValueError(f"root=None: {cls.name!r} reads files; give the folder that holds:\n{cls.tree}")  # type: ignore[attr-defined]
+            name, tree = cls.name, cls.tree  # type: ignore[attr-defined]
+            raise ValueError(f"root=None: {name!r} reads files; give the folder that holds:\n{tree}")
         return cls(root, split, resize=resize, **options)
 
     return build
@@ -98,13 +100,13 @@ FILE_DATASETS: dict[str, Any] = {
         VOCAugDataset,
     )
 }
-"""Name to class of the data sets that read files."""
+"""Classes of the datasets that read files, by name."""
 
 DATASETS: dict[str, Callable[..., SegmentationDataset]] = {
     "street": _street,
     **{name: _of_files(cls) for name, cls in FILE_DATASETS.items()},
 }
-"""Name to a function of the keywords ``root``, ``split``, ``resize``, ``seed`` and the data set's own options."""
+"""Functions that open a dataset, by name; keywords ``root``, ``split``, ``resize``, ``seed`` and the dataset's own."""
 
 
 def build_dataset(
@@ -116,18 +118,18 @@ def build_dataset(
     seed: int = 0,
     **options: Any,
 ) -> SegmentationDataset:
-    """Open a data set.
+    """Open a dataset.
 
     Args:
         name: a key of :data:`DATASETS`.
-        root: folder of the files; None for "street".
+        root: folder with the files; None for "street".
         split: "train" or "val".
-        resize: ``(H, W)`` in pixels of every image; None keeps the data set's own.
-        seed: >= 0, of data sets that are drawn; the others ignore it.
-        **options: keywords of the data set's class, such as ``length`` or ``cache``.
+        resize: ``(H, W)`` in pixels to which every image is resized; None keeps the original size.
+        seed: >= 0; only for "street".
+        **options: keywords of the dataset's class, such as ``length`` or ``cache``.
 
     Raises:
-        ValueError: no such data set or split, or a root that does not fit.
+        ValueError: there is no such dataset or split, or the root does not fit.
         FileNotFoundError: files are missing.
     """
     if name not in DATASETS:

@@ -1,7 +1,7 @@
 """ADE20K's scene parsing challenge: 20,210 training and 2,000 validation images of many sizes, 150 classes.
 
-B. Zhou et al., "Scene parsing through ADE20K dataset", CVPR 2017. Names are the first synonyms of its objectInfo150,
-colours those of its color150; road and skyscraper share one there.
+B. Zhou et al., "Scene parsing through ADE20K dataset", CVPR 2017. Class names are the first synonyms in objectInfo150.
+The colours are those of color150, in which road and skyscraper have the same one.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ _FOLDERS = {"train": "training", "val": "validation"}
 
 
 class ADE20KDataset(FileDataset):
-    """ADE20K: a file's 0 (other) becomes 255, and 1..150 become 0..149, once.
+    """ADE20K: of the values in a file, 0 (other) becomes 255, and 1..150 become 0..149.
 
-    Maps whose zero was reduced already hold 255, which ADE20K's own never do: they are refused, since every class would
-    turn into the one before it.
+    A map with 255 raises: in it, the values have been reduced by one already, since ADE20K's own maps have no 255.
+    Reducing them again would turn every class into the one before it.
 
     Args:
         root: ``ADEChallengeData2016``, or the folder that holds it.
         split: "train" or "val".
-        resize: ``(H, W)`` in pixels to which pairs are resized as they load. None keeps the files' size.
-        **options: ``length`` and more of :class:`FileDataset`.
+        resize: ``(H, W)`` in pixels to which pairs are resized when they are read. None keeps the original size.
+        **options: of :class:`FileDataset`, such as ``length``.
 
     Raises:
         FileNotFoundError: the root, the split, or one file of a pair is missing.
-        ValueError: when a pair is read: broken files, sizes that differ, values outside 0..150, zero reduced already.
+        ValueError: when a pair is read: a file is broken, sizes differ, or a value is outside 0..150.
     """
 
     name = "ade20k"
@@ -58,15 +58,15 @@ class ADE20KDataset(FileDataset):
 
 
 def zero_is_other(classes: int) -> LabelRule:
-    """0 is ignored, v in 1..classes is class v - 1."""
+    """The rule by which 0 is ignored and v in 1..classes is class v - 1."""
     reduced = Hint(
         "zero-reduced-twice",
-        "255 says that zero was reduced already (0 to 255, the rest down by one), and would be a second time; use the "
-        "original maps, or read the reduced ones as a 'folder' data set",
+        "255 shows that the values have been reduced by one already (0 to 255, 1 to 0, ...); use the original maps, or "
+        "read the reduced ones as a 'folder' dataset",
     )
     return LabelRule(
         {0: IGNORE, **{value: value - 1 for value in range(1, classes + 1)}},
         f"0..{classes} (0 is ignored)",
-        "use the data set's original maps",
+        "use the dataset's original maps",
         {255: reduced},
     )

@@ -1,7 +1,7 @@
-"""From data sets to tensors: random views for training, whole images for evaluation, and the order of an epoch.
+"""From datasets to tensors: augmented views for training, whole images for evaluation, and the order of an epoch.
 
-A view of a training image depends on ``(seed, epoch, index)`` alone. Neither the number of workers nor the order in
-which they ask nor a resumed run changes a bit of it.
+A view of a training image depends only on ``(seed, epoch, index)``. It has the same bits with any number of DataLoader
+workers, in any order of access, and in a resumed run.
 """
 
 from __future__ import annotations
@@ -12,31 +12,33 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from .base import SegmentationDataset
 
-# SeedSequence fills up short seeds with zeros, so that (seed, epoch) and (seed, epoch, 0) would be the same stream.
+# Different first words keep the streams apart: SeedSequence pads short seeds with zeros, so that without them
+# (seed, epoch) and (seed, epoch, 0) would give the same numbers.
 _VIEW_STREAM, _ORDER_STREAM = 1, 2
 
-# ITU-R 601 luma, what Pillow's convert("L") uses
+# ITU-R 601 luma, as in Pillow's convert("L")
 _LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random scale, crop, flip and colour: the usual recipe of semantic segmentation.
+    """Random scale, crop, flip and colour, as is usual for semantic segmentation.
 
     Attributes:
         crop: ``(h, w)`` of the result in pixels, each >= 1.
-        scale: range of the factor by which the image is enlarged before the crop, log-uniform so that halving is as
-            likely as doubling; 0 < low <= high.
+        scale: range of the random scale of the image before the crop, 0 < low <= high. It is log-uniform, so that
+            halving is as likely as doubling.
         flip: probability of mirroring left and right, in [0, 1].
         jitter: brightness, contrast and saturation are each multiplied by a factor uniform in
-            ``[1 - jitter, 1 + jitter]``; in [0, 1], 0 leaves colours alone.
-        fill: RGB (0..255) of the padding where the crop sticks out of the image; None takes the mean colour of what
-            is visible. The label there is the data set's ``ignore_index``.
-        nearest: sample the image like the label, at the nearest pixel, instead of bilinearly with antialiasing.
+            ``[1 - jitter, 1 + jitter]``; in [0, 1], 0 keeps the colours.
+        fill: RGB (0..255) of the padding where the crop exceeds the image; None takes the mean colour of the visible
+            part. The label there is the dataset's ``ignore_index``.
+        nearest: resample the image at the nearest pixel, as the label, instead of bilinearly with antialiasing.
 
     Raises:
         ValueError: a value is outside its range.
@@ -67,16 +69,16 @@ class Augmentation:
     def __call__(
         self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator, ignore_index: int = 255
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One random view.
+        """A random view of a pair.
 
         Args:
             image: (H, W, 3) uint8.
             label: (H, W) uint8.
-            rng: all randomness comes from here, always the same number of draws.
+            rng: the only source of randomness; the number of draws is always the same.
             ignore_index: the label of padding, in 0..255.
 
         Returns:
-            image: (h, w, 3) uint8; possibly a view with negative strides.
+            image: (h, w, 3) uint8, possibly with negative strides.
             label: (h, w) uint8, likewise.
         """
         low, high = self.scale
@@ -107,7 +109,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class _Span:
-    """Along one axis: output pixels [start, stop) show the source interval [low, high)."""
+    """Along one axis, the output pixels [start, stop) show the source interval [low, high)."""
 
     start: int
     stop: int
@@ -116,26 +118,24 @@ class _Span:
 
 
 def _span(length: int, crop: int, zoom: float, position: float) -> _Span:
-    """Place ``crop`` pixels on a source of ``length`` pixels enlarged by ``zoom``, at ``position`` in [0, 1].
+    """Place a crop of ``crop`` pixels on a source of ``length`` pixels scaled by ``zoom``, at ``position`` in [0, 1].
 
-    A crop smaller than the enlarged source lies anywhere inside it; one that is larger holds it anywhere inside.
+    A crop smaller than the scaled source lies inside it; a larger crop contains the scaled source.
     """
     slack = length * zoom - crop
     offset = slack * position
-    # the tolerance keeps rounding from losing a pixel at an edge that falls on a whole number
+    # the tolerance keeps a pixel at an edge that lies on a whole number but for rounding
     start = max(0, math.ceil(-offset - 1e-6))
     stop = min(crop, math.floor(length * zoom - offset + 1e-6))
-    if stop <= start:  # less than a pixel of the source is in sight: show that one
+    if stop <= start:  # less than one pixel of the source is visible: show that pixel
         start = min(start, crop - 1)
         return _Span(start, start + 1, 0.0, float(length))
     return _Span(start, stop, max(0.0, (start + offset) / zoom), min(float(length), (stop + offset) / zoom))
 
 
 def _resample(source: np.ndarray, rows: _Span, columns: _Span, zoom: float, *, smooth: bool) -> np.ndarray:
-    """The source rectangle of two spans at output resolution; costs what the rectangle costs, not the image."""
-    from PIL import Image
-
-    # The bilinear filter reaches max(1, 1/zoom) source pixels to either side; keep them so that borders do not differ.
+    """The source rectangle of two spans at output resolution. The cost is that of the rectangle, not of the image."""
+    # The bilinear filter reaches max(1, 1/zoom) source pixels to either side, which are kept for exact borders.
     margin = int(np.ceil(max(1.0, 1.0 / zoom))) + 1
     top, left = max(0, int(rows.low) - margin), max(0, int(columns.low) - margin)
     bottom, right = int(np.ceil(rows.high)) + margin, int(np.ceil(columns.high)) + margin
@@ -147,10 +147,8 @@ def _resample(source: np.ndarray, rows: _Span, columns: _Span, zoom: float, *, s
 
 
 def _recolour(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
-    """Scale saturation about each pixel's luma, then contrast about the mean luma, then brightness: one 3x4 matrix."""
-    from PIL import Image
-
-    # every fourth pixel is enough for a mean and costs a sixteenth
+    """Change saturation about each pixel's luma, contrast about the mean luma, and brightness, by one 3x4 matrix."""
+    # every fourth row and column suffices for the mean, at a sixteenth of the cost
     mean = float(image[::4, ::4].reshape(-1, 3).mean(axis=0) @ np.array(_LUMA))
     gain = brightness * contrast
     matrix: list[float] = []
@@ -162,17 +160,17 @@ def _recolour(image: np.ndarray, brightness: float, contrast: float, saturation:
 
 
 def _to_tensors(image: np.ndarray, label: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    # one copy each: makes strides positive, the layout (3, h, w), and the memory ours and writable
+    # The copies have positive strides, are writable, and have the layout (3, h, w).
     return torch.from_numpy(image.transpose(2, 0, 1).copy()), torch.from_numpy(label.copy())
 
 
 class TrainView(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """A data set as randomly augmented training tensors; to be driven by an :class:`EpochSampler`.
+    """A dataset as augmented training tensors, indexed by an :class:`EpochSampler`.
 
     Args:
-        dataset: what to show.
-        augmentation: how to change it.
-        seed: >= 0; with the epoch and the index it determines every view.
+        dataset: the images.
+        augmentation: the random changes.
+        seed: >= 0; together with epoch and index it determines every view.
     """
 
     def __init__(self, dataset: SegmentationDataset, augmentation: Augmentation, *, seed: int = 0) -> None:
@@ -186,7 +184,7 @@ class TrainView(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return len(self.dataset)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """View of image ``index`` in epoch ``epoch``.
+        """The view of image ``index`` in epoch ``epoch``.
 
         Args:
             key: ``(epoch, index)``, both >= 0.
@@ -205,7 +203,7 @@ class TrainView(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 class EvalView(Dataset[tuple[torch.Tensor, torch.Tensor]]):
-    """A data set as tensors, whole and unchanged."""
+    """A dataset as tensors of whole, unchanged images."""
 
     def __init__(self, dataset: SegmentationDataset) -> None:
         self.dataset = dataset
@@ -220,7 +218,7 @@ class EvalView(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Every index once per epoch, as ``(epoch, index)``, in an order that depends on ``(seed, epoch)`` alone.
+    """Every index once per epoch, as ``(epoch, index)``, in an order that depends only on ``(seed, epoch)``.
 
     Args:
         length: number of images, >= 1.
@@ -234,7 +232,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __init__(self, length: int, *, seed: int = 0) -> None:
         if length < 1:
-            raise ValueError(f"length={length}: there is nothing to sample; check the data set's split")
+            raise ValueError(f"length={length}: there are no images to sample; check the dataset's split")
         _check_seed(seed)
         self.length = length
         self.seed = seed

@@ -1,4 +1,4 @@
-"""What every data set of the recipes offers: pairs of uint8 images and labels, names, colours, statistics."""
+"""The interface of every dataset: pairs of uint8 images and labels, class names and colours."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 Progress = Callable[[int, int], object]
 """Called as ``progress(done, total)`` after every image."""
 
 CACHE_LIMIT = 2 * 1024**3
-"""Default byte limit of a data set's cache: 2 GiB, about 2,700 images of 360x480 (4 bytes a pixel with the label)."""
+"""Default limit of a dataset's cache: 2 GiB. At 4 bytes a pixel, label included, it holds 3,100 pairs of 360x480."""
 
 
 class SegmentationDataset(ABC):
-    """Images and label maps of equal size, in memory as uint8.
+    """Pairs of images and label maps of equal size, decoded to uint8.
 
     A subclass sets the class attributes, calls ``super().__init__`` and implements ``__len__`` and ``_load``.
 
-    Decoded pairs are kept as long as their sum stays within ``cache_limit`` bytes; the rest is decoded again on every
-    access. Processes that a ``DataLoader`` forks share what was in the cache when they started, so fill it first:
-    :meth:`preload` or :meth:`class_counts`, which also read every label before the first training step.
+    Decoded pairs are kept while they fit into ``cache_limit`` bytes; the others are decoded again on every access.
+    DataLoader workers that are forked share what was in the cache when they started, so fill it first with
+    :meth:`preload` or :func:`~cawa_fast.recipes.datasets.count_class_pixels`. Both also check every label before the
+    first training step.
 
     Attributes:
-        name: the data set's name in :data:`cawa_fast.recipes.datasets.DATASETS`.
+        name: the key in :data:`cawa_fast.recipes.datasets.DATASETS`.
         class_names: one name per class, in the order of the label values.
-        palette: one RGB triple (0..255) per class; distinct where the data set's own colours are.
-        ignore_index: the label of pixels that count for nothing, 255.
+        palette: one RGB triple (0..255) per class; distinct where the dataset's own colours are.
+        ignore_index: the label of ignored pixels, 255.
     """
 
     name: str
@@ -39,7 +39,7 @@ class SegmentationDataset(ABC):
     def __init__(self, *, cache: bool = True, cache_limit: int = CACHE_LIMIT) -> None:
         """Args:
         cache: keep decoded pairs in memory.
-        cache_limit: bytes that they may take, >= 0; 4 bytes a pixel.
+        cache_limit: bytes that they may take, >= 0; a pair takes 4 bytes a pixel.
         """
         if cache_limit < 0:
             raise ValueError(f"cache_limit={cache_limit} must be >= 0 bytes; cache=False turns the cache off")
@@ -55,7 +55,7 @@ class SegmentationDataset(ABC):
         """Decode or draw one pair: image (H, W, 3) uint8, label (H, W) uint8 in [0, C) or ``ignore_index``."""
 
     def describe(self, index: int) -> str:
-        """Where image ``index`` comes from, for error messages."""
+        """The source of image ``index``, for error messages."""
         return f"{self.name}[{index}]"
 
     @property
@@ -75,12 +75,12 @@ class SegmentationDataset(ABC):
             index: in [0, len(self)).
 
         Returns:
-            image: (H, W, 3) uint8, RGB. Read-only: it may be the cache's own.
-            label: (H, W) uint8, class indices in [0, C) or ``ignore_index``. Read-only likewise.
+            image: (H, W, 3) uint8, RGB. Read-only, since it may be in the cache.
+            label: (H, W) uint8, class indices in [0, C) or ``ignore_index``. Read-only.
 
         Raises:
-            IndexError: no such image.
-            ValueError: the pair does not fit together, or a label is no class.
+            IndexError: there is no such image.
+            ValueError: image and label differ in size, or a label is no class.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"index={index}: {self.name} has {len(self)} images, numbered from 0")
@@ -96,7 +96,7 @@ class SegmentationDataset(ABC):
         return image, label
 
     def read_label(self, index: int) -> np.ndarray:
-        """The label of :meth:`read` alone; data sets of files do not decode the image for it.
+        """The label of :meth:`read`. Datasets of files do not decode the image for it.
 
         Args:
             index: in [0, len(self)).
@@ -107,7 +107,7 @@ class SegmentationDataset(ABC):
         return self.read(index)[1]
 
     def preload(self, progress: Progress | None = None) -> None:
-        """Read every pair once: fills the cache and finds every broken file and label.
+        """Read every pair once, which fills the cache and raises for broken files and labels.
 
         Args:
             progress: called as ``progress(done, total)`` after every image.
@@ -116,22 +116,6 @@ class SegmentationDataset(ABC):
             self.read(index)
             if progress is not None:
                 progress(index + 1, len(self))
-
-    def class_counts(self, progress: Progress | None = None) -> torch.Tensor:
-        """Pixels per class over all labels; fills the cache on the way.
-
-        Args:
-            progress: called as ``progress(done, total)`` after every image.
-
-        Returns:
-            (C,) int64, ignored pixels not counted.
-        """
-        counts = np.zeros(256, dtype=np.int64)
-        for index in range(len(self)):
-            counts += np.bincount(self.read(index)[1].reshape(-1), minlength=256)
-            if progress is not None:
-                progress(index + 1, len(self))
-        return torch.from_numpy(counts[: self.num_classes].copy())
 
     def _check(self, index: int, image: np.ndarray, label: np.ndarray) -> None:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
@@ -145,5 +129,5 @@ class SegmentationDataset(ABC):
         if wrong.size:
             raise ValueError(
                 f"{self.describe(index)}: {wrong.size} pixels have labels {np.unique(wrong).tolist()[:8]}, neither in "
-                f"[0, {self.num_classes}) nor {self.ignore_index} (ignored); remap them where the data set loads"
+                f"[0, {self.num_classes}) nor {self.ignore_index} (ignored); remap them when the dataset loads them"
             )

@@ -1,6 +1,6 @@
 """CamVid in SegNet's layout: 367 training and 101 validation images of 360x480, 11 classes.
 
-The files are not part of this project; the data set's own terms apply. G. J. Brostow, J. Fauqueur, R. Cipolla,
+The files are not part of this project and have terms of their own. G. J. Brostow, J. Fauqueur, R. Cipolla,
 "Semantic object classes in video: a high-definition ground truth database", Pattern Recognition Letters, 2009.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .colours import colours
 from .files import (
     IMAGE_SUFFIXES,
     FileDataset,
@@ -23,23 +24,24 @@ from .labels import IGNORE, LabelRule
 
 _UNLABELLED = 11
 
+_NAMES = "sky, building, column_pole, road, sidewalk, tree, sign_symbol, fence, car, pedestrian, bicyclist"
+
 
 class CamVidDataset(FileDataset):
     """CamVid with SegNet's 11 classes; its label 11, unlabelled, becomes 255.
 
-    Where there is a list file it decides. Its paths may be relative to the root, or stale absolute ones such as
-    ``/SegNet/CamVid/train/x.png``: the longest tail of the path that exists under the root is taken. Every pair is
-    looked up and its sizes compared when the data set is opened: it is small.
+    A list file, if there is one, decides which pairs there are; :func:`~cawa_fast.recipes.datasets.files.listed_pairs`
+    reads it. The dataset is small, so that opening it also compares the sizes of every pair.
 
     Args:
         root: folder that holds the splits.
         split: "train", "val" or "test".
-        resize: ``(H, W)`` in pixels to which pairs are resized as they load. None keeps the files' size.
-        **options: ``length`` and more of :class:`FileDataset`.
+        resize: ``(H, W)`` in pixels to which pairs are resized when they are read. None keeps the original size.
+        **options: of :class:`FileDataset`, such as ``length``.
 
     Raises:
         FileNotFoundError: the root, the split, or one file of a pair is missing.
-        ValueError: sizes differ, a file is no image, a label map is in colour or has values outside 0..11.
+        ValueError: sizes differ, a file is no image, or a label map is in colour or has values outside 0..11.
     """
 
     name = "camvid"
@@ -47,37 +49,13 @@ class CamVidDataset(FileDataset):
         "{train,val}/*.png  {train,val}annot/*.png    images PNG or JPEG, labels 0..10, 11 is unlabelled\n"
         'or train.txt  val.txt                        lists of "image label", relative to the root'
     )
-    class_names = (
-        "sky",
-        "building",
-        "column_pole",
-        "road",
-        "sidewalk",
-        "tree",
-        "sign_symbol",
-        "fence",
-        "car",
-        "pedestrian",
-        "bicyclist",
-    )
-    palette = (
-        (128, 128, 128),
-        (128, 0, 0),
-        (192, 192, 128),
-        (128, 64, 128),
-        (60, 40, 222),
-        (128, 128, 0),
-        (192, 128, 128),
-        (64, 64, 128),
-        (64, 0, 128),
-        (64, 64, 0),
-        (0, 128, 192),
-    )
+    class_names = tuple(_NAMES.split(", "))
+    palette = colours("808080 800000 c0c080 804080 3c28de 808000 c08080 404080 400080 404000 0080c0")
 
     def __init__(self, root: str | Path, split: str, *, resize: tuple[int, int] | None = None, **options: Any) -> None:
         base = open_root(root, "CamVid", self.tree)
         listing = base / f"{split}.txt"
-        found = listed_pairs(base, listing) if listing.is_file() else _found(base, split)
+        found = listed_pairs(base, listing) if listing.is_file() else _camvid_pairs(base, split)
         rule = LabelRule(
             {**{value: value for value in range(_UNLABELLED)}, _UNLABELLED: IGNORE},
             "0..11 (11 is unlabelled)",
@@ -93,7 +71,7 @@ class CamVidDataset(FileDataset):
             self._size_known = True
 
 
-def _found(root: Path, split: str) -> Listing:
+def _camvid_pairs(root: Path, split: str) -> Listing:
     images, labels = root / split, root / f"{split}annot"
     for folder in (images, labels):
         if not folder.is_dir():

@@ -1,8 +1,8 @@
 """COCO-Stuff, 171 classes: 10k (9,000 training and 1,000 test images) and 164k (118,287 and 5,000).
 
 H. Caesar, J. Uijlings, V. Ferrari, "COCO-Stuff: thing and stuff classes in context", CVPR 2018. Of its category ids
-1..182 eleven have no pixels; the other 171 are the classes, in order. Its own colours are black for all things, so each
-class has the colour of its id in Pascal VOC's palette instead: they are distinct.
+1..182, eleven have no pixels; the other 171 are the classes, in order. Its own palette has black for all things. Here
+each class has the colour of its id in Pascal VOC's palette, so that colours are distinct.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class COCOStuff164kDataset(FileDataset):
     Args:
         root: folder that holds ``images`` and ``annotations``.
         split: "train" or "val".
-        labels: "labelTrainIds" reads MMSegmentation's converted maps (0..170, 255 is ignored); "raw" reads the maps as
-            they are distributed (category id - 1: 0..181, 255 is ignored) and remaps them; "auto" takes the former
-            where there are any.
-        resize: ``(H, W)`` in pixels to which pairs are resized as they load. None keeps the files' size.
-        **options: ``length`` and more of :class:`FileDataset`.
+        labels: "labelTrainIds" reads MMSegmentation's converted maps with values 0..170; "raw" reads the distributed
+            maps with values 0..181, the category id minus 1, and converts them; 255 is ignored in both. "auto" takes
+            the former if there are any.
+        resize: ``(H, W)`` in pixels to which pairs are resized when they are read. None keeps the original size.
+        **options: of :class:`FileDataset`, such as ``length``.
 
     Raises:
         FileNotFoundError: the root, the split, or one file of a pair is missing.
-        ValueError: the choice of labels is unknown. When a pair is read: broken files, sizes or values that are wrong.
+        ValueError: ``labels`` is unknown. When a pair is read: a file is broken, sizes differ, or a value is no class.
     """
 
     name = "coco_stuff164k"
@@ -64,27 +64,27 @@ class COCOStuff164kDataset(FileDataset):
         truth = first_folder(base, places, self.tree)
         trained = labels == "labelTrainIds" or (labels == "auto" and next(truth.glob(f"*{_TRAIN}"), None) is not None)
         if trained:
-            found, rule = pair_folders(images, truth, (".jpg",), (_TRAIN,)), _train_rule()
+            found, rule = pair_folders(images, truth, (".jpg",), (_TRAIN,)), _converted_rule()
         else:
             found, rule = pair_folders(images, truth, (".jpg",), (".png",), not_labels=_TRAIN), raw_rule(offset=1)
         super().__init__(base, split, found, rule, resize=resize, **options)
 
 
 class COCOStuff10kDataset(FileDataset):
-    """COCO-Stuff 10k: its training list, and its test list as validation.
+    """COCO-Stuff 10k: its training list, and its test list for validation.
 
     Args:
         root: folder that holds ``images``, ``annotations`` and ``imagesLists`` (or ``imageLists``).
         split: "train", "val" (the list ``test.txt``), or the name of another list.
-        labels: "labelTrainIds" reads MMSegmentation's converted maps (1..171, 0 is ignored); "raw" reads the MATLAB
-            files as they are distributed (category ids 1..182, 0 is ignored; needs SciPy); "auto" takes the first where
-            there are any.
-        resize: ``(H, W)`` in pixels to which pairs are resized as they load. None keeps the files' size.
-        **options: ``length`` and more of :class:`FileDataset`.
+        labels: "labelTrainIds" reads MMSegmentation's converted maps with values 1..171; "raw" reads the distributed
+            MATLAB files with category ids 1..182, for which SciPy is needed; 0 is ignored in both. "auto" takes the
+            former if there are any.
+        resize: ``(H, W)`` in pixels to which pairs are resized when they are read. None keeps the original size.
+        **options: of :class:`FileDataset`, such as ``length``.
 
     Raises:
         FileNotFoundError: the root, the list, or one file of a pair is missing.
-        ValueError: the choice of labels is unknown. When a pair is read: broken files, sizes or values that are wrong.
+        ValueError: ``labels`` is unknown. When a pair is read: a file is broken, sizes differ, or a value is no class.
     """
 
     name = "coco_stuff10k"
@@ -122,11 +122,14 @@ class COCOStuff10kDataset(FileDataset):
 
 
 def raw_rule(offset: int) -> LabelRule:
-    """Category ids minus ``offset`` (1 in the maps of 164k, whose unlabelled is 255; 0 in 10k, whose is 0)."""
+    """The rule of maps with category ids minus ``offset``.
+
+    In the maps of 164k the offset is 1 and 255 is unlabelled; in those of 10k the offset is 0 and 0 is unlabelled.
+    """
     classes = {number - offset: index for index, number in enumerate(IDS)}
     unlabelled = 255 if offset else 0
     converted = Hint(
-        "other-ids", "an id that no pixel has: these look like labelTrainIds, whose files are called *" + _TRAIN
+        "other-ids", "no pixel has such a raw id: these look like labelTrainIds, whose files are named *" + _TRAIN
     )
     return LabelRule(
         {**classes, unlabelled: IGNORE},
@@ -137,12 +140,12 @@ def raw_rule(offset: int) -> LabelRule:
     )
 
 
-def _train_rule() -> LabelRule:
-    raw = Hint("other-ids", "these look like raw ids, whose files are called *.png without labelTrainIds")
+def _converted_rule() -> LabelRule:
+    raw = Hint("other-ids", "these look like raw ids, whose files are named *.png without labelTrainIds")
     return LabelRule(
         {**{value: value for value in range(len(NAMES))}, 255: IGNORE},
         f"0..{len(NAMES) - 1} (255 is ignored)",
-        "convert the raw maps anew",
+        "convert the raw maps again",
         dict.fromkeys(range(len(NAMES), 182), raw),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 ABSENT_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91)
-"""Things without annotations: street sign, hat, shoe, eye glasses, plate, mirror, window, desk, door, blender, hair
+"""Things without pixels: street sign, hat, shoe, eye glasses, plate, mirror, window, desk, door, blender, hair
 brush."""
 
 IDS = tuple(number for number in range(1, 183) if number not in ABSENT_IDS)

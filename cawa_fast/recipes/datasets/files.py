@@ -1,8 +1,7 @@
-"""What all data sets of files share: finding pairs, opening them, and the sizes of their images.
+"""The common part of datasets of files: finding pairs of files, reading them, and the sizes of the images.
 
-Opening a data set lists folders and reads no file: COCO-Stuff has 118,287 training images. What a file holds is checked
-when it is read, and of all label files at once by :class:`~cawa_fast.recipes.datasets.ClassIndex` or
-``cawa-fast doctor data``.
+Opening a dataset lists folders but reads no file, since COCO-Stuff has 118,287 training images. A file is checked when
+it is read. :class:`~cawa_fast.recipes.datasets.ClassIndex` and ``cawa-fast doctor data`` check all label files at once.
 """
 
 from __future__ import annotations
@@ -14,14 +13,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
-from .base import Progress, SegmentationDataset
-from .labels import LabelRule, naming, open_image, read_codes
+from .base import SegmentationDataset
+from .labels import LabelRule, named_errors, open_image, read_codes
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-_SAMPLED = 16  # images whose headers tell how much memory all of them would take
+_SAMPLED = 16  # images from whose headers the memory for all images is estimated
 
 
 class Pair(NamedTuple):
@@ -32,7 +30,7 @@ class Pair(NamedTuple):
 
 
 class Unpaired(NamedTuple):
-    """What is missing of a pair ("image", "label" or "both"), a file that shows it, and the sentence that says so."""
+    """An incomplete pair: what is missing ("image", "label" or "both"), the file that shows it, and a message."""
 
     missing: str
     file: Path
@@ -41,7 +39,7 @@ class Unpaired(NamedTuple):
 
 @dataclass
 class Listing:
-    """Pairs of a split in order, and the files that have no partner."""
+    """The pairs of a split in order, and the files without a partner."""
 
     pairs: list[Pair] = field(default_factory=list)
     unpaired: list[Unpaired] = field(default_factory=list)
@@ -51,14 +49,14 @@ class FileDataset(SegmentationDataset):
     """Pairs of image and label files.
 
     A subclass sets the class attributes of :class:`SegmentationDataset` and ``tree``, lists its files and calls this
-    constructor. Decoded pairs are kept only if all of them fit into the cache: a part would help little, and each
-    loading process would fill a cache of its own.
+    constructor. Decoded pairs are kept only if all of them fit into the cache. Keeping a part would help little, and
+    each DataLoader worker would fill a cache of its own.
 
     Attributes:
-        tree: the layout, one path a line, for ``--help`` and messages.
-        one_size: True: all images have the first one's size; False: they differ; None: their headers are compared.
-        rule: what the codes in label files mean.
-        unpaired: files without a partner, if they were allowed.
+        tree: the layout of the files, one path a line, for ``--help`` and messages.
+        one_size: True if all images have the same size, False if they differ, None to compare their headers.
+        rule: the meaning of the codes in label files.
+        unpaired: files without a partner, if these are allowed.
     """
 
     tree: str
@@ -77,14 +75,14 @@ class FileDataset(SegmentationDataset):
         **options: Any,
     ) -> None:
         """Args:
-        root: folder of the data set.
-        split: "train", "val" or what else the data set has.
+        root: folder of the dataset.
+        split: "train", "val" or another split of the dataset.
         listing: its files.
         rule: of its labels.
-        resize: ``(H, W)`` in pixels to which pairs are resized as they load: images bilinearly with antialiasing,
-            labels to the nearest pixel. None keeps the files' size.
-        length: use only so many pairs, evenly spaced over the split. None uses all.
-        allow_unpaired: leave out files without a partner, instead of raising.
+        resize: ``(H, W)`` in pixels to which pairs are resized when they are read: images bilinearly with
+            antialiasing, labels to the nearest pixel. None keeps the original size.
+        length: number of pairs to use, evenly spaced over the split. None uses all.
+        allow_unpaired: leave out files without a partner instead of raising.
         **options: ``cache`` and ``cache_limit`` of :class:`SegmentationDataset`.
         """
         super().__init__(**options)
@@ -92,14 +90,16 @@ class FileDataset(SegmentationDataset):
         self.unpaired = tuple(listing.unpaired)
         if self.unpaired and not allow_unpaired:
             raise FileNotFoundError(
-                f"{self.unpaired[0].text} ({len(self.unpaired)} such files); add the missing files, or see them all "
-                f"with: cawa-fast doctor data --dataset {self.name} --root {self.root}"
+                f"{self.unpaired[0].text} ({len(self.unpaired)} such files); add the missing files. To see them all: "
+                f"cawa-fast doctor data --dataset {self.name} --root {self.root}"
             )
         self._pairs = listing.pairs
         if length is not None:
             if not 1 <= length <= len(self._pairs):
-                raise ValueError(f"length={length}: {split} has {len(self._pairs)} images; choose 1 to that many")
-            # evenly spaced: neighbours are frames of one video, or of one city
+                raise ValueError(
+                    f"length={length} must be from 1 to {len(self._pairs)}, the number of images in {split}"
+                )
+            # evenly spaced, since neighbours are frames of one video or of one city
             self._pairs = [self._pairs[i * len(self._pairs) // length] for i in range(length)]
         self._fits: bool | None = None
         self._size: tuple[int, int] | None = resize
@@ -111,7 +111,7 @@ class FileDataset(SegmentationDataset):
 
     @property
     def pairs(self) -> Sequence[Pair]:
-        """The files, in the order of the images."""
+        """The pairs of files, in the order of the images."""
         return self._pairs
 
     def describe(self, index: int) -> str:
@@ -121,7 +121,7 @@ class FileDataset(SegmentationDataset):
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """``(H, W)`` if all images have it, else None. Reads the headers of one image, of none, or until two differ."""
+        """``(H, W)`` if all images have the same size, else None. May read the headers of images, until two differ."""
         if not self._size_known and self._pairs:
             self._size = header_size(self._pairs[0].image)
             if self.one_size is None and any(header_size(pair.image) != self._size for pair in self._pairs[1:]):
@@ -131,7 +131,7 @@ class FileDataset(SegmentationDataset):
 
     @property
     def fits_cache(self) -> bool:
-        """Whether the decoded pairs all fit into the cache, judged by the headers of a few."""
+        """Whether all decoded pairs fit into the cache, estimated from the headers of some."""
         if self._fits is None:
             if not self._pairs:
                 return True
@@ -147,7 +147,7 @@ class FileDataset(SegmentationDataset):
 
     @property
     def in_memory(self) -> bool:
-        """Whether all pairs are decoded."""
+        """Whether all pairs are in the cache."""
         return len(self._cache) == len(self)
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -166,18 +166,6 @@ class FileDataset(SegmentationDataset):
         label.flags.writeable = False
         return label
 
-    def class_counts(self, progress: Progress | None = None) -> torch.Tensor:
-        """Pixels per class; see :meth:`SegmentationDataset.class_counts`.
-
-        If all pairs fit into the cache this reads them and fills it. Otherwise it reads the label files alone, in
-        parallel, or what :class:`~cawa_fast.recipes.datasets.ClassIndex` has kept of an earlier time.
-        """
-        if self.fits_cache:
-            return super().class_counts(progress)
-        from .class_index import ClassIndex
-
-        return ClassIndex.build(self, progress).class_counts()
-
     def _load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image_file, label_file = self._pairs[index]
         image = open_image(image_file).convert("RGB")
@@ -185,8 +173,8 @@ class FileDataset(SegmentationDataset):
         check_sizes(image_file, image.size[::-1], label_file, label.shape)
         if self.resize is None and self._size not in (None, label.shape):
             raise ValueError(
-                f"{image_file} is {image.size[0]}x{image.size[1]} pixels (W x H), the first image of {self.split} "
-                f"{self._size[1]}x{self._size[0]}; give a size to which all are resized (--resize)"
+                f"{image_file} is {image.size[0]}x{image.size[1]} pixels (W x H), the first image of {self.split} is "
+                f"{self._size[1]}x{self._size[0]}; resize all to one size (--resize)"
             )
         if self.resize is not None:
             image = image.resize(self.resize[::-1], Image.Resampling.BILINEAR)
@@ -196,44 +184,41 @@ class FileDataset(SegmentationDataset):
         return self.rule.to_labels(read_codes(file, self.rule), file)
 
 
-# ---------------------------------------------------------------------------------------------------------- listing
-
-
 def need_folder(folder: Path, tree: str) -> Path:
-    """The folder, or a ``FileNotFoundError`` that shows the tree."""
+    """Return the folder, or raise a ``FileNotFoundError`` that shows the tree."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is missing; expected under the root:\n{tree}")
     return folder
 
 
 def first_folder(root: Path, candidates: Sequence[str], tree: str) -> Path:
-    """The first of several folders that exists."""
+    """The first of several folders that exists, or a ``FileNotFoundError``."""
     for candidate in candidates:
         if (root / candidate).is_dir():
             return root / candidate
     tried = " nor ".join(str(root / candidate) for candidate in candidates)
-    raise FileNotFoundError(f"neither {tried} is there; expected under the root:\n{tree}")
+    raise FileNotFoundError(f"neither {tried} exists; expected under the root:\n{tree}")
 
 
 def open_root(root: str | Path, inner: str, tree: str) -> Path:
-    """The folder ``inner`` of the root, or the root itself where that is meant."""
+    """The folder ``inner`` in the root if it exists, else the root itself."""
     outer = Path(root)
     if not outer.is_dir():
-        raise FileNotFoundError(f"root={str(root)!r} is not a folder; give the one that holds:\n{tree}")
+        raise FileNotFoundError(f"root={str(root)!r} is not a folder; give the folder that holds:\n{tree}")
     return outer / inner if (outer / inner).is_dir() else outer
 
 
 def pair_folders(
     images: Path, labels: Path, image_ends: Sequence[str], label_ends: Sequence[str], *, not_labels: str | None = None
 ) -> Listing:
-    """Pairs of two trees of folders, by relative path without the end of the name.
+    """Pair the files of two trees by their relative path without the end of the name.
 
     Args:
-        images: folder of the images, or of folders of them.
-        labels: the same of the labels.
-        image_ends: how names of images end, such as ``("_leftImg8bit.png",)``; capitals count for nothing.
-        label_ends: the same of the labels. If a label is there in several forms, the first one counts.
-        not_labels: files that end so are no labels although ``label_ends`` fits them.
+        images: folder of the images, which may be in subfolders.
+        labels: the same for the labels.
+        image_ends: how the names of images end, such as ``("_leftImg8bit.png",)``, in small or capital letters.
+        label_ends: the same for the labels. Of several label files for one image, the first kind is taken.
+        not_labels: how the names of files end that are no labels although ``label_ends`` matches them.
     """
     left, right = _by_stem(images, image_ends), _by_stem(labels, label_ends, not_labels)
     if not left:
@@ -276,8 +261,8 @@ def _by_stem(folder: Path, ends: Sequence[str], excluded: str | None = None) -> 
 
 
 def pair_names(names: Sequence[str], images: Path, labels: Path, image_end: str, label_end: str) -> Listing:
-    """Pairs of listed names."""
-    # one listing of each folder: asking for every file costs a round trip each on a network's disk
+    """Pair the files of listed names."""
+    # List each folder once. On a network file system, a query for every file would cost a round trip each.
     here, there = ({entry.name for entry in os.scandir(folder)} for folder in (images, labels))
     listing = Listing()
     for name in names:
@@ -289,13 +274,13 @@ def pair_names(names: Sequence[str], images: Path, labels: Path, image_end: str,
         elif label in there:
             listing.unpaired.append(_lonely("image", labels / label, name, (image_end,), images))
         else:
-            text = f"{name!r} is listed, but neither {images / image} nor {labels / label} is there"
+            text = f"{name!r} is listed, but neither {images / image} nor {labels / label} exists"
             listing.unpaired.append(Unpaired("both", images / image, text))
     return listing
 
 
 def read_names(listing: Path) -> list[str]:
-    """The words that begin the lines of a list file."""
+    """The first word of each line of a list file."""
     names = [line.split()[0] for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not names:
         raise ValueError(f"{listing} lists no images")
@@ -303,10 +288,10 @@ def read_names(listing: Path) -> list[str]:
 
 
 def listed_pairs(root: Path, listing: Path) -> Listing:
-    """Pairs of a list file, "image label" a line.
+    """Pairs from a list file with a line "image label" for each.
 
-    Paths may be relative to the root, or stale absolute ones such as ``/SegNet/CamVid/train/x.png``: the longest tail
-    of the path that exists under the root is taken.
+    Paths are relative to the root, or absolute ones of another machine such as ``/SegNet/CamVid/train/x.png``. Of those
+    the longest tail is taken that exists under the root.
     """
     listed = Listing()
     for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
@@ -323,7 +308,7 @@ def listed_pairs(root: Path, listing: Path) -> Listing:
         text = f"{listing}, line {number}: {absent[0]!r} is not under {root}, nor is any tail of that path"
         listed.unpaired.append(Unpaired(missing, root / absent[0].lstrip("/"), text))
     if not listed.pairs and not listed.unpaired:
-        raise ValueError(f"{listing} lists no pairs; fill it, or delete it to use the folders")
+        raise ValueError(f"{listing} lists no pairs; complete it, or delete it to use the folders")
     return listed
 
 
@@ -336,27 +321,24 @@ def _resolve(root: Path, listed: str) -> Path | None:
     return None
 
 
-# ------------------------------------------------------------------------------------------------------------ sizes
-
-
 def header_size(file: Path) -> tuple[int, int]:
-    """``(H, W)`` of an image, from its header alone."""
-    with naming(file), Image.open(file) as opened:
+    """``(H, W)`` of an image, from its header."""
+    with named_errors(file), Image.open(file) as opened:
         return opened.size[1], opened.size[0]
 
 
 def check_sizes(image: Path, image_size: tuple[int, ...], label: Path, label_size: tuple[int, ...]) -> None:
-    """Raise if a pair's sizes ``(H, W)`` differ."""
+    """Raise if the sizes ``(H, W)`` of a pair differ."""
     if tuple(image_size) != tuple(label_size):
         raise ValueError(
-            f"{image} is {image_size[1]}x{image_size[0]} pixels (W x H), {label} {label_size[1]}x{label_size[0]}; "
-            "use images and annotations of the same version of the data set"
+            f"{image} is {image_size[1]}x{image_size[0]} pixels (W x H), {label} is {label_size[1]}x{label_size[0]}; "
+            "use images and annotations of the same version of the dataset"
         )
 
 
 def resized(label: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-    """A label map at another size ``(H, W)``, by the nearest pixel; None leaves it."""
+    """A label map resized to ``(H, W)`` by the nearest pixel; None keeps its size."""
     if size is None or label.shape == tuple(size):
         return label
-    mode = label if label.dtype == np.uint8 else label.astype(np.int32)
-    return np.array(Image.fromarray(mode).resize(size[::-1], Image.Resampling.NEAREST))
+    values = label if label.dtype == np.uint8 else label.astype(np.int32)  # types that Pillow resizes
+    return np.array(Image.fromarray(values).resize(size[::-1], Image.Resampling.NEAREST))

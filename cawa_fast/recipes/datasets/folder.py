@@ -1,4 +1,4 @@
-"""Any images and masks: folders or lists of pairs, and a class list."""
+"""Your own images and masks: folders or lists of pairs, and a class list."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ from .files import IMAGE_SUFFIXES, FileDataset, Listing, listed_pairs, open_root
 
 _IMAGES, _MASKS = ("images", "image", "imgs", "img"), ("masks", "mask", "labels", "label", "annotations", "annotation")
 _IMAGE_ENDS = (*IMAGE_SUFFIXES, ".tif", ".tiff", ".bmp", ".webp")
-# no JPEG: it changes values
+# without JPEG, whose compression changes values
 _MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
 _TAGS = ("_mask", "_label", "_labels", "_labelIds", "_labelTrainIds", "_gt", "_seg", "")
 
 
 class FolderDataset(FileDataset):
-    """Images and masks of one's own, with a class list.
+    """Your own images and masks, with a class list.
 
-    Masks hold class indices (grey or palette, 8 or 16 bits), or the colours of the class list. 255 is ignored, and so
-    is every class called "ignore", "void" or "unlabelled". If all colours of the list are greys, grey masks hold those
-    (such as 0 and 255 of two classes). Lists: :func:`~cawa_fast.recipes.datasets.class_list.read_class_list`.
+    Masks have class indices (grey or palette, 8 or 16 bits), or the colours of the class list. The value 255 is
+    ignored, and so is every class named "ignore", "void" or "unlabelled". If all colours of the list are greys, such as
+    0 and 255 for two classes, grey masks have these. :func:`~cawa_fast.recipes.datasets.class_list.read_class_list`
+    describes the formats of class lists.
 
     Args:
         root: folder that holds the tree.
-        split: "train", "val" or the name of another.
-        classes: the class list; None looks for one of ``class_list.FILES`` in the root.
-        resize: ``(H, W)`` in pixels to which pairs are resized as they load. None keeps the files' size.
-        **options: ``length`` and more of :class:`FileDataset`.
+        split: "train", "val" or the name of another split.
+        classes: the class list; by default the first of ``class_list.FILES`` in the root.
+        resize: ``(H, W)`` in pixels to which pairs are resized when they are read. None keeps the original size.
+        **options: of :class:`FileDataset`, such as ``length``.
 
     Raises:
-        FileNotFoundError: the root, the class list, the split, or one file of a pair is missing.
-        ValueError: the class list cannot be read. When a pair is read: broken files, sizes or values that are wrong.
+        FileNotFoundError: the root, the class list, the split, or one file of a pair is missing. ValueError: the class
+        list cannot be read. When a pair is read: a file is broken, sizes differ, or a value is no class.
     """
 
     name = "folder"
     tree = (
         "classes.txt                            a class a line: 'road', 'road #804080' or 'road 128 64 128'\n"
-        "images/{train,val}/**  masks/{train,val}/**    the same names, masks perhaps with _mask or _label; or\n"
-        "{train,val}/images/**  {train,val}/masks/**    'labels' and 'annotations' do for 'masks'; or\n"
+        "images/{train,val}/**  masks/{train,val}/**    the same names, masks may add _mask or _label; or\n"
+        "{train,val}/images/**  {train,val}/masks/**    'labels' or 'annotations' for 'masks'; or\n"
         'train.txt  val.txt                     lists of "image mask", relative to the root'
     )
 
@@ -57,11 +58,11 @@ class FolderDataset(FileDataset):
             raise FileNotFoundError(f"classes={str(classes)!r} is not a file; give the class list")
         self.class_names, self.palette, rule = read_class_list(file)
         listing = base / f"{split}.txt"
-        found = listed_pairs(base, listing) if listing.is_file() else _found(base, split)
+        found = listed_pairs(base, listing) if listing.is_file() else _folder_pairs(base, split)
         super().__init__(base, split, found, rule, resize=resize, **options)
 
 
-def _found(root: Path, split: str) -> Listing:
+def _folder_pairs(root: Path, split: str) -> Listing:
     def place(names: tuple[str, ...]) -> Path | None:
         return next((p for name in names for p in (root / name / split, root / split / name) if p.is_dir()), None)
 

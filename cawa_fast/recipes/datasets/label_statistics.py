@@ -1,7 +1,7 @@
-"""What the label files of a data set hold: read once, in parallel, and kept beside the data.
+"""Statistics of the label files of a dataset, read once, in parallel, and kept beside the data.
 
-The census stores codes as they stand in the files, not classes, so that it serves every rule: training (through
-:class:`~cawa_fast.recipes.datasets.ClassIndex`) and ``cawa-fast doctor data``.
+They count codes as they are in the files rather than classes, so that they hold for every rule. Training uses them
+through :class:`~cawa_fast.recipes.datasets.ClassIndex`; ``cawa-fast doctor data`` uses them too.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..files import atomic
 from ..parallel import map_chunks
 from .base import Progress
 from .files import FileDataset, resized
-from .labels import LabelRule, histogram, naming, read_codes
+from .labels import LabelRule, code_histogram, named_errors, read_codes
 
-_VERSION = 1  # of the cache's layout and of what a code means
+_VERSION = 1  # of the layout of the cache and of the meaning of codes
 
 _ORIENTATION = 0x0112  # EXIF
 
 
 class LabelRecord(NamedTuple):
-    """One label file: its size ``(H, W)`` before any resizing, its codes and their pixels, or why it cannot be read."""
+    """One label file: its size ``(H, W)`` before resizing, its codes, the pixels of each code; or an error message."""
 
     size: tuple[int, int]
     values: tuple[int, ...]
-    counts: tuple[int, ...]
+    pixels: tuple[int, ...]
     error: str | None = None
 
 
 class ImageRecord(NamedTuple):
-    """One image file: its size ``(H, W)``, Pillow's pixel format, EXIF's orientation (1: upright), or an error."""
+    """One image file: its size ``(H, W)``, Pillow's mode, EXIF's orientation, 1 if upright; or an error message."""
 
     size: tuple[int, int]
     mode: str
@@ -49,14 +50,14 @@ class ImageRecord(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Census:
-    """One record for each pair of a data set.
+class LabelStatistics:
+    """The records of the files of a dataset, one for each pair.
 
     Attributes:
         labels: of the label files.
-        images: of the images, if asked for.
-        read: label files that were decoded; the others were known.
-        cache_file: where the records are kept, or None.
+        images: of the image files, if requested.
+        read: number of label files that were decoded; the others were in the cache.
+        cache_file: the file with the cached records, or None.
     """
 
     labels: list[LabelRecord]
@@ -65,7 +66,7 @@ class Census:
     cache_file: Path | None
 
 
-def take_census(
+def collect_label_statistics(
     dataset: FileDataset,
     progress: Progress | None = None,
     *,
@@ -73,20 +74,20 @@ def take_census(
     cache: bool = True,
     images: bool = False,
     decode_images: bool = False,
-) -> Census:
-    """Read the label files that are not known yet.
+) -> LabelStatistics:
+    """The statistics of all label files; reads those that are not in the cache.
 
-    What was read is kept in ``ROOT/.cawa_fast`` or, where that cannot be written, in the user's cache folder
-    (``$XDG_CACHE_HOME/cawa_fast`` or ``~/.cache/cawa_fast``), by name, size and time of change of each file: a file
-    that changes is read again, alone.
+    The cache is in ``ROOT/.cawa_fast`` or, if that cannot be written, in the user's cache folder,
+    ``$XDG_CACHE_HOME/cawa_fast`` or ``~/.cache/cawa_fast``. It knows files by name, size and time of change, so that
+    only files that have changed are read again.
 
     Args:
-        dataset: whose files; its ``resize`` counts, its rule only in what colours mean.
+        dataset: the dataset. The statistics depend on its ``resize``, and on its rule only for the meaning of colours.
         progress: called as ``progress(done, total)``.
-        workers: processes, >= 1; None takes one per core.
-        cache: use and write the records that are kept.
-        images: read the headers of the images as well.
-        decode_images: decode the images, which finds those that are cut off.
+        workers: number of processes, >= 1; None takes one per core.
+        cache: use and write the cache.
+        images: read the headers of the images, too.
+        decode_images: decode the images, which finds truncated ones.
 
     Raises:
         ValueError: workers is less than 1.
@@ -97,7 +98,7 @@ def take_census(
     kept = _load_cache(places)
     names = [os.path.relpath(file, dataset.root) for file in files] if cache else files
     known: dict[int, LabelRecord] = {}
-    for index, (name, stamp) in enumerate(zip(names, stamps, strict=False)):
+    for index, (name, stamp) in enumerate(zip(names, stamps, strict=False)):  # without cache there are no stamps
         if name in kept and kept[name][0] == stamp:
             known[index] = kept[name][1]
     wanted = [index for index in range(len(files)) if images or index not in known]
@@ -113,12 +114,12 @@ def take_census(
 
     if not wanted:
         done(0)
-    work = functools.partial(_read, rule=dataset.rule, resize=dataset.resize, decode_images=decode_images)
+    work = functools.partial(_read_chunk, rule=dataset.rule, resize=dataset.resize, decode_images=decode_images)
     found = dict(zip(wanted, map_chunks(work, tasks, workers=workers, done=done), strict=True))
     labels = []
     for index in range(len(files)):
         record = known.get(index) or found[index][0]
-        assert record is not None  # either known or read
+        assert record is not None  # each is either known or read
         labels.append(record)
     read = len(files) - len(known)
     place = places[0] if places and not read else None
@@ -130,13 +131,10 @@ def take_census(
         }
         place = _write_cache(places, kept)
     headers = [found[index][1] for index in range(len(files))] if images else None
-    return Census(labels, headers, read, place)  # type: ignore[arg-type]
+    return LabelStatistics(labels, headers, read, place)  # type: ignore[arg-type]
 
 
-# ---------------------------------------------------------------------------------------------------- in a process
-
-
-def _read(
+def _read_chunk(
     tasks: list[tuple[str | None, str | None]], *, rule: LabelRule, resize: tuple[int, int] | None, decode_images: bool
 ) -> list[tuple[LabelRecord | None, ImageRecord | None]]:
     return [
@@ -153,13 +151,13 @@ def _read_label(file: str, rule: LabelRule, resize: tuple[int, int] | None) -> L
         codes = read_codes(file, rule)
     except ValueError as error:
         return LabelRecord((0, 0), (), (), str(error))
-    values, counts = histogram(resized(codes, resize))
-    return LabelRecord((codes.shape[0], codes.shape[1]), tuple(values), tuple(counts))
+    values, pixels = code_histogram(resized(codes, resize))
+    return LabelRecord((codes.shape[0], codes.shape[1]), tuple(values), tuple(pixels))
 
 
 def _read_image(file: str, decode: bool) -> ImageRecord:
     try:
-        with naming(file), Image.open(file) as image:
+        with named_errors(file), Image.open(file) as image:
             if decode:
                 image.load()
             orientation = image.getexif().get(_ORIENTATION, 1) if "exif" in image.info else 1
@@ -168,13 +166,11 @@ def _read_image(file: str, decode: bool) -> ImageRecord:
         return ImageRecord((0, 0), "", 1, str(error))
 
 
-# ----------------------------------------------------------------------------------------------------------- cache
-
 _GONE = (-1, -1)
 
 
 def _stamps(files: Sequence[str]) -> list[tuple[int, int]]:
-    """Size and time of change (ns) of each file."""
+    """Size in bytes and time of change in ns of each file."""
     result = []
     for file in files:
         try:
@@ -186,7 +182,7 @@ def _stamps(files: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def _cache_files(dataset: FileDataset) -> list[Path]:
-    """Where records may lie, the better place first."""
+    """The possible places of the cache, the preferred one first."""
     rule = dataset.rule
     colours = sorted(code for code in rule.classes) if rule.reads_colours else []
     key = repr((_VERSION, dataset.resize, colours, str(dataset.root.resolve())))
@@ -198,23 +194,21 @@ def _cache_files(dataset: FileDataset) -> list[Path]:
 def _load_cache(places: Sequence[Path]) -> dict[str, tuple[tuple[int, int], LabelRecord]]:
     for place in places:
         try:
-            # opened here: NumPy leaves a file that is no archive open
+            # opened here, since NumPy does not close a file that is no archive
             with open(place, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 names = bytes(stored["names"]).decode("utf-8", "surrogateescape").split("\0")
                 stamps, sizes = stored["stamps"].tolist(), stored["sizes"].tolist()
-                ends, values, counts = stored["ends"].tolist(), stored["values"].tolist(), stored["counts"].tolist()
+                ends, values, pixels = stored["ends"].tolist(), stored["values"].tolist(), stored["counts"].tolist()
             return {
-                name: (tuple(stamp), LabelRecord(tuple(size), tuple(values[start:end]), tuple(counts[start:end])))
+                name: (tuple(stamp), LabelRecord(tuple(size), tuple(values[start:end]), tuple(pixels[start:end])))
                 for name, stamp, size, start, end in zip(names, stamps, sizes, [0, *ends[:-1]], ends, strict=True)
             }
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-            continue  # absent, cut off, or of another version: it is made again
+            continue  # absent, truncated, or of another version: written again
     return {}
 
 
 def _write_cache(places: Sequence[Path], kept: dict[str, tuple[tuple[int, int], LabelRecord]]) -> Path | None:
-    from ..runs.folder import atomic
-
     if not kept:
         return None
     records = [record for _, record in kept.values()]
@@ -224,7 +218,7 @@ def _write_cache(places: Sequence[Path], kept: dict[str, tuple[tuple[int, int], 
         "sizes": np.array([record.size for record in records], dtype=np.int32),
         "ends": np.cumsum([len(record.values) for record in records]),
         "values": np.array([value for record in records for value in record.values], dtype=np.int32),
-        "counts": np.array([count for record in records for count in record.counts], dtype=np.int64),
+        "counts": np.array([n for record in records for n in record.pixels], dtype=np.int64),
     }
     for place in places:
         with contextlib.suppress(OSError):

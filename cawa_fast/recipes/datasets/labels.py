@@ -1,7 +1,8 @@
-"""From what a label file holds to class indices: the rule of a data set, and reading maps fast.
+"""Reading label files, and the rules that turn their content into class indices.
 
-A *code* is what stands in a file: the value of an index map, or ``COLOUR | red << 16 | green << 8 | blue`` of a colour
-mask. A :class:`LabelRule` says which codes are which classes; any other code is an error and never a class.
+A *code* is the content of a pixel in a label file: the value in an index map, or
+``COLOUR | red << 16 | green << 8 | blue`` in a colour mask. A :class:`LabelRule` maps codes to classes; any other code
+is an error.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from PIL import Image, UnidentifiedImageError
 
 IGNORE = 255
 COLOUR = 1 << 24
-"""Added to the codes of colours, so that none is an index."""
+"""Added to the codes of colours to tell them from indices."""
 
 
 class Hint(NamedTuple):
-    """What a code that no rule knows gives away: a short name for reports, and a sentence with the way out."""
+    """The probable cause of an unknown code: a short name for reports, and a sentence with the remedy."""
 
     name: str
     text: str
@@ -30,13 +31,13 @@ class Hint(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelRule:
-    """Which codes are which classes.
+    """Maps codes to classes.
 
     Attributes:
-        classes: code to class index in [0, 255), or 255 for what is ignored.
+        classes: from code to class index in [0, 255), or 255 for ignored pixels.
         allowed: the codes in words, such as "0..150 (0 is unlabelled)".
-        remedy: what to do about a map with other codes; ends the message.
-        hints: what particular other codes give away.
+        remedy: what to do about a map with other codes; the end of the error message.
+        hints: probable causes of particular unknown codes.
 
     >>> rule = LabelRule({7: 0, 8: 1, 0: 255}, "7, 8 and 0", "remap them")
     >>> rule.to_labels(np.array([[8, 0, 7]], dtype=np.uint8), "a.png").tolist()
@@ -50,7 +51,7 @@ class LabelRule:
 
     @cached_property
     def reads_colours(self) -> bool:
-        """Whether masks in colour have a meaning."""
+        """Whether the rule has colours, so that label files may be colour masks."""
         return any(code >= COLOUR for code in self.classes)
 
     def to_labels(self, codes: np.ndarray, where: object) -> np.ndarray:
@@ -58,7 +59,7 @@ class LabelRule:
 
         Args:
             codes: (H, W), any integer type.
-            where: the file, for the message.
+            where: the file, for error messages.
 
         Returns:
             (H, W) uint8, class indices or 255.
@@ -78,18 +79,18 @@ class LabelRule:
         return mapped.astype(np.uint8)
 
     def unknown(self, values: Iterable[int]) -> list[int]:
-        """Those of ``values`` that mean nothing."""
+        """The codes among ``values`` that the rule does not know."""
         return [value for value in values if value not in self.classes]
 
     def complaint(self, where: object, values: list[int], pixels: int) -> str:
-        """The message about codes outside the rule."""
+        """The error message about unknown codes."""
         return (
             f"{where}: {pixels} pixels have labels {code_names(values[:8])}, outside {self.allowed}; "
             f"{self.advice(values)}"
         )
 
     def advice(self, values: Iterable[int]) -> str:
-        """What to do about codes outside the rule."""
+        """What to do about unknown codes."""
         return next((self.hints[value].text for value in values if value in self.hints), self.remedy)
 
     @cached_property
@@ -103,7 +104,7 @@ class LabelRule:
 
 
 def code_names(values: Iterable[int]) -> str:
-    """Codes as a person writes them: ``[3, 200]``, or ``[#ff8000]``.
+    """Codes as text: ``[3, 200]``, or ``[#ff8000]``.
 
     >>> code_names([3, COLOUR | 0xFF8000])
     '[3, #ff8000]'
@@ -117,36 +118,36 @@ def pack(colour: tuple[int, int, int]) -> int:
 
 
 def open_image(file: str | Path) -> Any:
-    """A decoded Pillow image; a ``ValueError`` that names the file if it is broken or none."""
-    with naming(file), Image.open(file) as image:
+    """Decode an image by Pillow; a ``ValueError`` names the file if it is broken or no image."""
+    with named_errors(file), Image.open(file) as image:
         image.load()
         return image
 
 
 @contextlib.contextmanager
-def naming(file: str | Path) -> Iterator[None]:
-    """Turn what Pillow raises into a ``ValueError`` that names the file."""
+def named_errors(file: str | Path) -> Iterator[None]:
+    """Turn the exceptions of Pillow into a ``ValueError`` that names the file."""
     try:
         yield
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # SyntaxError: Pillow's for a broken PNG
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
         raise ValueError(f"{file} cannot be read as an image ({error}); replace it by an intact copy") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{file} is too large for Pillow ({error}); cut it into tiles") from error
+        raise ValueError(f"{file} is too large for Pillow ({error}); split it into tiles") from error
 
 
 def read_codes(file: str | Path, rule: LabelRule) -> np.ndarray:
     """The codes of a label file.
 
     Args:
-        file: an index map (grey or palette, 8 or 16 bits; the array ``S`` of a MATLAB file), or a colour mask if the
-            rule knows colours. A palette map counts as a mask if the rule knows the colour of every index in it.
-        rule: of the data set.
+        file: an index map (grey or palette, 8 or 16 bits, or the array ``S`` of a MATLAB file), or a colour mask if the
+            rule has colours. A palette image is a mask if the rule has the colours of all its indices.
+        rule: of the dataset.
 
     Returns:
-        (H, W) uint8, or int64 where 8 bits are too few. May be read-only.
+        (H, W) uint8, or int64 if 8 bits are too few. May be read-only.
 
     Raises:
-        ValueError: the file is broken, or a colour image where the rule knows no colours.
+        ValueError: the file is broken, or is a colour image and the rule has no colours.
     """
     if str(file).endswith(".mat"):
         return _from_matlab(file)
@@ -161,7 +162,7 @@ def read_codes(file: str | Path, rule: LabelRule) -> np.ndarray:
         return np.asarray(image).astype(np.int64)
     if image.mode not in ("RGB", "RGBA"):
         raise ValueError(
-            f"{file} has the pixel format {image.mode}, which is no map of class indices; save it as an 8-bit grey PNG"
+            f"{file} has the pixel format {image.mode}, which cannot hold class indices; save it as an 8-bit grey PNG"
         )
     pixels = np.asarray(image.convert("RGB"))
     if rule.reads_colours:
@@ -169,17 +170,17 @@ def read_codes(file: str | Path, rule: LabelRule) -> np.ndarray:
     if (pixels == pixels[..., :1]).all():
         raise ValueError(
             f"{file} is a colour image ({image.mode}) whose three channels are equal: an index map saved with too many "
-            "channels; save one of them as an 8-bit grey PNG"
+            "channels. Save one channel as an 8-bit grey PNG"
         )
     raise ValueError(f"{file} is a colour image ({image.mode}), not a map of class indices; {rule.remedy}")
 
 
-def histogram(codes: np.ndarray) -> tuple[list[int], list[int]]:
-    """The different codes of a map, ascending, and how many pixels have each.
+def code_histogram(codes: np.ndarray) -> tuple[list[int], list[int]]:
+    """The different codes of a map, ascending, and the number of pixels of each.
 
-    Label maps are blobs: counting runs takes a quarter of the time of ``np.bincount`` on the pixels.
+    Label maps consist of areas of one code. Counting runs takes a quarter of the time of ``np.bincount`` on all pixels.
 
-    >>> histogram(np.array([[7, 7, 2], [2, 2, 7]], dtype=np.uint8))
+    >>> code_histogram(np.array([[7, 7, 2], [2, 2, 7]], dtype=np.uint8))
     ([2, 7], [3, 3])
     """
     flat = codes.reshape(-1)
@@ -188,7 +189,7 @@ def histogram(codes: np.ndarray) -> tuple[list[int], list[int]]:
     ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]), flat.size - 1)
     lengths = np.diff(ends, prepend=-1)
     if flat.dtype == np.uint8:
-        counts = np.bincount(flat[ends], weights=lengths)  # sums of integers: exact far beyond any image
+        counts = np.bincount(flat[ends], weights=lengths)  # exact for sums below 2**53
         values = np.flatnonzero(counts)
         return values.tolist(), counts[values].astype(np.int64).tolist()
     values, which = np.unique(flat[ends], return_inverse=True)
@@ -196,10 +197,11 @@ def histogram(codes: np.ndarray) -> tuple[list[int], list[int]]:
 
 
 def _grey_png(file: str | Path) -> np.ndarray | None:
-    """An 8-bit grey PNG by the faster decoder, where that is installed; None leaves the file to Pillow.
+    """Decode an 8-bit grey PNG by kornia_rs, if that is installed; None leaves the file to Pillow.
 
-    Pillow inflates with the system's zlib and undoes PNG's filters byte by byte: 6.2 ms for a Cityscapes map, 2.2 ms
-    here (one core of an AMD EPYC). What this decoder refuses Pillow judges, so that messages do not depend on it.
+    A Cityscapes map takes 2.2 ms, with Pillow 6.2 ms, on one core of an AMD EPYC: Pillow inflates by the system's zlib
+    and undoes PNG's filters byte by byte. Files that kornia_rs cannot read are left to Pillow, so that error messages
+    are the same with both.
     """
     decode = _fast_decoder()
     if decode is None:
@@ -207,7 +209,7 @@ def _grey_png(file: str | Path) -> np.ndarray | None:
     try:
         with open(file, "rb") as opened:
             head = opened.read(26)
-        # signature, then the header's chunk: 8 bits a sample, grey without alpha
+        # the signature, and in the header: 8 bits a sample, grey without alpha
         if head[:8] != b"\x89PNG\r\n\x1a\n" or head[24:26] != b"\x08\x00":
             return None
         codes = decode(str(file), "mono")[..., 0]
@@ -226,10 +228,10 @@ def _fast_decoder() -> Any:
 
 
 def _from_palette(image: Any, rule: LabelRule) -> np.ndarray | None:
-    """Codes of the palette's colours, or None if the rule does not know them: then the index is the label."""
+    """The codes of the palette's colours; None if the rule does not have them, so that indices are the labels."""
     indices = np.asarray(image)
     entries = np.array(image.getpalette("RGB"), dtype=np.int64).reshape(-1, 3)
-    used = histogram(indices)[0]
+    used = code_histogram(indices)[0]
     if used[-1] >= len(entries):
         return None
     codes = entries @ (1 << 16, 1 << 8, 1) + COLOUR

@@ -15,21 +15,26 @@ from .labels import IGNORE, LabelRule, pack
 
 _VOID_COLOUR = (224, 224, 192)
 
+_NAMES = (
+    "background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, horse, "
+    "motorbike, person, pottedplant, sheep, sofa, train, tvmonitor"
+)
+
 
 class VOCDataset(FileDataset):
-    """Pascal VOC 2012: labels 0 (background) to 20, and 255 on the outlines, ignored.
+    """Pascal VOC 2012: labels 0 (background) to 20; 255, on the outlines of objects, is ignored.
 
-    Maps may be palette images, as they are distributed, grey ones, or in the palette's colours.
+    Label maps may be palette images, as they are distributed, grey images, or RGB images in the palette's colours.
 
     Args:
         root: ``VOCdevkit/VOC2012``, or the folder that holds ``VOCdevkit``, or ``VOCdevkit``.
         split: "train", "val", or another list of ``ImageSets/Segmentation``, such as "trainval".
-        resize: ``(H, W)`` in pixels to which pairs are resized as they load. None keeps the files' size.
-        **options: ``length`` and more of :class:`FileDataset`.
+        resize: ``(H, W)`` in pixels to which pairs are resized when they are read. None keeps the original size.
+        **options: of :class:`FileDataset`, such as ``length``.
 
     Raises:
         FileNotFoundError: the root, the list, or one file of a pair is missing.
-        ValueError: when a pair is read: broken files, sizes or values that are wrong.
+        ValueError: when a pair is read: a file is broken, sizes differ, or a value is no class.
     """
 
     name = "voc"
@@ -39,29 +44,7 @@ class VOCDataset(FileDataset):
         "VOCdevkit/VOC2012/SegmentationClass/*.png              labels 0..20, 255 is ignored\n"
         "VOCdevkit/VOC2012/ImageSets/Segmentation/{train,val}.txt"
     )
-    class_names = (
-        "background",
-        "aeroplane",
-        "bicycle",
-        "bird",
-        "boat",
-        "bottle",
-        "bus",
-        "car",
-        "cat",
-        "chair",
-        "cow",
-        "diningtable",
-        "dog",
-        "horse",
-        "motorbike",
-        "person",
-        "pottedplant",
-        "sheep",
-        "sofa",
-        "train",
-        "tvmonitor",
-    )
+    class_names = tuple(_NAMES.split(", "))
     palette = tuple(voc_colour(index) for index in range(21))
     _labels = "SegmentationClass"
     _lists: ClassVar[dict[str, str]] = {"train": "train", "val": "val"}
@@ -74,7 +57,7 @@ class VOCDataset(FileDataset):
         listing = lists / f"{self._lists.get(split, split)}.txt"
         if not listing.is_file():
             there = ", ".join(sorted(file.stem for file in lists.glob("*.txt"))) or "none"
-            raise FileNotFoundError(f"{listing} is missing (lists that are there: {there}); expected:\n{self.tree}")
+            raise FileNotFoundError(f"{listing} is missing (existing lists: {there}); expected:\n{self.tree}")
         found = pair_names(read_names(listing), images, labels, ".jpg", ".png")
         by_colour = {pack(colour): index for index, colour in enumerate(self.palette)}
         rule = LabelRule(
@@ -86,7 +69,7 @@ class VOCDataset(FileDataset):
 
 
 class VOCAugDataset(VOCDataset):
-    """Pascal VOC 2012 with 10,582 training images: see :class:`VOCDataset`; validation is the same."""
+    """Pascal VOC 2012 with 10,582 training images; validation is that of :class:`VOCDataset`."""
 
     name = "voc_aug"
     tree = (

@@ -1,10 +1,10 @@
 """Segmentation networks that the recipes train.
 
-Every one ends in a 1x1 convolution, the attribute ``classifier``, and returns its output: logits at low resolution,
-before any upsampling. That is where Grad-CAM has its closed form, and :func:`cawa_fast.cam.find_classifier` finds it.
+Each ends in a 1x1 convolution, its attribute ``classifier``, and returns the output of it: logits at low resolution,
+before any upsampling. There Grad-CAM has a closed form; :func:`cawa_fast.cam.find_classifier` finds the layer.
 ``compact`` is built in; the others need ``pip install 'cawa_fast[models]'``.
 
-With 19 classes, an auxiliary head where there is one, and random weights:
+With 19 classes, including the auxiliary head if there is one:
 
 =============  =========  ==========  ======  ===========================================  =============================
 model          backbone   parameters  stride  layer in front of the classifier             source
@@ -19,11 +19,11 @@ segformer      mit_b5     84,607,955  4       ``network.decode_head.dropout`` (7
 upernet        resnet50   66,403,686  4       ``decoder`` (512)                            Xiao et al., ECCV 2018
 =============  =========  ==========  ======  ===========================================  =============================
 
-Backbones are named as in segmentation_models_pytorch (torchvision's among them) or timm; :func:`backbone_names` lists
-them. Pretrained ones expect images normalised with ImageNet's mean and deviation, as
-:func:`cawa_fast.recipes.training.loaders.normalize_images` does; the few that were trained otherwise adapt.
+Backbones have their names in segmentation_models_pytorch, which includes torchvision's, or in timm;
+:func:`backbone_names` lists them. Pretrained backbones expect images normalised by ImageNet's mean and deviation, as
+:func:`cawa_fast.recipes.training.loaders.normalize_images` does; the few that were trained with other constants adapt.
 
-Networks with an auxiliary head hold its logits of the last forward pass in training as ``auxiliary_logits``:
+In training, networks with an auxiliary head keep its logits of the last forward pass as ``auxiliary_logits``:
 
 >>> def objective(model, criterion, images, labels):
 ...     loss = criterion(model(images), labels)
@@ -64,7 +64,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "segformer": segformer,
     "upernet": UPerNet,
 }
-"""Name to a function of ``num_classes`` and the model's own keywords."""
+"""Functions that build a network from ``num_classes`` and the model's own keywords, by name."""
 
 WITH_AUXILIARY = frozenset({"deeplabv3plus", "ocrnet", "upernet"})
 """Models that take ``auxiliary``, the factor of an auxiliary head's loss."""
@@ -76,17 +76,16 @@ def build_model(name: str, num_classes: int, **kwargs: Any) -> nn.Module:
     Args:
         name: a key of :data:`MODELS`.
         num_classes: C >= 1.
-        **kwargs: keywords of the model: ``backbone``, ``pretrained`` (default False: random weights), ``auxiliary``,
-            and its own.
+        **kwargs: keywords of the model, such as ``backbone``, ``pretrained`` (by default False) and ``auxiliary``.
 
     Returns:
-        A module from images (N, 3, H, W), floating point, normalised, to logits (N, C, h, w); its last layer,
-        ``classifier``, is a 1x1 convolution.
+        A module that takes normalised floating-point images (N, 3, H, W) and returns logits (N, C, h, w). Its last
+        layer, ``classifier``, is a 1x1 convolution.
 
     Raises:
-        ValueError: no such model or backbone, or an argument is outside its range.
-        ImportError: a library is missing; the message says which, and how to install it.
-        OSError: pretrained weights cannot be had.
+        ValueError: there is no such model or backbone, or an argument is outside its range.
+        ImportError: a library is missing; the message says how to install it.
+        OSError: pretrained weights cannot be downloaded.
 
     >>> import torch
     >>> model = build_model("compact", num_classes=10)

@@ -1,4 +1,4 @@
-"""Backbones by name: those of segmentation_models_pytorch (torchvision's among them), and any of timm's with stages."""
+"""Backbones by name, from segmentation_models_pytorch, which includes torchvision's, or from timm."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from .libraries import load
+from .libraries import import_library
 
 _LIST = 'python -c "from cawa_fast.recipes.models import backbone_names as b; print(*b(), sep=chr(10))"'
 
 
 class Backbone(NamedTuple):
-    """What segmentation_models_pytorch wants to know of an encoder."""
+    """The arguments for an encoder of segmentation_models_pytorch."""
 
     name: str
     weights: str | bool | None
@@ -22,24 +22,25 @@ class Backbone(NamedTuple):
 
 
 def backbone_names() -> list[str]:
-    """Every name that ``backbone`` takes, sorted; timm's others with the prefix ``tu-`` that tells them apart."""
-    names = {name for name in load("segmentation_models_pytorch").encoders.get_encoder_names() if _current(name)}
-    return sorted(names | {f"tu-{name}" for name in load("timm").list_models()})
+    """All names of backbones, sorted. Those that only timm has begin with ``tu-``."""
+    encoders = import_library("segmentation_models_pytorch").encoders
+    names = {name for name in encoders.get_encoder_names() if _current(name)}
+    return sorted(names | {f"tu-{name}" for name in import_library("timm").list_models()})
 
 
 def find_backbone(name: str, pretrained: bool) -> Backbone:
-    """Resolve ``name``: of segmentation_models_pytorch first, then of timm, with or without ``tu-``.
+    """Find a backbone in segmentation_models_pytorch, or else in timm, with or without ``tu-``.
 
     Raises:
-        ValueError: there is no such backbone, or no pretrained weights for it.
+        ValueError: there is no such backbone, or it has no pretrained weights.
     """
-    encoders = load("segmentation_models_pytorch").encoders.encoders
-    timm = load("timm")
+    encoders = import_library("segmentation_models_pytorch").encoders.encoders
+    timm = import_library("timm")
     if name in encoders and _current(name):
         settings = encoders[name].get("pretrained_settings") or {}
         if pretrained and not settings:
             raise ValueError(f"backbone={name!r} has no pretrained weights; choose another one, or pretrained=False")
-        # most have "imagenet"; some only what their authors trained with more images
+        # a few have only weights that their authors trained with more images than ImageNet's
         weights = ("imagenet" if "imagenet" in settings else next(iter(settings))) if pretrained else None
         return Backbone(name, weights, {})
     plain = name.removeprefix("tu-")
@@ -47,18 +48,18 @@ def find_backbone(name: str, pretrained: bool) -> Backbone:
         raise ValueError(f"backbone={name!r} is unknown. {_suggestions(name)}")
     if pretrained and not timm.models.is_model_pretrained(plain):
         raise ValueError(f"backbone={name!r} has no pretrained weights; choose another one, or pretrained=False")
-    # Swin refuses sizes other than that of its training unless told that they are welcome: its windows pad.
+    # By default Swin refuses image sizes other than that of its training, though its windows can be padded.
     options = {"strict_img_size": False} if plain.startswith(("swin_", "swinv2_")) and "_cr_" not in plain else {}
     return Backbone(f"tu-{plain}", True if pretrained else None, options)
 
 
 @contextlib.contextmanager
 def building(name: str, pretrained: bool, output_stride: int = 32) -> Iterator[None]:
-    """Errors of building the backbone ``name`` say what to do.
+    """Replace errors while the backbone ``name`` is built by ones that say what to do.
 
     Raises:
         ValueError: it has no stages, or cannot be dilated to ``output_stride``.
-        OSError: its pretrained weights cannot be had.
+        OSError: its pretrained weights cannot be downloaded.
     """
     try:
         yield
@@ -69,28 +70,33 @@ def building(name: str, pretrained: bool, output_stride: int = 32) -> Iterator[N
                 f"backbone={name!r} has no stages of strides 4, 8, 16 and 32 ({reason}); choose a hierarchical one, "
                 "e.g. resnet50, mit_b0, tu-convnext_tiny or tu-swin_tiny_patch4_window7_224"
             ) from error
-        # smp says "dilated", timm does not know the argument, or asserts without a word that the stride is 32
+        # smp's message has "dilated"; timm rejects the argument, or an assertion without message requires stride 32
         undilated = isinstance(error, AssertionError) or "dilated" in reason or "output_stride" in reason
         if output_stride != 32 and undilated:
             raise ValueError(
                 f"backbone={name!r} cannot be dilated to stride {output_stride} ({reason}), which this model needs; "
                 "choose a convolutional one, e.g. resnet50 or tu-convnext_tiny, or model 'upernet', which takes any"
             ) from error
-        if pretrained and type(error) not in (ValueError, TypeError, KeyError, AssertionError):  # as the hub's are not
+        if pretrained and type(error) not in (
+            ValueError,
+            TypeError,
+            KeyError,
+            AssertionError,
+        ):  # an error of the download
             raise OSError(
-                f"the pretrained weights of backbone={name!r} cannot be had ({type(error).__name__}: {reason}); with "
-                "a network they are downloaded once and kept, with pretrained=False (--no-pretrained) none are needed"
+                f"the pretrained weights of backbone={name!r} cannot be downloaded ({type(error).__name__}: {reason}). "
+                "They need a network connection once; pretrained=False (--no-pretrained) needs none"
             ) from error
         raise
 
 
 def _current(name: str) -> bool:
-    return not name.startswith("timm-")  # deprecated there: they have the prefix tu- today
+    return not name.startswith("timm-")  # deprecated names; the prefix is tu- now
 
 
 def _suggestions(name: str) -> str:
     names = backbone_names()
-    # without the prefix and the punctuation, about which one is unsure
+    # compared without prefix and punctuation, which users easily get wrong
     plain = {re.sub(r"[^a-z0-9]", "", known.removeprefix("tu-").lower()): known for known in reversed(names)}
     near = difflib.get_close_matches(re.sub(r"[^a-z0-9]", "", name.removeprefix("tu-").lower()), plain, n=3, cutoff=0.6)
     meant = f"Did you mean {' or '.join(plain[word] for word in near)}? " if near else ""

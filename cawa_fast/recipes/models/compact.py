@@ -1,4 +1,4 @@
-"""``compact``: the network that is built in, small enough to learn on two CPU cores within minutes."""
+"""``compact``: the built-in network, small enough to train on two CPU cores within minutes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> l
 
 
 class _Residual(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; the shortcut averages where the block strides."""
+    """Two 3x3 convolutions with a shortcut. If the block has a stride, the shortcut averages."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -34,11 +34,11 @@ class _Residual(nn.Module):
 
 
 class CompactNet(nn.Module):
-    """A residual encoder to stride 16, the image's mean as context, and a decoder that joins stride 4 again.
+    """A residual encoder to stride 16, the mean over the image as context, and a decoder up to stride 4.
 
-    Plain 3x3 convolutions with few channels: with inverted residuals (depthwise, expansion 4) in their place it has 0.2
-    million parameters and takes a fifth longer on a CPU. Use it in ``channels_last``, there a quarter faster than
-    contiguous. Where parameters and time of forward and backward go (8 images of 96x192, one thread):
+    It uses plain 3x3 convolutions with few channels. With inverted residuals (depthwise, expansion 4) instead, it would
+    have 0.2 million parameters and take a fifth longer on a CPU. In the layout ``channels_last`` it is a quarter faster
+    than contiguous. Parameters and time of forward and backward pass by part (8 images of 96x192, one thread):
 
     ========================  ==========  =====
     part                      parameters  time
@@ -66,7 +66,7 @@ class CompactNet(nn.Module):
         super().__init__()
         check_num_classes(num_classes)
         if min(*widths, decoder) < 1:
-            raise ValueError(f"widths={widths} and decoder={decoder} are numbers of channels: each must be at least 1")
+            raise ValueError(f"widths={widths} and decoder={decoder} are numbers of channels; each must be at least 1")
         half, quarter, eighth, sixteenth = widths
         self.stem = nn.Sequential(*_conv_norm(3, half, stride=2), nn.ReLU(inplace=True))
         self.stage4 = _Residual(half, quarter, stride=2)
@@ -87,7 +87,7 @@ class CompactNet(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, _Residual):
-                # each block starts as its shortcut
+                # at first each block is only its shortcut
                 norm = module.body[-1]
                 assert isinstance(norm, nn.BatchNorm2d)
                 nn.init.zeros_(norm.weight)
@@ -95,7 +95,7 @@ class CompactNet(nn.Module):
 
     @explained
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits (N, C, ceil(H/4), ceil(W/4)) of images (N, 3, H, W), floating point, normalised; any H, W >= 1."""
+        """Logits (N, C, ceil(H/4), ceil(W/4)) of normalised floating-point images (N, 3, H, W) with any H, W >= 1."""
         x4 = self.stage4(self.stem(x))
         x8 = self.stage8(x4)
         x16 = self.stage16(x8)

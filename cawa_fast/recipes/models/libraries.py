@@ -1,4 +1,4 @@
-"""Importing other people's networks: what is missing, or does not fit, is named with the way out."""
+"""Importing the optional libraries with networks, with error messages that say what to install."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 import torch
 
 
-def load(module: str, name: str | None = None) -> Any:
-    """Import ``module`` of the extra ``models``, or what it calls ``name`` (which may be what really imports it).
+def import_library(module: str, name: str | None = None) -> Any:
+    """Import ``module`` of the extra ``models``, or its attribute ``name``, which lazy modules import only then.
 
     Raises:
-        ImportError: it is not installed, or what it needs does not fit; the message says what to do.
+        ImportError: it is not installed, or does not fit another library; the message says what to do.
     """
     try:
         with without_source_tree(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # theirs, about one another
+            warnings.simplefilter("ignore", DeprecationWarning)  # between these libraries
             found = importlib.import_module(module)
             return found if name is None else getattr(found, name)
     except ModuleNotFoundError as error:
@@ -32,18 +32,17 @@ def load(module: str, name: str | None = None) -> Any:
         if "torchvision::" not in str(error):
             raise
         raise ImportError(
-            f"torchvision was built for another torch than {torch.__version__} ({error}); pip install the torchvision "
-            "that https://pytorch.org/get-started names beside this torch",
+            f"torchvision was built for another version of PyTorch than {torch.__version__} ({error}); install the "
+            "torchvision that https://pytorch.org/get-started names for this version",
             name="torchvision",
         ) from error
 
 
 @contextlib.contextmanager
 def without_source_tree() -> Iterator[None]:
-    """Imports do not find the top of this repository, as in programs that were started there.
+    """Inside the block, imports ignore the top folder of this repository, from which a program may have been started.
 
-    transformers looks for a package named ``kernels`` and would meet the repository's folder, which is not importable
-    by that name.
+    transformers looks for a package named ``kernels`` and would find the repository's folder of that name.
     """
     before = sys.path[:]
     sys.path[:] = [entry for entry in before if not _is_source_tree(Path(entry))]

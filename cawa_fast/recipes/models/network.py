@@ -1,4 +1,4 @@
-"""What the recipes' networks have in common: backbone, decoder, classifier, auxiliary head, and their complaints."""
+"""The common parts of the networks: backbone, decoder, classifier, auxiliary head, and errors about image sizes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _MULTIPLES = (4, 8, 16, 32, 64, 128, 256)
 
 
 def check_num_classes(num_classes: int) -> None:
-    """Raises ``ValueError`` unless ``num_classes`` is an integer of at least 1."""
+    """Raise a ``ValueError`` unless ``num_classes`` is an integer of at least 1."""
     if not isinstance(num_classes, numbers.Integral) or num_classes < 1:
-        raise ValueError(f"num_classes={num_classes!r} must be at least 1, an integer")
+        raise ValueError(f"num_classes={num_classes!r} must be an integer of at least 1")
 
 
 def explained(forward: Callable[[_Module, Tensor], Tensor]) -> Callable[[_Module, Tensor], Tensor]:
-    """Decorates a network's ``forward``: images that it cannot take raise a ``ValueError`` that says what to do."""
+    """Decorator of a network's ``forward``: unsuitable images raise a ``ValueError`` that says what to do."""
 
     @functools.wraps(forward)
     def checked(self: _Module, images: Tensor) -> Tensor:
@@ -31,7 +31,8 @@ def explained(forward: Callable[[_Module, Tensor], Tensor]) -> Callable[[_Module
             raise ValueError(f"images must be (N, 3, H, W), got {tuple(images.shape)}")
         if not images.is_floating_point():
             raise ValueError(
-                f"images must be floating point, normalised, got {images.dtype}; see recipes.loaders.normalize_images"
+                f"images must be floating point and normalised, got {images.dtype}; see "
+                "cawa_fast.recipes.training.loaders.normalize_images"
             )
         if torch.compiler.is_compiling():
             return forward(self, images)
@@ -53,21 +54,21 @@ def _advice(
     batch, _, height, width = images.shape
     if "more than 1 value per channel" in str(error):
         return (
-            f"{type(network).__name__} cannot train on a batch of {batch} image of {height}x{width}: one of its batch "
-            "normalisations would see a single value per channel (where the image is pooled to one position). Use "
-            "batches of at least 2 images; with one image per GPU, torch.nn.SyncBatchNorm.convert_sync_batchnorm"
+            f"{type(network).__name__} cannot train on a batch of {batch} image of {height}x{width}: where the "
+            "image is pooled to one position, batch normalisation would see a single value per channel. Use batches "
+            "of at least 2 images; with one image per GPU, use torch.nn.SyncBatchNorm.convert_sync_batchnorm"
         )
-    # Whether it is the size is found out by trying others: the message then names one that works.
+    # Try other sizes. If one works, the size is the cause, and the message can name that one.
     for multiple in _MULTIPLES:
         fitting = [-(-side // multiple) * multiple for side in (height, width)]
         if fitting == [height, width]:
             continue
-        odd = [3 * multiple, 5 * multiple]  # which no larger power of two divides
+        odd = [3 * multiple, 5 * multiple]  # not divisible by a larger power of two
         if all(_runs(network, forward, images, size) for size in (fitting, odd)):
             return (
                 f"{type(network).__name__} cannot take images of {height}x{width} "
                 f"({(str(error) or type(error).__name__).splitlines()[0]}). Multiples of {multiple} fit, e.g. "
-                f"{fitting[0]}x{fitting[1]}: choose such a crop, and resize or pad what is validated"
+                f"{fitting[0]}x{fitting[1]}: choose such a crop, and resize or pad the validation images"
             )
     return None
 
@@ -93,15 +94,15 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def try_size(network: nn.Module, size: tuple[int, int], batch: int | None = None) -> None:
-    """One forward pass of a blank image ``(H, W)``, which leaves no trace in the network.
+    """Run one forward pass of a blank image to check its size. It does not change the network.
 
     Args:
         network: on its device.
-        size: H, W.
-        batch: images at once in training: with 1, also whether the network can be trained on so few.
+        size: H, W of the image.
+        batch: images per batch in training. For 1, also check that the network can be trained on single images.
 
     Raises:
-        ValueError: the network cannot take it; the message says what it can.
+        ValueError: the network cannot take such images; the message says what it can take.
     """
     device = next(network.parameters()).device
     blank = torch.zeros(1, 3, *size, device=device)
@@ -113,14 +114,14 @@ def try_size(network: nn.Module, size: tuple[int, int], batch: int | None = None
 
 
 class AuxiliaryHead(nn.Sequential):
-    """Logits from an earlier stage, for a loss that reaches the backbone on a shorter way: 3x3, 1x1.
+    """Logits from an earlier stage, for an auxiliary loss: a 3x3 and a 1x1 convolution.
 
     Args:
         inputs: channels of the stage.
         num_classes: C.
-        channels: between the two convolutions.
-        dropout: of whole channels, in front of the second.
-        kernel: size of the first, odd.
+        channels: channels between the two convolutions.
+        dropout: probability of dropping a whole channel before the second convolution.
+        kernel: size of the first convolution, odd.
     """
 
     def __init__(self, inputs: int, num_classes: int, channels: int, dropout: float = 0.1, kernel: int = 3) -> None:
@@ -134,12 +135,12 @@ class AuxiliaryHead(nn.Sequential):
 
 
 class Network(nn.Module):
-    """A network whose forward pass ends with its 1x1 classifier, at low resolution.
+    """A network whose forward pass ends with its 1x1 classifier at low resolution.
 
     Attributes:
-        classifier: the 1x1 convolution whose output is what the network returns.
-        auxiliary_logits: ``(N, C, h', w')`` of the auxiliary head in the last forward pass in training mode, with their
-            graph; None without such a head, in ``eval()`` mode, and in a copy.
+        classifier: the 1x1 convolution whose output the network returns. auxiliary_logits: ``(N, C, h', w')``, the
+        output of the auxiliary head in the last forward pass in training mode,
+            with its graph; None without such a head, in ``eval()`` mode, and in a copy.
         auxiliary_factor: the factor of the auxiliary loss: ``loss + auxiliary_factor * criterion(auxiliary_logits,
             labels)``.
     """
@@ -150,23 +151,25 @@ class Network(nn.Module):
     def __init__(self, auxiliary_factor: float = 0.0) -> None:
         super().__init__()
         if not 0 <= auxiliary_factor < float("inf"):
-            raise ValueError(f"auxiliary={auxiliary_factor} must be finite and at least 0: the factor of a loss")
+            raise ValueError(f"auxiliary={auxiliary_factor} is the factor of a loss; it must be finite and at least 0")
         self.auxiliary_factor = auxiliary_factor
         self.auxiliary_logits = None
 
-    # A copy has seen no forward pass; tensors with a graph cannot be copied.
+    # Tensors with a graph cannot be copied, so that a copy begins without them.
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "auxiliary_logits": None}
 
 
 class EncoderDecoder(Network):
-    """Backbone, decoder, classifier; the auxiliary head, used only in training, reads the last stage but one.
+    """Backbone, decoder and classifier. In training, an auxiliary head reads the last stage but one of the backbone.
 
     Args:
-        encoder: of segmentation_models_pytorch: images to features, from the finest (the images) to the coarsest.
-        decoder: features to ``(N, K, h, w)``.
-        classifier: 1x1, K to C.
-        auxiliary_factor: 0 for no auxiliary head. Its width is a quarter of the stage's, as MMSegmentation has it.
+        encoder: of segmentation_models_pytorch. Takes images and returns features from the finest, the images
+            themselves, to the coarsest.
+        decoder: takes the features and returns ``(N, K, h, w)``.
+        classifier: 1x1 convolution from K to C channels.
+        auxiliary_factor: factor of the auxiliary loss; 0 for no auxiliary head. The head has a quarter of the channels
+            of its stage, as in MMSegmentation.
     """
 
     def __init__(self, encoder: Any, decoder: nn.Module, classifier: nn.Conv2d, auxiliary_factor: float = 0.0) -> None:
@@ -181,7 +184,7 @@ class EncoderDecoder(Network):
 
     @explained
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(N, C, h, w)`` of images ``(N, 3, H, W)``, floating point, normalised."""
+        """Logits ``(N, C, h, w)`` of normalised floating-point images ``(N, 3, H, W)``."""
         features = self.encoder(images)
         self.auxiliary_logits = None
         if self.auxiliary is not None and self.training:

@@ -1,6 +1,6 @@
-r"""OCRNet: a pixel is described by the object that it belongs to (Yuan, Chen and Wang, ECCV 2020, arXiv:1909.11065).
+r"""OCRNet: object-contextual representations (Yuan, Chen and Wang, ECCV 2020, arXiv:1909.11065).
 
-Written from the paper.
+Implemented from the paper.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbones import building, find_backbone
-from .libraries import load
+from .libraries import import_library
 from .network import AuxiliaryHead, Network, check_num_classes, explained
 
 _DILATED_STRIDE = 8
 
 
 def _pointwise(inputs: int, outputs: int) -> list[nn.Module]:
-    """A transform function of the paper: 1x1 convolution, batch normalisation, ReLU."""
+    """The transforms of the paper: 1x1 convolution, batch normalisation, ReLU."""
     return [nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
 
 class ObjectContext(nn.Module):
-    r"""The object-contextual representation of every pixel, joined to the pixel's own.
+    r"""Joins the representation of every pixel with that of the objects it belongs to.
 
     With pixel representations :math:`x_i` and soft object regions :math:`M_k`:
 
@@ -34,9 +34,9 @@ class ObjectContext(nn.Module):
         y_i &= \rho\Bigl(\sum_k w_{ik} \, \delta(f_k)\Bigr), \qquad z_i = g([x_i, y_i])
 
     Args:
-        channels: of x and z.
-        key_channels: d, of the transformed pixels and regions.
-        dropout: of whole channels of z.
+        channels: channels of x and z.
+        key_channels: d, the channels of the transformed pixels and regions.
+        dropout: probability of dropping a whole channel of z.
     """
 
     def __init__(self, channels: int, key_channels: int, dropout: float) -> None:
@@ -49,11 +49,11 @@ class ObjectContext(nn.Module):
 
     def forward(self, pixels: Tensor, region_logits: Tensor) -> Tensor:
         """z ``(N, channels, h, w)`` from x of the same shape and region logits ``(N, K, h, w)``."""
-        shares = region_logits.flatten(2).softmax(2)  # (N, K, h*w): a region's weights over the image sum to 1
+        shares = region_logits.flatten(2).softmax(2)  # (N, K, h*w): the weights of a region sum to 1 over the image
         regions = (shares @ pixels.flatten(2).transpose(1, 2)).transpose(1, 2).unsqueeze(3)  # (N, ch, K, 1)
         query = self.phi(pixels).flatten(2).transpose(1, 2)  # (N, h*w, d)
         key = self.psi(regions).flatten(2)  # (N, d, K)
-        # divided by sqrt(d) as in attention: a sum of d products would saturate the softmax from the start
+        # Divided by sqrt(d) as in attention, since a sum of d products would saturate the softmax from the start.
         relation = (query @ key * key.shape[1] ** -0.5).softmax(2)
         context = (relation @ self.delta(regions).flatten(2).transpose(1, 2)).transpose(1, 2)  # (N, d, h*w)
         context = self.rho(context.reshape(*context.shape[:2], *pixels.shape[2:]))
@@ -61,22 +61,22 @@ class ObjectContext(nn.Module):
 
 
 class OCRNet(Network):
-    """Object-contextual representations over a backbone; logits at stride 8, or 4 where the stages are joined.
+    """Object-contextual representations on a backbone, with logits at stride 8, or at stride 4 if stages are joined.
 
-    A backbone that can be dilated runs at stride 8: its last stage gives the pixels, the one before the regions
-    (the paper's ResNet-101). Of any other one (HRNet, Swin, ...) the stages are resized to stride 4 and joined, for
-    both (the paper's HRNet-W48, here ``tu-hrnet_w48``).
+    A backbone that can be dilated runs at stride 8. Its last stage gives the pixels and the stage before it the
+    regions, as for the paper's ResNet-101. The stages of other backbones (HRNet, Swin, ...) are resized to stride 4 and
+    joined, and give both, as for the paper's HRNet-W48, here ``tu-hrnet_w48``.
 
-    The auxiliary head estimates the soft object regions and is part of the network. It learns through its own loss.
+    The auxiliary head estimates the soft object regions. It is part of the network and trained by its own loss.
 
     Args:
         num_classes: C >= 1.
-        backbone: any.
+        backbone: any backbone.
         pretrained: start the backbone from weights trained on ImageNet, downloaded once.
         auxiliary: factor of the loss of the regions, >= 0; 0.4 in the paper.
-        channels: of the pixels, the regions and the classifier's input.
-        key_channels: of what is compared, pixels with regions.
-        dropout: of whole channels, in [0, 1].
+        channels: channels of the pixels, of the regions and of the classifier's input.
+        key_channels: channels in which pixels and regions are compared.
+        dropout: probability of dropping a whole channel, in [0, 1].
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class OCRNet(Network):
         self.pixels = nn.Sequential(
             nn.Conv2d(coarse, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
         )
-        if self.joined:  # of which the authors' head keeps the width, in a 1x1
+        if self.joined:  # the authors' head is a 1x1 convolution that keeps the width
             self.auxiliary = AuxiliaryHead(fine, num_classes, fine, dropout, kernel=1)
         else:
             self.auxiliary = AuxiliaryHead(fine, num_classes, channels, dropout)
@@ -109,7 +109,7 @@ class OCRNet(Network):
 
     @explained
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(N, C, h, w)`` of images ``(N, 3, H, W)``, floating point, normalised."""
+        """Logits ``(N, C, h, w)`` of normalised floating-point images ``(N, 3, H, W)``."""
         features = self.encoder(images)
         fine, coarse = features[-2:]
         if self.joined:
@@ -123,13 +123,13 @@ class OCRNet(Network):
 
 
 def _encoder(backbone: str, pretrained: bool) -> tuple[Any, bool]:
-    """The backbone, and whether its stages are to be joined since it cannot be dilated."""
+    """The backbone, and whether its stages have to be joined because it cannot be dilated."""
     found = find_backbone(backbone, pretrained)
-    get_encoder = load("segmentation_models_pytorch").encoders.get_encoder
-    if found.name.startswith("tu-hrnet"):  # the four resolutions themselves, not the widened ones of its classification
+    get_encoder = import_library("segmentation_models_pytorch").encoders.get_encoder
+    if found.name.startswith("tu-hrnet"):  # its four resolutions, not the widened ones for classification
         with building(backbone, pretrained):
             return get_encoder(found.name, weights=found.weights, feature_location="", **found.options), True
-    if not found.name.startswith("mit_"):  # could be dilated by smp, but its authors join the stages
+    if not found.name.startswith("mit_"):  # smp could dilate it, but its authors join the stages
         try:
             with building(backbone, pretrained, _DILATED_STRIDE):
                 encoder = get_encoder(found.name, weights=found.weights, output_stride=_DILATED_STRIDE, **found.options)

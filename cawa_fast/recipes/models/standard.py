@@ -1,4 +1,4 @@
-"""DeepLabV3+, UPerNet and SegFormer, by segmentation_models_pytorch and transformers."""
+"""DeepLabV3+, UPerNet and SegFormer, from segmentation_models_pytorch and transformers."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .backbones import building, find_backbone
-from .libraries import load
+from .libraries import import_library
 from .network import EncoderDecoder, Network, check_num_classes, explained
 
 
 class DeepLabV3Plus(EncoderDecoder):
     """Encoder-decoder with atrous separable convolution (Chen et al. 2018); logits at stride 4.
 
-    segmentation_models_pytorch's network up to its classifier, for images of any size.
+    The network of segmentation_models_pytorch up to its classifier, for images of any size.
 
     Args:
         num_classes: C >= 1.
-        backbone: any that can be dilated.
+        backbone: any backbone that can be dilated.
         pretrained: start the backbone from weights trained on ImageNet, downloaded once.
         auxiliary: factor of the auxiliary head's loss, >= 0; 0 for no head (as in the paper).
         output_stride: of the backbone, 16 or 8.
-        decoder_channels: in front of the classifier.
+        decoder_channels: channels before the classifier.
         atrous_rates: three dilations of the pyramid, for output stride 16; the paper doubles them for 8.
-        dropout: after the pyramid, in [0, 1].
+        dropout: probability after the pyramid, in [0, 1].
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class DeepLabV3Plus(EncoderDecoder):
             raise ValueError(f"output_stride={output_stride} must be 8 or 16")
         found = find_backbone(backbone, pretrained)
         with building(backbone, pretrained, output_stride):
-            whole = load("segmentation_models_pytorch").DeepLabV3Plus(
+            whole = import_library("segmentation_models_pytorch").DeepLabV3Plus(
                 found.name,
                 encoder_weights=found.weights,
                 encoder_output_stride=output_stride,
@@ -61,7 +61,7 @@ class DeepLabV3Plus(EncoderDecoder):
 
 
 class _DeepLabDecoder(nn.Module):
-    """The parts of smp's decoder. There the pyramid grows by a fixed factor: only multiples of its stride would fit."""
+    """smp's decoder for images of any size. smp scales the pyramid by a fixed factor, for multiples of its stride."""
 
     def __init__(self, decoder: Any) -> None:
         super().__init__()
@@ -76,14 +76,14 @@ class _DeepLabDecoder(nn.Module):
 class UPerNet(EncoderDecoder):
     """Unified perceptual parsing (Xiao et al. 2018): pyramid pooling and a feature pyramid; logits at stride 4.
 
-    segmentation_models_pytorch's network up to its classifier (which normalises the backbone's features first).
+    The network of segmentation_models_pytorch up to its classifier. It normalises the features of the backbone.
 
     Args:
         num_classes: C >= 1.
-        backbone: any.
+        backbone: any backbone.
         pretrained: start the backbone from weights trained on ImageNet, downloaded once.
         auxiliary: factor of the auxiliary head's loss, >= 0; 0 for no head (as in the paper).
-        decoder_channels: of the pyramids; 512 in the paper's code and MMSegmentation.
+        decoder_channels: channels of the pyramids; 512 in the paper's code and MMSegmentation.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class UPerNet(EncoderDecoder):
         check_num_classes(num_classes)
         found = find_backbone(backbone, pretrained)
         with building(backbone, pretrained):
-            whole = load("segmentation_models_pytorch").UPerNet(
+            whole = import_library("segmentation_models_pytorch").UPerNet(
                 found.name,
                 encoder_weights=found.weights,
                 decoder_channels=decoder_channels,
@@ -114,21 +114,21 @@ def segformer(
 ) -> Network:
     """SegFormer (Xie et al. 2021): a hierarchical transformer and a head of linear layers; logits at stride 4.
 
-    ``mit_b0`` to ``mit_b5`` are the paper's, by transformers; other backbones get the same kind of head, by
-    segmentation_models_pytorch. There is no auxiliary head.
+    ``mit_b0`` to ``mit_b5`` are the paper's backbones and come from transformers. Other backbones get the same kind of
+    head from segmentation_models_pytorch. There is no auxiliary head.
 
     Args:
         num_classes: C >= 1.
-        backbone: any.
+        backbone: any backbone.
         pretrained: start the backbone from weights trained on ImageNet, downloaded once.
-        decoder_channels: of the head; default: 256 for B0, B1 and backbones other than the paper's, 768 for B2 to B5.
+        decoder_channels: channels of the head; by default 768 for B2 to B5, and 256 for all other backbones.
     """
     check_num_classes(num_classes)
     if backbone in _MIX_TRANSFORMERS:
         return SegFormerMiT(num_classes, backbone=backbone, pretrained=pretrained, decoder_channels=decoder_channels)
     found = find_backbone(backbone, pretrained)
     with building(backbone, pretrained):
-        whole = load("segmentation_models_pytorch").Segformer(
+        whole = import_library("segmentation_models_pytorch").Segformer(
             found.name,
             encoder_weights=found.weights,
             decoder_segmentation_channels=decoder_channels or 256,
@@ -139,7 +139,7 @@ def segformer(
     return SegFormer(whole.encoder, whole.decoder, whole.segmentation_head[0])
 
 
-# Table 6 of the paper: channels and blocks of the four stages, channels of the head
+# From table 6 of the paper: channels and blocks of the four stages, channels of the head.
 _MIX_TRANSFORMERS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
     "mit_b0": ((32, 64, 160, 256), (2, 2, 2, 2), 256),
     "mit_b1": ((64, 128, 320, 512), (2, 2, 2, 2), 256),
@@ -151,25 +151,25 @@ _MIX_TRANSFORMERS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int]] = {
 
 
 class SegFormer(EncoderDecoder):
-    """SegFormer's head over any backbone; see :func:`segformer`."""
+    """SegFormer's head on any backbone; see :func:`segformer`."""
 
 
 class SegFormerMiT(Network):
-    """SegFormer-B0 to B5 by transformers; see :func:`segformer`."""
+    """SegFormer-B0 to B5 from transformers; see :func:`segformer`."""
 
     def __init__(self, num_classes: int, *, backbone: str, pretrained: bool, decoder_channels: int | None) -> None:
         super().__init__()
         sizes, depths, channels = _MIX_TRANSFORMERS[backbone]
-        config = load("transformers", "SegformerConfig")(
+        config = import_library("transformers", "SegformerConfig")(
             num_labels=num_classes,
             hidden_sizes=list(sizes),
             depths=list(depths),
             decoder_hidden_size=decoder_channels or channels,
         )
-        self.network = load("transformers", "SegformerForSemanticSegmentation")(config)
+        self.network = import_library("transformers", "SegformerForSemanticSegmentation")(config)
         if pretrained:
             with building(backbone, pretrained):
-                published = load("transformers", "SegformerModel")
+                published = import_library("transformers", "SegformerModel")
                 encoder = published.from_pretrained(f"nvidia/{backbone.replace('_', '-')}")
                 self.network.segformer.load_state_dict(encoder.state_dict())
 
@@ -179,5 +179,5 @@ class SegFormerMiT(Network):
 
     @explained
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(N, C, ceil(H/4), ceil(W/4))`` of images ``(N, 3, H, W)``, floating point, normalised."""
+        """Logits ``(N, C, ceil(H/4), ceil(W/4))`` of normalised floating-point images ``(N, 3, H, W)``."""
         return self.network(images).logits

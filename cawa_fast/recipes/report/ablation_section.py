@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..ablation.results import difference_text, honesty, mean_text
+from ..ablation.results import difference_text, mean_text, seed_caveat
 from ..config import TrainConfig
 from .ablation_charts import SettingDots, SweepCurve, dot_chart, sweep_chart
 from .class_charts import ClassChange, change_caption, change_chart
@@ -39,7 +39,7 @@ def make_ablation_section(writer: FigureWriter, result: dict[str, Any]) -> dict[
         "total": total,
         "rare": [names[index] for index in rare["classes"]],
         "rare_percent": f"{100 * rare['part'] / max(len(names), 1):.2g}",
-        "honesty": honesty(len(result["seeds"])),
+        "honesty": seed_caveat(len(result["seeds"])),
         "command": result["command"],
         "groups": [
             _group(writer, result, key, heading)

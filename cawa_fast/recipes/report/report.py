@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import atomic
 from ..runs.compare import terminal_table
-from ..runs.folder import atomic
 from ..runs.read import StrPath, by_dataset
 from .inputs import ReportInputs, load_inputs
 from .overview import make_overview, overview_table

@@ -1,1 +1,1 @@
-"""Run folders: what training writes, and what is read and compared of it."""
+"""Run folders: writing, reading and comparing them."""

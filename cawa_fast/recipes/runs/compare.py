@@ -1,4 +1,4 @@
-"""Runs on one data set, side by side: a row per class, and the totals."""
+"""Runs on one dataset compared: a row per class, and rows for the whole run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ RARE = 0.2
 
 @dataclass(frozen=True)
 class Cell:
-    """One run's numbers in a row. Shares lie in [0, 1]; None where there is no such number.
+    """The numbers of one run in a row of the comparison. Shares lie in [0, 1]; None where there is no such number.
 
     Attributes:
         final: after the last epoch.
         best: at the epoch with the highest mIoU.
-        difference: ``final`` less the first run's.
+        difference: ``final`` minus the first run's ``final``.
         weight: class weight after the last epoch, of an adaptive run.
-        csps: score after the last epoch, of an adaptive run.
+        csps: the class's score after the last epoch, of an adaptive run.
     """
 
     final: float | None
@@ -37,15 +37,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the comparison: a class's IoU, or a number of the whole run.
+    """One line of the comparison: the IoU of a class, or a number of the whole run.
 
     Attributes:
-        label: the class's name, or what the number is.
+        label: the name of the class or of the number.
         cells: one per run.
-        unit: "%" (values are shares: show 100 times them) or "s".
+        unit: "s", or "%", for which values are shares and are shown times 100.
         digits: decimals to show.
-        index: the class, None for a number of the whole run.
-        share: of the training set's labelled pixels, for a class.
+        index: of the class; None for a number of the whole run.
+        share: of the class in the labelled pixels of the training set.
         rare: whether the class is one of :func:`rare_classes`.
     """
 
@@ -58,7 +58,7 @@ class Row:
     rare: bool = False
 
     def text(self, value: float | None, *, signed: bool = False) -> str:
-        """The value as it is shown, without its unit; a dash for None."""
+        """The value as text, without its unit; a dash for None."""
         if value is None:
             return "–"
         shown = f"{100 * value if self.unit == '%' else value:{'+' if signed else ''}.{self.digits}f}"
@@ -68,7 +68,7 @@ class Row:
 
 
 def share_text(share: float) -> str:
-    """A share in %, with two decimals; more where they would be 0.
+    """A share in %, with two decimals, or with more where two would show 0.
 
     >>> share_text(0.3012), share_text(0.00048), share_text(0.0000031), share_text(0)
     ('30.12', '0.05', '0.0003', '0')
@@ -82,9 +82,9 @@ def share_text(share: float) -> str:
 def rare_classes(train_pixels: Sequence[int], part: float = RARE) -> list[int]:
     r"""The classes with less than ``part`` of an even share: :math:`0 < n_i < part \cdot \sum_j n_j / C`, ascending.
 
-    Relative to the even share :math:`1/C`, since a fixed share would make nearly all of 150 classes rare. Classes
-    without training pixels are left out: nothing about them could be learned. With 0.2: of CamVid's 11 classes
-    column_pole, sign_symbol, fence, pedestrian and bicyclist (1.2 % at most; the next has 4.7 %).
+    The limit is relative to the even share :math:`1/C`, since a fixed share would make nearly all of 150 classes rare.
+    Classes without training pixels are left out, since they cannot be learned. With 0.2, the rare ones of CamVid's 11
+    classes are column_pole, sign_symbol, fence, pedestrian and bicyclist: at most 1.2 %, while the next has 4.7 %.
 
     Args:
         train_pixels: ``C`` pixels per class.
@@ -107,15 +107,16 @@ def comparison_table(runs: Sequence[Run], rare_part: float = RARE) -> list[Row]:
     """Compare ``runs`` on the same classes: a row per class, from the most frequent to the rarest, then totals.
 
     Args:
-        runs: the runs; differences are to the first.
-        rare_part: ``part`` of :func:`rare_classes`.
+        runs: at least one; differences are to the first.
+        rare_part: ``part`` of :func:`rare_classes`. For the runs of an ablation, ``rare["part"]`` of its
+            ``ablation.json``, which ``cawa-fast ablate --rare`` sets.
 
     Raises:
         ValueError: runs on different classes.
     """
     for run in runs:
         if run.dataset["class_names"] != runs[0].dataset["class_names"]:
-            raise ValueError(f"{run.path} and {runs[0].path} have different classes; compare runs on one data set")
+            raise ValueError(f"{run.path} and {runs[0].path} have different classes; compare runs on one dataset")
     dataset = runs[0].dataset
     pixels = dataset["train_pixels"]
     labelled_pixels = max(sum(pixels), 1)
@@ -190,7 +191,7 @@ def _mean(values: Sequence[float | None], indices: Sequence[int]) -> float | Non
 
 
 def _with_differences(cells: Sequence[Cell]) -> tuple[Cell, ...]:
-    """The cells with their differences to the first."""
+    """The cells with their differences to the first cell."""
     base = cells[0].final
 
     def difference(cell: Cell) -> float | None:

@@ -1,82 +1,42 @@
-"""A run's folder: written so that a kill at any moment loses at most the epoch that was running.
+"""The folder of a run, written so that a process killed at any moment loses at most the epoch in progress.
 
-``latest.pt`` holds the whole truth, the metrics of all epochs included; every other file is derived from it and is made
-again when a run resumes. Each file is written under a temporary name, flushed to disk and renamed.
+``latest.pt`` holds the state of the run, including the metrics of all epochs. Every other result is derived from it and
+is written again when a run resumes. Each file is written under a temporary name, flushed to disk and renamed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from ..config import TrainConfig
+from ..files import atomic
 
 _WRITTEN = ("latest.pt", "best.pt", "metrics.jsonl", "confusion.json", "config.json", "dataset.json")
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that appears under ``path`` complete, or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are their owner's alone
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 class RunFolder:
     """Paths and files of one run.
 
     Args:
-        path: the folder; made when something is written.
+        path: the folder; created by :meth:`begin`.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-
-    @property
-    def config_file(self) -> Path:
-        return self.path / "config.json"
-
-    @property
-    def latest(self) -> Path:
-        return self.path / "latest.pt"
-
-    @property
-    def best(self) -> Path:
-        return self.path / "best.pt"
-
-    @property
-    def metrics_file(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def confusion_file(self) -> Path:
-        return self.path / "confusion.json"
+        self.config_file = self.path / "config.json"
+        self.latest = self.path / "latest.pt"
+        self.best = self.path / "best.pt"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.confusion_file = self.path / "confusion.json"
 
     def exists(self) -> bool:
-        """Whether a run was begun here. A checkpoint without settings is a ``ValueError``: it could be any run's."""
+        """Whether a run was begun here. A checkpoint without its settings raises a ``ValueError``."""
         if self.latest.exists() and not self.config_file.exists():
             raise ValueError(
                 f"{self.latest} has no config.json beside it; choose another --run-dir, or restore the file"
@@ -84,7 +44,7 @@ class RunFolder:
         return self.config_file.exists()
 
     def read_config(self) -> TrainConfig:
-        """The settings that the run was begun with."""
+        """The settings of the run."""
         try:
             return TrainConfig.from_dict(json.loads(self.config_file.read_text()))
         except (ValueError, TypeError, AttributeError) as error:
@@ -93,16 +53,20 @@ class RunFolder:
             ) from error
 
     def begin(self, config: TrainConfig) -> None:
-        """Make the folder and write its settings: from now on it is a run's."""
+        """Create the folder and write the settings. From then on the run can be resumed."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._write_json("config.json", config.as_dict())
 
     def describe(self, dataset: dict[str, Any]) -> None:
-        """Write the data set's description."""
+        """Write the description of the dataset."""
         self._write_json("dataset.json", dataset)
 
     def save(self, checkpoint: dict[str, Any], *, best: bool) -> None:
-        """Write the checkpoint, and the metrics in it as ``metrics.jsonl``. ``best.pt`` comes first: see the module."""
+        """Write the checkpoint and the results in it.
+
+        ``best.pt`` is written before ``latest.pt``: a run that is killed between the two repeats the epoch, and writes
+        the same ``best.pt`` again.
+        """
         if best:
             with atomic(self.best) as file:
                 torch.save({key: checkpoint[key] for key in ("epoch", "model", "weights")}, file)
@@ -111,15 +75,15 @@ class RunFolder:
         self.write_results(checkpoint)
 
     def load(self, *, tidy: bool = True) -> dict[str, Any] | None:
-        """The latest checkpoint on the CPU, or None if no epoch was finished.
+        """The latest checkpoint, on the CPU; None if no epoch was finished.
 
         Args:
-            tidy: remove what a killed process left half written. False where another process may be writing just now.
+            tidy: remove temporary files that a killed process left. False where another process may be writing.
         """
         if not self.exists():
             return None
         for name in _WRITTEN if tidy else ():
-            for leftover in self.path.glob(f".{name}.*"):  # of a process that was killed while it wrote
+            for leftover in self.path.glob(f".{name}.*"):
                 leftover.unlink()
         if not self.latest.exists():
             return None
@@ -128,19 +92,19 @@ class RunFolder:
         except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
             raise ValueError(
                 f"{self.latest} is damaged ({str(error).splitlines()[0]}); "
-                "restore it, or delete it to begin this run anew"
+                "restore it, or delete it to train this run from the start"
             ) from error
 
     def write_results(self, checkpoint: dict[str, Any]) -> None:
-        """Write what of the checkpoint is for others to read.
+        """Write the results in the checkpoint as text.
 
-        ``metrics.jsonl``: one JSON object a line, one line an epoch. ``confusion.json``: ``{"epoch": of the checkpoint,
-        "matrix": C rows (ground truth) of C pixel counts}`` of the validation.
+        ``metrics.jsonl``: one JSON object per line and epoch. ``confusion.json``: ``{"epoch": ..., "matrix": ...}``,
+        the confusion matrix of the checkpoint's validation as C rows (ground truth) of C pixel counts.
         """
         with atomic(self.metrics_file) as file:
             records = checkpoint["metrics"]
             file.write("".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode())
-        if "confusion" in checkpoint:  # which older versions did not keep
+        if "confusion" in checkpoint:  # checkpoints of older versions have none
             with atomic(self.confusion_file) as file:
                 kept = {"epoch": checkpoint["epoch"], "matrix": checkpoint["confusion"].tolist()}
                 file.write((json.dumps(kept) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Run folders as training wrote them, read without their checkpoints."""
+"""Reading run folders, without their checkpoints."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ StrPath = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Run:
-    """What a run's folder says, without its checkpoints.
+    """The contents of a run's folder, without its checkpoints.
 
     Attributes:
         path: the folder.
-        label: a short name, unlike that of the other runs in a report.
-        config: the settings, ``config.json``.
-        dataset: ``class_names``, ``palette``, ``ignore_index``, ``train_pixels``, ``train_images``, ``val_images``.
-        records: one per epoch, ``metrics.jsonl``, by ascending epoch; at least one.
+        label: a short name, different for each run of a report.
+        config: the settings, from ``config.json``.
+        dataset: from ``dataset.json``: ``class_names``, ``palette``, ``ignore_index``, ``train_pixels``,
+            ``train_images``, ``val_images``.
+        records: from ``metrics.jsonl``: one per epoch, by ascending epoch; at least one.
     """
 
     path: Path
@@ -34,36 +35,36 @@ class Run:
 
     @property
     def final(self) -> dict[str, Any]:
-        """The last epoch's record."""
+        """The record of the last epoch."""
         return self.records[-1]
 
     @property
     def best(self) -> dict[str, Any]:
-        """The record with the highest mIoU, the first of several: the epoch that ``best.pt`` holds."""
+        """The record with the highest mIoU, the earliest of several. ``best.pt`` holds the network of this epoch."""
         return max(self.records, key=lambda record: -1.0 if record["miou"] is None else record["miou"])
 
     @property
     def adaptive(self) -> bool:
-        """Whether the class weights followed a score (CSPS)."""
+        """Whether the classes were scored (CSPS), so that the weights adapted."""
         return any(value is not None for record in self.records for value in record.get("csps") or ())
 
     @property
     def epochs(self) -> list[int]:
-        """The epochs' numbers."""
+        """The numbers of the epochs."""
         return [record["epoch"] for record in self.records]
 
     @property
     def steady(self) -> tuple[dict[str, Any], ...]:
-        """The records that timings are averaged over: all but the first, which also warms up, if there are more."""
+        """The records for mean times: all but the first epoch, which includes warm-up, if there are more."""
         return self.records[1:] or self.records
 
     def column(self, name: str, index: int | None = None) -> list[float | None]:
-        """``name`` of every epoch, or its value of class ``index``."""
+        """``name`` in every epoch: the whole value, or that of class ``index``."""
         values = [record.get(name) for record in self.records]
         return [None if value is None else value[index] for value in values] if index is not None else values
 
     def confusion(self) -> list[list[int]] | None:
-        """The validation's confusion matrix after the last epoch, rows = ground truth; None if the run kept none."""
+        """The validation's confusion matrix after the last epoch, rows = ground truth; None if there is none."""
         file = RunFolder(self.path).confusion_file
         if not file.is_file():
             return None
@@ -74,9 +75,9 @@ class Run:
         return kept["matrix"]
 
     def seconds(self) -> dict[str, float]:
-        """Mean seconds of an epoch by part; ``other`` is what no part accounts for, ``total`` the epoch's own.
+        """Mean seconds of an epoch by part; ``total`` is the whole epoch, ``other`` the rest that no part covers.
 
-        Where a GPU works while the host waits for data, the parts overlap: then their sum exceeds ``total``.
+        Parts overlap where a GPU works while the host waits for data; their sum may then exceed ``total``.
         """
         names = dict.fromkeys(name for record in self.steady for name in record["seconds"])
         mean = {name: sum(r["seconds"].get(name, 0.0) for r in self.steady) / len(self.steady) for name in names}
@@ -84,12 +85,12 @@ class Run:
         return {**mean, "other": max(total - sum(mean.values()), 0.0), "total": total}
 
     def awa_overhead(self) -> float | None:
-        """Mean share that the adaptive weights add to the time of an epoch without them; None without such weights."""
+        """Mean time for the adaptive weights as a share of the rest of an epoch; None without such weights."""
         return sum(record["awa_overhead"] for record in self.steady) / len(self.steady) if self.adaptive else None
 
 
 _RECORD = {"epoch", "train_loss", "miou", "pixel_accuracy", "iou", "csps", "weight", "seconds", "awa_overhead"}
-"""What every line of metrics.jsonl holds."""
+"""Keys of every line of metrics.jsonl."""
 
 
 def load_run(run_dir: StrPath) -> Run:
@@ -97,15 +98,15 @@ def load_run(run_dir: StrPath) -> Run:
 
     Raises:
         FileNotFoundError: the folder or one of its files is missing.
-        ValueError: a file is damaged, or files do not belong together.
+        ValueError: a file is damaged, or two files are of different runs.
     """
     folder = RunFolder(run_dir)
     if not folder.path.is_dir():
-        raise FileNotFoundError(f"{folder.path} is no folder; give one that `cawa-fast train --run-dir` has written")
+        raise FileNotFoundError(f"{folder.path} is not a folder; give one that `cawa-fast train --run-dir` wrote")
     config = read_object(folder.config_file)
     dataset = read_object(folder.path / "dataset.json")
     records: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(_read(folder.metrics_file).splitlines(), start=1):
+    for number, line in enumerate(_read_text(folder.metrics_file).splitlines(), start=1):
         try:
             record = json.loads(line)
             if lacking := sorted(_RECORD - record.keys()):
@@ -114,10 +115,10 @@ def load_run(run_dir: StrPath) -> Run:
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{folder.metrics_file}, line {number} is not an epoch's record ({error!r}); `cawa-fast train "
-                "--resume` writes the file anew from latest.pt"
+                "--resume` writes the file again from latest.pt"
             ) from error
     if not records:
-        raise ValueError(f"{folder.metrics_file} is empty: no epoch was finished; resume the run first")
+        raise ValueError(f"{folder.metrics_file} is empty: no epoch was finished. Resume the run first")
     missing = {"class_names", "palette", "ignore_index", "train_pixels"} - dataset.keys()
     if missing:
         raise ValueError(f"{folder.path / 'dataset.json'} lacks {', '.join(sorted(missing))}; train the run again")
@@ -133,17 +134,17 @@ def load_run(run_dir: StrPath) -> Run:
 
 
 def labelled(runs: Sequence[Run]) -> list[Run]:
-    """The runs, each called by what the others' folders are not called."""
+    """The runs with labels: the names of their folders without the words that all have in common."""
     if len({run.path.resolve() for run in runs}) < len(runs):
-        raise ValueError(f"a folder is given twice: {', '.join(str(run.path) for run in runs)}")
+        raise ValueError(f"a run folder is given twice: {', '.join(str(run.path) for run in runs)}")
     return [replace(run, label=label) for run, label in zip(runs, _labels(runs), strict=True)]
 
 
 def by_dataset(runs: Sequence[Run]) -> list[list[Run]]:
-    """The runs of each data set, in the order of the first of each, labelled among themselves.
+    """The runs grouped by dataset, in the order in which the datasets first occur. Each group is labelled by itself.
 
     Raises:
-        ValueError: a folder given twice, or runs on data sets of one name with different classes.
+        ValueError: a folder is given twice, or datasets of one name have different classes.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -157,20 +158,25 @@ def by_dataset(runs: Sequence[Run]) -> list[list[Run]]:
     return [labelled(group) for group in groups.values()]
 
 
-def _read(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{file} is missing: {file.parent} is not the folder of a run, or no epoch was finished; give the folder "
-            "that `cawa-fast train --run-dir` has written"
+            f"{file} is missing: {file.parent} is not the folder of a run, or no epoch was finished. Give the folder "
+            "that `cawa-fast train --run-dir` wrote"
         ) from None
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file of a run."""
+    """The JSON object in a file of a run.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it holds no JSON object.
+    """
     try:
-        value = json.loads(_read(file))
+        value = json.loads(_read_text(file))
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is not JSON ({error}); train the run again") from error
     if not isinstance(value, dict):
@@ -179,14 +185,14 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """The folders' names without the words, between dashes, that all begin or end with."""
+    """The names of the folders without the words, separated by dashes, that all begin or end with."""
     names = [run.label for run in runs]
     if len(names) < 2:
         return names
     if len(set(names)) < len(names):
         return [str(run.path) for run in runs]
     words = [name.split("-") for name in names]
-    room = min(map(len, words)) - 1  # every name keeps a word
+    room = min(map(len, words)) - 1  # at least one word of each name stays
     first = 0
     while first < room and len({word[first] for word in words}) == 1:
         first += 1

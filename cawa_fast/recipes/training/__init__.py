@@ -1,1 +1,1 @@
-"""One training run."""
+"""One training run: loading, training, validation, new weights, checkpoints."""

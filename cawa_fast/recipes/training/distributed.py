@@ -1,4 +1,4 @@
-"""Several processes for one run, as ``torchrun`` starts them: each takes its share of every batch and of validation."""
+"""Training in several processes started by ``torchrun``: each takes its share of every batch and of validation."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from ..._collective import all_reduce
 
 
 def rank() -> int:
-    """The number of this process, from 0; 0 writes the files."""
+    """The rank of this process, from 0. Only rank 0 writes files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def processes() -> int:
-    """How many processes share the run."""
+def world_size() -> int:
+    """The number of processes that share the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def local_processes() -> int:
-    """How many of the processes run on this machine."""
+def local_world_size() -> int:
+    """The number of those processes that run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Joins the other processes where ``torchrun`` has started several (NCCL on CUDA, else gloo); alone, nothing."""
+    """Join the processes that ``torchrun`` started: by NCCL on CUDA, else by gloo. A single process joins nothing."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield
         return
@@ -47,77 +47,81 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def barrier() -> None:
-    """Waits for all processes."""
+    """Wait until all processes have come here."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
-    """``values`` summed over all processes, in place."""
+    """Sum ``values`` over all processes, in place."""
     if dist.is_initialized():
         all_reduce(values)
     return values
 
 
 def data_parallel(model: nn.Module, device: torch.device) -> tuple[nn.Module, DistributedDataParallel]:
-    """``model`` and what trains it. Buffers stay each process's own; :func:`average_buffers` brings them together."""
-    if device.type == "cuda":  # (there is none for the CPU)
+    """The model, with SyncBatchNorm on CUDA, and its DistributedDataParallel wrapper.
+
+    DDP does not synchronise the buffers; :func:`average_buffers` does so once per epoch.
+    """
+    if device.type == "cuda":  # SyncBatchNorm does not exist for the CPU
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    # torch 2.13 has renamed the argument and warns of the old name
+    # PyTorch 2.13 renamed the argument and warns about the old name
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    own_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    return model, DistributedDataParallel(model, **own_buffers)
+    no_sync: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return model, DistributedDataParallel(model, **no_sync)
 
 
 @torch.no_grad()
 def average_buffers(model: nn.Module) -> None:
-    """Makes the floating-point buffers (statistics of batch normalisation) the mean of all processes'.
+    """Replace the floating-point buffers, the statistics of batch normalisation, by their mean over all processes.
 
-    Every process has seen other images; without this each would validate with a network of its own.
+    Each process trains on different images. Without this, each would validate a different network.
     """
-    if processes() == 1:
+    if world_size() == 1:
         return
     floating = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
     if not floating:
         return
-    flat = sum_over_processes(torch.cat([buffer.double().flatten() for buffer in floating])) / processes()
+    flat = sum_over_processes(torch.cat([buffer.double().flatten() for buffer in floating])) / world_size()
     for buffer, mean in zip(floating, flat.split([buffer.numel() for buffer in floating]), strict=True):
         buffer.copy_(mean.view_as(buffer))
 
 
 def share_of_mean(labels: Tensor, weight: Tensor | None, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
-    r"""What this process's mean loss has to be multiplied by, so that the processes' average is the batch's mean.
+    r"""The factor for this process's mean loss that makes the average over processes the mean over the batch.
 
-    A weighted mean is divided by the sum of its pixels' weights :math:`D_r`, which differs from process to process;
-    with :math:`D_r P / \sum_q D_q`, P processes, the average of gradients that DDP makes is the gradient of the mean
-    over all pixels of the batch, as one process would compute it.
+    A weighted mean divides by the sum :math:`D_r` of the weights of its pixels, which differs between processes. With
+    the factor :math:`D_r P / \sum_q D_q` for P processes, the gradients that DDP averages are those of the mean over
+    all pixels of the batch, as one process would compute it.
 
     Returns:
-        the factor, and whether any pixel of the whole batch is labelled; both 0-dimensional, on the labels' device.
+        the factor, and whether any pixel of the whole batch is labelled. Both are 0-dimensional and on the labels'
+        device.
     """
-    counts = CF.confusion_matrix(labels, labels, num_classes=num_classes, ignore_index=ignore_index).diagonal()
-    own = counts.double().sum() if weight is None else (counts * weight.double()).sum()
+    class_pixels = CF.confusion_matrix(labels, labels, num_classes=num_classes, ignore_index=ignore_index).diagonal()
+    own = class_pixels.double().sum() if weight is None else (class_pixels * weight.double()).sum()
     every = sum_over_processes(own.clone())
-    return (own * processes() / every).where(every > 0, 0).float(), every > 0
+    return (own * world_size() / every).where(every > 0, 0).float(), every > 0
 
 
 class BatchShare(Sampler[list[Any]]):
-    """This process's part of every batch; what is left of the last batch is dropped, for all of them.
+    """Yields this process's part of every batch, so that all processes together see the batches of a single one.
 
-    All processes together see the batches that one process would see.
+    A last batch that is not full is dropped.
 
     Args:
         sampler: the order of all images, the same in every process.
-        batch_size: images of a batch in all processes together.
+        batch_size: images per batch over all processes.
 
     Raises:
-        ValueError: the processes cannot share a batch evenly.
+        ValueError: the batch size is not a multiple of the number of processes.
     """
 
     def __init__(self, sampler: Sampler[Any], batch_size: int) -> None:
-        if batch_size % processes():
+        if batch_size % world_size():
             raise ValueError(
-                f"batch_size={batch_size} is shared by {processes()} processes; choose a multiple of {processes()}"
+                f"batch_size={batch_size} is shared by {world_size()} processes; choose a multiple of {world_size()}"
             )
         self.sampler, self.batch_size = sampler, batch_size
 
@@ -127,7 +131,7 @@ class BatchShare(Sampler[list[Any]]):
 
     def __iter__(self) -> Iterator[list[Any]]:
         """Yield lists of what ``sampler`` yields."""
-        order, part = list(self.sampler), self.batch_size // processes()
+        order, part = list(self.sampler), self.batch_size // world_size()
         for batch in range(len(self)):
             first = batch * self.batch_size + rank() * part
             yield order[first : first + part]

@@ -1,4 +1,4 @@
-"""What an epoch found: plain numbers for ``metrics.jsonl``, and events for TensorBoard."""
+"""The results of an epoch as plain numbers for ``metrics.jsonl`` and as events for TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import Any
 
 from torch import Tensor
 
-from ... import metrics
+from ...metrics import MetricValues
 from ..runs.folder import RunFolder
 
 
-def segmentation_metrics(matrix: Tensor) -> dict[str, Any]:
-    """mIoU, accuracies and per-class IoU from a confusion matrix ``(C, C)``, rows = target; None where undefined.
+def metrics_record(metrics: MetricValues) -> dict[str, Any]:
+    """The metrics as plain values for JSON; None where one is undefined.
 
     Example:
         >>> import torch
-        >>> segmentation_metrics(torch.tensor([[3, 1], [0, 4]]))["iou"]
+        >>> from cawa_fast.metrics import segmentation_metrics
+        >>> metrics_record(segmentation_metrics(torch.tensor([[3, 1], [0, 4]])))["iou"]
         [0.75, 0.8]
     """
-    found = metrics.segmentation_metrics(matrix)
-    return found._asdict() | {"iou": numbers(found.iou), "accuracy": numbers(found.accuracy)}
+    return metrics._asdict() | {"iou": numbers(metrics.iou), "accuracy": numbers(metrics.accuracy)}
 
 
 def numbers(values: Tensor) -> list[float | None]:
-    """A list; what is not finite becomes None."""
+    """The values as a list, with None for those that are not finite."""
     return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
 @contextlib.contextmanager
 def tensorboard(folder: RunFolder) -> Iterator[Any]:
-    """A writer of events into the run's folder, closed at the end."""
+    """A TensorBoard writer into the run's folder, closed at the end."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(folder.path), purge_step=1)
@@ -43,7 +43,7 @@ def tensorboard(folder: RunFolder) -> Iterator[Any]:
 
 
 def log_scalars(log: Any, record: dict[str, Any], class_names: tuple[str, ...]) -> None:
-    """Write a line of ``metrics.jsonl`` as events."""
+    """Write the record of an epoch as TensorBoard events."""
     epoch = record["epoch"]
     for name in ("train_loss", "lr", "miou", "mean_accuracy", "pixel_accuracy", "awa_overhead"):
         log.add_scalar(name, record[name], epoch)

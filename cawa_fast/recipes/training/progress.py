@@ -1,4 +1,4 @@
-"""What a person sees while a run works: a progress bar with rate and remaining time, and a table after each epoch."""
+"""The terminal output of a training run: a progress bar with rate and remaining time, and a table after each epoch."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 
-class _Rate(ProgressColumn):
+class _ImageRate(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text("-- img/s" if not task.speed else f"{task.speed:.0f} img/s", style="progress.data.speed")
 
 
-class Display:
-    """A :class:`~cawa_fast.recipes.training.trainer.Watcher` for the terminal; elsewhere it prints one line per epoch.
+class TrainingDisplay:
+    """Shows the progress of training in the terminal; where the output is no terminal, one line per epoch.
+
+    Implements :class:`~cawa_fast.recipes.training.trainer.TrainingProgress`.
 
     Args:
         console: where to print.
-        tables: print the table per class after every epoch; otherwise only after the last.
+        tables: print the table of classes after every epoch; otherwise only after the last.
     """
 
     def __init__(self, console: Console, *, tables: bool = True) -> None:
@@ -35,7 +37,7 @@ class Display:
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            _Rate(),
+            _ImageRate(),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
             disable=not console.is_terminal,
@@ -44,7 +46,7 @@ class Display:
         self._reading: dict[str, Any] = {}
         self._last_weight: list[float] | None = None
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> TrainingDisplay:
         self._progress.start()
         return self
 
@@ -97,16 +99,16 @@ class Display:
 
 
 def epoch_table(record: dict[str, Any], class_names: tuple[str, ...], last_weight: list[float] | None) -> Table:
-    """Class, IoU, Acc, CSPS, weight and its change, as one epoch's record has them.
+    """The record of an epoch as a table: IoU, accuracy, CSPS, weight and its change by class.
 
-    Where the weights come from a sample, CSPS has its standard error; a class that was seen too little to be trusted
-    has "kept" for the change of its weight.
+    Where the weights come from a sample, CSPS has its standard error. A class whose error is too large keeps its weight
+    and has "kept" in the column of changes.
     """
     table = Table(title=f"Validation after epoch {record['epoch']}", title_justify="left")
     table.add_column("Class")
     for name in ("IoU", "Acc", "CSPS", "Weight", "Change"):
         table.add_column(name, justify="right")
-    no = [False] * len(class_names)  # (of runs that an older version made)
+    none_held = [False] * len(class_names)  # records of older versions have no "held"
     for index, name in enumerate(class_names):
         weight = record["weight"][index]
         error = record.get("csps_error", [None] * len(class_names))[index]
@@ -118,7 +120,7 @@ def epoch_table(record: dict[str, Any], class_names: tuple[str, ...], last_weigh
             percent(record["csps"][index]) + ("" if error is None else f" ± {100 * error:.2f}"),
             f"{weight:.3f}",
             "[yellow]kept[/]"
-            if record.get("held", no)[index]
+            if record.get("held", none_held)[index]
             else f"[green]{change:+.3f}[/]"
             if change > 0
             else f"[red]{change:+.3f}[/]"
@@ -129,5 +131,5 @@ def epoch_table(record: dict[str, Any], class_names: tuple[str, ...], last_weigh
 
 
 def percent(value: float | None) -> str:
-    """A share as percent with two digits, as MMSegmentation prints it; a dash where it is undefined."""
+    """A share in percent with two decimals, as MMSegmentation prints it; a dash where it is undefined."""
     return "–" if value is None else f"{100 * value:.2f}"

@@ -1,4 +1,4 @@
-"""Ctrl-C, or a scheduler's SIGTERM, acts between two batches and not in the middle of a write."""
+"""Ctrl-C and SIGTERM take effect between two batches, not in the middle of a write."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Any
 
 
 class SafePoints:
-    """While entered, SIGINT and SIGTERM wait for :meth:`reached`, where the handlers found on entry are called.
+    """Inside its block, SIGINT and SIGTERM are delayed until :meth:`reached`, which calls the previous handlers.
 
-    A ``KeyboardInterrupt`` in the middle of any line breaks code that is not written for it: ``torch.save`` answers
-    with an error of its own, and the queue of TensorBoard's writer, interrupted between two lines of ``put``, is never
-    joined. Only the first signal is kept back: the next is for a batch that never ends, and acts at once. One that is
-    still waiting when the block is left acts there, also where an exception leaves it: DataLoader's workers, which a
-    signal to all processes reaches too, end with one.
+    A ``KeyboardInterrupt`` can break code at any line: ``torch.save`` raises an error of its own, and TensorBoard's
+    writer hangs when its queue is interrupted inside ``put``. Therefore the first signal is delayed. A second signal
+    takes effect at once, so that a batch that hangs can be stopped. A signal still delayed at the end of the block
+    takes effect there, even if an exception ends the block: a signal to all processes may end DataLoader workers, which
+    raises an exception in the main process.
 
-    A signal that is ignored, or left to the system, stays so; so do all outside the main thread, which may set no
-    handlers, and in processes forked meanwhile.
+    Signals that are ignored or have the system's default action keep it. Outside the main thread, where Python allows
+    no handlers, and in processes forked inside the block, nothing is delayed.
 
     Args:
-        quiet: say nothing on a terminal. Otherwise the first signal is answered with a line on standard error.
+        quiet: print nothing. Otherwise the first signal prints a line on standard error if that is a terminal.
 
     Raises:
-        RuntimeError: entered while it is entered.
+        RuntimeError: the block is entered while it is active.
 
     Example:
         >>> with SafePoints() as safe:
@@ -49,7 +49,7 @@ class SafePoints:
 
     def __enter__(self) -> SafePoints:
         if self._entered:
-            raise RuntimeError("these safe points are in use; is fit() running already?")
+            raise RuntimeError("these SafePoints are active already; is fit() running already?")
         self._handlers, self._process = {}, os.getpid()
         try:
             if threading.current_thread() is threading.main_thread():
@@ -58,7 +58,7 @@ class SafePoints:
                     if callable(handler):
                         self._handlers[number] = handler
                         signal.signal(number, self._keep)
-        except BaseException:  # a signal between the two
+        except BaseException:  # a signal arrived while the handlers were set
             self._restore()
             raise
         self._entered = self._keeping = True
@@ -66,15 +66,15 @@ class SafePoints:
 
     def _keep(self, number: int, frame: FrameType | None) -> None:
         if not self._keeping or os.getpid() != self._process:
-            self._waiting = None  # it acts now, for both
+            self._waiting = None  # this signal takes effect now, in place of the delayed one too
             self._handlers[number](number, frame)
             return
         self._keeping, self._waiting = False, number
-        if not self._quiet and os.isatty(2):  # (print could be interrupted in the middle of itself)
+        if not self._quiet and os.isatty(2):  # a signal could interrupt print()
             os.write(2, b"\nStopping after this batch; Ctrl-C again stops at once.\n")
 
     def reached(self) -> None:
-        """Nothing is half done here: a signal that waits may act."""
+        """Let a delayed signal take effect. Call it where stopping leaves nothing half done."""
         number, self._waiting = self._waiting, None
         if number is not None:
             self._handlers[number](number, None)
@@ -87,7 +87,7 @@ class SafePoints:
         self._entered = self._keeping = False
         try:
             self._restore()
-        except BaseException:  # a signal between the two
+        except BaseException:  # a signal arrived while the handlers were restored
             self._restore()
             raise
         if kind is None or issubclass(kind, Exception):
@@ -97,7 +97,10 @@ class SafePoints:
 
 @contextlib.contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM, with which schedulers stop a job, raises ``KeyboardInterrupt`` as Ctrl-C does. For the main thread."""
+    """Inside the block, SIGTERM raises ``KeyboardInterrupt`` as Ctrl-C does. Schedulers stop jobs by SIGTERM.
+
+    Only for the main thread.
+    """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

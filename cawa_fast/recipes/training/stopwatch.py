@@ -1,4 +1,4 @@
-"""Seconds by part of an epoch, without making a GPU wait."""
+"""Timing the parts of an epoch without synchronising with the GPU."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 
 class Stopwatch:
-    """Adds up the time of named parts. On CUDA, events in the stream are recorded and read only in :meth:`seconds`.
+    """Adds up the time of named parts. On CUDA it records events, which only :meth:`seconds` reads.
 
     Args:
-        device: where the parts run.
+        device: the device that the parts run on.
 
     Example:
         >>> import torch
@@ -34,7 +34,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def part(self, name: str, *, host: bool = False) -> Iterator[None]:
-        """Time what runs inside. ``host=True`` for work of the CPU alone, such as waiting for data."""
+        """Time the block. ``host=True`` is for work of the CPU alone, such as waiting for data."""
         if self._cuda and not host:
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
@@ -47,7 +47,7 @@ class Stopwatch:
             self._seconds[name] += time.perf_counter() - begin_time
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by part, and ``total``: the wall time since this stopwatch was made. Waits for the device."""
+        """Seconds by part, and ``total``: the wall time since the stopwatch was created. Waits for the device."""
         if self._events:
             torch.cuda.synchronize(self._device)
         for name, begin, end in self._events:

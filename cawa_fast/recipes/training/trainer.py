@@ -1,10 +1,10 @@
-"""The closed loop on a data set: train, validate, score the classes, change the weights, go on.
+"""The training loop: each epoch trains, validates, scores the classes and computes new weights.
 
-Everything that decides a result is a function of the settings and of what ``latest.pt`` holds, so that a run that was
-killed ends, on the CPU, with the same bits as one that was not.
+All results depend only on the settings and the content of ``latest.pt``. On the CPU, a run that was killed and resumed
+therefore ends with the same bits as one that was not.
 
-Under ``torchrun`` the processes share every batch and the validation images; the losses, the counts and so the weights
-are those of the whole batch and the whole set.
+Under ``torchrun`` the processes share every batch and the validation images. Losses and weights are those of the whole
+batch and of all validation images.
 """
 
 from __future__ import annotations
@@ -20,52 +20,52 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ... import CAWA, CrossEntropyLoss, FocalLoss, LogitAdjustedLoss, RecallLoss, check_labels, weighting
-from ... import functional as CF
-from ..config import ADAPTIVE, TrainConfig, cpu_count
-from ..datasets import FileDataset, SegmentationDataset
+from ..config import ADAPTIVE, TrainConfig
+from ..datasets import FileDataset, SegmentationDataset, count_class_pixels
 from ..models import Network
 from ..models.network import try_size
+from ..parallel import cpu_count
 from ..runs.folder import RunFolder
 from . import distributed
 from .loaders import Loaders, end_workers, normalize_images, open_split
-from .metrics_log import log_scalars, numbers, segmentation_metrics, tensorboard
+from .metrics_log import log_scalars, metrics_record, numbers, tensorboard
 from .signals import SafePoints
 from .stopwatch import Stopwatch
 
 
-class Watcher(Protocol):
-    """What is told of a run's progress; all calls are quick or nothing."""
+class TrainingProgress(Protocol):
+    """Callbacks that report the progress of a run. They must return quickly."""
 
     def prepare(self, what: str, done: int, total: int) -> None:
-        """Reading the data set: ``done`` of ``total`` images."""
+        """``done`` of ``total`` images of the dataset have been read; ``what`` says which."""
 
     def begin(self, config: TrainConfig, trainer: Trainer) -> None:
         """Before the first batch."""
 
     def advance(self, phase: str, epoch: int, images: int) -> None:
-        """A batch of ``images`` is done; ``phase`` is "train" or "validate"."""
+        """A batch of ``images`` images is done; ``phase`` is "train" or "validate"."""
 
     def epoch_done(self, record: dict[str, Any]) -> None:
-        """After validation, with the line of ``metrics.jsonl``."""
+        """An epoch is done; ``record`` is its line of ``metrics.jsonl``."""
 
 
 class Trainer:
-    """One run: the data, the network, the loop, its checkpoints.
+    """One run: its data, its network, the training loop and the checkpoints.
 
-    A record's ``train_loss`` is the mean over the epoch's batches of the weighted loss of the network's own output. The
-    loss of an auxiliary head is trained with, but is not in it, so that runs with and without one compare.
+    ``train_loss`` in a record is the mean over the batches of the epoch of the weighted loss of the network's output.
+    It leaves out the loss of an auxiliary head, which is trained too, so that runs with and without one are comparable.
 
     Args:
         config: the settings.
-        folder: where the run is written. If it holds a checkpoint, the run continues from it.
-        watcher: told of the progress.
+        folder: the folder of the run. If it holds a checkpoint, the run continues from it.
+        progress: callbacks.
 
     Raises:
-        ValueError: settings that do not fit the data set.
+        ValueError: the settings do not fit the dataset.
     """
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, watcher: Watcher) -> None:
-        self.config, self.folder, self.watcher = config, folder, watcher
+    def __init__(self, config: TrainConfig, folder: RunFolder, progress: TrainingProgress) -> None:
+        self.config, self.folder, self.progress = config, folder, progress
         self.device = config.resolved_device()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -75,7 +75,7 @@ class Trainer:
         self.train_loader, self.val_loader, self._train_sampler = loaders.train, loaders.val, loaders.sampler
         self.model = self._network()
         if distributed.rank() == 0 and not folder.exists():
-            folder.begin(config)  # before the images are read: what is stopped from here on can be resumed
+            folder.begin(config)  # before the images are read, so that the run can be resumed from here on
         self.train_pixels = self._count("train", self.train_set)
         self._count("val", self.val_set)
 
@@ -91,8 +91,10 @@ class Trainer:
             method=config.cam_method,
             **config.adaptive_options(),
         )
+        # Computes the metrics, for static weights and samples too. No loss uses its weights.
+        self.validation = CAWA(self.model, self.val_set.num_classes, ignore_index=ignore, source="argmax", metrics=True)
         self.trained: nn.Module = self.model
-        if distributed.processes() > 1:
+        if distributed.world_size() > 1:
             self.model, self.trained = distributed.data_parallel(self.model, self.device)
         self.adaptive = config.weighting in ADAPTIVE
         self.sample_loader = loaders.sample(self.cawa, config.seed) if self.adaptive and config.budget else None
@@ -112,7 +114,7 @@ class Trainer:
         return len(self.records)
 
     def fit(self) -> list[dict[str, Any]]:
-        """Run the epochs that are left; returns the records of all. Ctrl-C waits for the end of a batch."""
+        """Train the remaining epochs. Returns the records of all epochs. Ctrl-C takes effect at the end of a batch."""
         with self._safe:
             try:
                 return self._fit()
@@ -120,34 +122,32 @@ class Trainer:
                 end_workers(self.train_loader, self.val_loader, self.sample_loader)
 
     def _fit(self) -> list[dict[str, Any]]:
-        self.watcher.begin(self.config, self)
+        self.progress.begin(self.config, self)
         if distributed.rank() > 0:
             for epoch in range(self.epochs_done + 1, self.config.epochs + 1):
                 self.records.append(self._epoch(epoch))
             return self.records
         self.folder.describe(self._describe_data())
         with tensorboard(self.folder) as log:
-            for record in self.records:  # events are not flushed with the checkpoint: write those of earlier lives anew
+            for record in self.records:  # written again, since a killed process may not have flushed its events
                 log_scalars(log, record, self.train_set.class_names)
             for epoch in range(self.epochs_done + 1, self.config.epochs + 1):
                 record = self._epoch(epoch)
                 self.records.append(record)
                 log_scalars(log, record, self.train_set.class_names)
-                self.watcher.epoch_done(record)
+                self.progress.epoch_done(record)
         return self.records
-
-    # ------------------------------------------------------------------------------------------------- one epoch
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         watch = Stopwatch(self.device)
-        # what is drawn in an epoch (dropout) depends on no epoch before: there is no state to save
+        # Seeded by the epoch, so that dropout does not depend on earlier epochs and no generator has to be saved.
         torch.manual_seed(
             int(np.random.SeedSequence((self.config.seed, epoch, distributed.rank())).generate_state(1)[0])
         )
         loss = self._train(epoch, watch)
         distributed.average_buffers(self.model)
         due = self.adaptive and self.cawa.due()
-        matrix = self._validate(epoch, watch, observe=due and self.sample_loader is None)
+        metrics, matrix = self._validate(epoch, watch, observe=due and self.sample_loader is None)
         sampled = None
         if due and self.sample_loader is not None:
             sampled = self._observe_sample(self.sample_loader, watch)
@@ -158,14 +158,14 @@ class Trainer:
                 self.cawa.step()
         if self.adaptive:
             scores = {name: numbers(getattr(self.cawa.weights, name)) for name in scores}
-        check_labels()  # the device has been waited for: on a GPU, bad labels raise here
+        check_labels()  # raises for bad labels met on a GPU, which has been synchronised by now
         seconds = watch.seconds()
         awa = sum(seconds.get(part, 0.0) for part in ("sample_data", "sample_forward", "observe", "step"))
         record = {
             "epoch": epoch,
             "train_loss": loss,
             "lr": self.scheduler.get_last_lr()[0],
-            **segmentation_metrics(matrix),
+            **metrics,
             **scores,
             "weight": numbers(self._current_weight()),
             "sample_images": sampled,
@@ -181,20 +181,20 @@ class Trainer:
         self.model.train()
         self._train_sampler.set_epoch(epoch)
         ignore, classes = self.train_set.ignore_index, self.train_set.num_classes
-        together = distributed.processes() > 1
+        together = distributed.world_size() > 1
         total, batches = torch.zeros(2, device=self.device)
         for images, labels in self._batches(self.train_loader, watch, "data"):
             with watch.part("forward"), self._autocast():
                 self.trained(images)
             with watch.part("loss"):
                 auxiliary = getattr(self.model, "auxiliary_logits", None)
-                # first, for criteria that keep the weights of what they have seen last
+                # the auxiliary loss first: some criteria keep the weights of the last call, which shall be the main one
                 extra = 0 if auxiliary is None else self.config.auxiliary * self.criterion(auxiliary, labels)
                 loss = self.criterion(self.cawa.logits, labels)
                 objective = loss + extra
                 labelled = (labels != ignore).any()
                 if together:
-                    weight = None if self._is_plain() else self._current_weight()
+                    weight = None if self._averages_pixels() else self._current_weight()
                     own, (factor, labelled) = labelled, distributed.share_of_mean(labels, weight, classes, ignore)
                     loss, objective = (part.where(own, 0) * factor for part in (loss, objective))
             with watch.part("backward"):
@@ -203,12 +203,13 @@ class Trainer:
             with watch.part("optimizer"):
                 self.optimizer.step()
                 self.scheduler.step()
-            # Stays on the device: .item() would make it wait. A crop without labels has the loss NaN and no gradient.
+            # No .item() here, which would wait for the device. Without labelled pixels the loss is NaN and has no
+            # gradient.
             total += loss.detach().where(labelled, 0)
             batches += labelled
-            self.watcher.advance("train", epoch, len(images) * distributed.processes())
+            self.progress.advance("train", epoch, len(images) * distributed.world_size())
         distributed.sum_over_processes(total)
-        mean = (total / distributed.processes() / batches.clamp_min(1)).item()
+        mean = (total / distributed.world_size() / batches.clamp_min(1)).item()
         if not math.isfinite(mean):
             raise FloatingPointError(
                 f"the training loss of epoch {epoch} is {mean}; a smaller --lr (now {self.config.lr}) usually helps. "
@@ -217,28 +218,32 @@ class Trainer:
         return mean
 
     @torch.no_grad()
-    def _validate(self, epoch: int, watch: Stopwatch, observe: bool) -> Tensor:
+    def _validate(self, epoch: int, watch: Stopwatch, observe: bool) -> tuple[dict[str, Any], Tensor]:
+        """Metrics and confusion matrix of the validation set. ``observe``: score the classes for new weights, too."""
         self.model.eval()
-        classes = self.val_set.num_classes
-        matrix = torch.zeros(classes, classes, dtype=torch.int64, device=self.device)
+        scores, predictions = self.cawa.weights, self.validation.weights
         for images, labels in self._batches(self.val_loader, watch, "val_data"):
             with watch.part("val_forward"), self._autocast():
                 self.model(images)
             with watch.part("val_metric"):
-                batch = CF.confusion_matrix(self.cawa.logits, labels, ignore_index=self.val_set.ignore_index)
-                matrix += batch
-            if observe:
+                self.validation.observe(labels)
+            if observe and scores.source == "cam":
                 with watch.part("observe"):
-                    if self.cawa.weights.source == "cam":
-                        self.cawa.observe(labels)
-                    else:
-                        self.cawa.weights.observe_confusion(batch)
-            self.watcher.advance("validate", epoch, len(images) * distributed.processes())
-        return distributed.sum_over_processes(matrix).cpu()
+                    self.cawa.observe(labels)
+            self.progress.advance("validate", epoch, len(images) * distributed.world_size())
+        assert predictions.confusion is not None
+        if observe and scores.source == "argmax":  # the confusion matrix has all that these scores need
+            with watch.part("observe"):
+                scores.observe_confusion(predictions.confusion)
+        with watch.part("val_metric"):
+            self.validation.step()
+        assert predictions.metrics is not None
+        assert predictions.last_confusion is not None
+        return metrics_record(predictions.metrics), predictions.last_confusion.cpu()
 
     @torch.no_grad()
     def _observe_sample(self, loader: DataLoader[Any], watch: Stopwatch) -> int:
-        """A pass of its own for the weights, over as many validation images as the budget allows; how many."""
+        """A separate pass that scores a sample of the validation images. Returns the size of the sample."""
         for images, labels in self._batches(loader, watch, "sample_data"):
             with watch.part("sample_forward"), self._autocast():
                 self.model(images)
@@ -260,41 +265,39 @@ class Trainer:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.amp)
 
-    # --------------------------------------------------------------------------------------------- the parts of it
-
     def _network(self) -> nn.Module:
-        """The network on its device, after a trial of the sizes to come: what does not fit is said before the work."""
+        """The network on its device. A trial forward pass raises here if the network cannot take the image sizes."""
         config = self.config
         torch.manual_seed(config.seed)
-        # what is pretrained comes with the checkpoint, where there is one
+        # a checkpoint has all weights, so that none need be downloaded
         network = config.network(
             self.train_set.num_classes, pretrained=config.pretrained and not self.folder.latest.exists()
         )
-        # channels_last: the layout in which both oneDNN and cuDNN run convolutions fastest
+        # oneDNN and cuDNN are fastest in the layout channels_last
         network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if isinstance(network, Network):
             crop = config.crop or self.train_set.image_size
-            assert crop is not None  # the loaders need it too
-            # SyncBatchNorm, which CUDA has, sees the whole batch
-            batch = config.batch_size // (1 if self.device.type == "cuda" else distributed.processes())
+            assert crop is not None  # Loaders has checked that
+            # the batch that batch normalisation sees: SyncBatchNorm on CUDA sees that of all processes
+            batch = config.batch_size // (1 if self.device.type == "cuda" else distributed.world_size())
             try_size(network, crop, batch=batch)
-            # images that differ in size: by sides that no power of two divides
+            # for images that differ in size, odd sides stand for any
             try_size(network, self.val_set.image_size or (crop[0] | 1, crop[1] | 1))
         return network
 
     def _count(self, split: str, dataset: SegmentationDataset) -> Tensor:
-        """Pixels per class. Reads all labels, and images that fit into memory: what is broken shows before training."""
+        """Pixels per class. Reads all labels, and all images that fit into memory, so that broken files raise here."""
         first = distributed.rank() == 0
-        # Where images do not fit into memory, one process reads the label files, and the others what it keeps of them.
+        # Where images do not fit into memory, rank 0 reads the label files and the others read the statistics it keeps.
         alone = isinstance(dataset, FileDataset) and not dataset.fits_cache
         if alone and not first:
             distributed.barrier()
-        counts = dataset.class_counts(functools.partial(self.watcher.prepare, f"{split} images"))
+        class_pixels = count_class_pixels(dataset, functools.partial(self.progress.prepare, f"{split} images"))
         if alone and first:
             distributed.barrier()
-        if not counts.any():
+        if not class_pixels.any():
             raise ValueError(f"no image of the split {split!r} of {self.config.dataset} has a labelled pixel")
-        return counts
+        return class_pixels
 
     def _criterion(self, ignore_index: int) -> CrossEntropyLoss | FocalLoss | RecallLoss:
         name = self.config.weighting
@@ -314,8 +317,8 @@ class Trainer:
         weight = self.criterion.weight
         return torch.ones(self.train_set.num_classes) if weight is None else weight
 
-    def _is_plain(self) -> bool:
-        """Whether the loss divides by a number of pixels, not by a sum of weights."""
+    def _averages_pixels(self) -> bool:
+        """Whether the loss divides by the number of pixels, rather than by the sum of their weights."""
         return not self.adaptive and (isinstance(self.criterion, RecallLoss) or self.criterion.weight is None)
 
     def _describe_data(self) -> dict[str, Any]:
@@ -327,8 +330,6 @@ class Trainer:
             "train_images": len(self.train_set),
             "val_images": len(self.val_set),
         }
-
-    # ------------------------------------------------------------------------------------------------- checkpoints
 
     def _save(self, record: dict[str, Any], matrix: Tensor) -> None:
         if distributed.rank() > 0:

@@ -1,4 +1,4 @@
-"""The checks behind ``cawa-fast doctor data``, each on the records of a split's files."""
+"""The checks of ``cawa-fast doctor data`` on the statistics of a split's files."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from pathlib import Path
 import numpy as np
 
 from .. import FileDataset
-from ..label_statistics import Census, LabelRecord
+from ..label_statistics import LabelRecord, LabelStatistics
 from ..labels import IGNORE, code_names
 
-_FEW = 20  # maps: with fewer a value that never occurs proves nothing
+_FEW = 20  # label maps. In fewer, a value may be absent by chance.
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of fault.
+    """One kind of fault in a split.
 
     Attributes:
         severity: "error", "warning" or "note".
-        rule: a short name that does not change, for scripts.
-        split: where.
-        text: what it is, and the way out.
-        files: all that have it, sorted; empty where it is no file's.
-        details: lines with values and counts.
+        rule: a short, stable name, for scripts.
+        split: the split, or two of them.
+        text: what is wrong, and what to do about it.
+        files: all files with the fault, sorted; empty if it is not in single files.
+        details: lines with values and pixel counts.
     """
 
     severity: str
@@ -39,7 +39,7 @@ class Finding:
 
 @dataclass
 class Findings:
-    """Collects findings of one split."""
+    """Collects the findings of one split."""
 
     split: str
     list: list[Finding] = field(default_factory=list)
@@ -51,22 +51,23 @@ class Findings:
         self.list.append(Finding(severity, rule, self.split, text, names, tuple(details)))
 
 
-def counts(dataset: FileDataset, labels: Sequence[LabelRecord]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Pixels per class, images per class, ignored pixels. Codes that are no class count nowhere."""
+def class_totals(dataset: FileDataset, labels: Sequence[LabelRecord]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Pixels per class, images per class, and ignored pixels. Unknown codes are not counted."""
     pixels = np.zeros(256, dtype=np.int64)
     images = np.zeros(256, dtype=np.int64)
     for record in labels:
         classes = [dataset.rule.classes.get(value) for value in record.values]
-        for index, n in zip(classes, record.counts, strict=True):
+        for index, n in zip(classes, record.pixels, strict=True):
             if index is not None:
                 pixels[index] += n
         images[list({index for index in classes if index is not None})] += 1
     return pixels[: dataset.num_classes], images[: dataset.num_classes], int(pixels[IGNORE])
 
 
-def check_files(dataset: FileDataset, census: Census, found: Findings) -> None:
-    images = census.images or []
-    if broken := [(pair.label, r.error) for pair, r in zip(dataset.pairs, census.labels, strict=True) if r.error]:
+def check_files(dataset: FileDataset, statistics: LabelStatistics, found: Findings) -> None:
+    """Files that cannot be read, sizes, and properties of images that training does not expect."""
+    images = statistics.images or []
+    if broken := [(pair.label, r.error) for pair, r in zip(dataset.pairs, statistics.labels, strict=True) if r.error]:
         found.add(
             "error",
             "unusable-label",
@@ -82,7 +83,7 @@ def check_files(dataset: FileDataset, census: Census, found: Findings) -> None:
         )
     whole = [
         (pair, image, label)
-        for pair, image, label in zip(dataset.pairs, images, census.labels, strict=True)
+        for pair, image, label in zip(dataset.pairs, images, statistics.labels, strict=True)
         if image.error is None and label.error is None
     ]
     if differ := [(pair, image, label) for pair, image, label in whole if image.size != label.size]:
@@ -90,8 +91,8 @@ def check_files(dataset: FileDataset, census: Census, found: Findings) -> None:
         found.add(
             "error",
             "size-differs",
-            f"{len(differ)} label maps have another size than their image, such as {_size(label.size)} for "
-            f"{_size(image.size)}; use images and labels of the same version of the data set",
+            f"{len(differ)} label maps differ in size from their image, such as {_size(label.size)} for "
+            f"{_size(image.size)}; use images and labels of the same version of the dataset",
             [pair.label for pair, _, _ in differ],
         )
     sizes = Counter(image.size for _, image, _ in whole)
@@ -100,16 +101,16 @@ def check_files(dataset: FileDataset, census: Census, found: Findings) -> None:
         found.add(
             "error" if dataset.one_size else "note",
             "several-sizes",
-            f"the images have {len(sizes)} sizes, mostly {_size(usual)}; train with --crop, or with --resize to make "
-            "them one size; without that validation takes one image at a time",
+            f"the images have {len(sizes)} sizes, mostly {_size(usual)}; train with --crop, or with --resize for one "
+            "size. Without --resize, validation takes one image at a time",
             [pair.image for pair, image, _ in whole if image.size != usual],
         )
     if turned := [pair.image for pair, image, _ in whole if image.orientation != 1]:
         found.add(
             "warning",
             "turned-image",
-            f"{len(turned)} images are turned by their EXIF data, which training does not follow; if the labels fit "
-            "what a viewer shows, turn the pixels and drop the tag",
+            f"{len(turned)} images are to be rotated by their EXIF data, which training ignores; if the labels fit the "
+            "rotated images, rotate the pixels and remove the tag",
             turned,
         )
     deep = [pair.image for pair, image, _ in whole if image.mode.startswith("I") or image.mode == "F"]
@@ -117,7 +118,7 @@ def check_files(dataset: FileDataset, census: Census, found: Findings) -> None:
         found.add(
             "warning",
             "deep-image",
-            f"{len(deep)} images have more than 8 bits a channel; what is above 255 becomes white: convert them",
+            f"{len(deep)} images have more than 8 bits a channel, of which values above 255 become white; convert them",
             deep,
         )
     modes = Counter(image.mode for _, image, _ in whole)
@@ -131,14 +132,14 @@ def check_files(dataset: FileDataset, census: Census, found: Findings) -> None:
         )
 
 
-def check_values(dataset: FileDataset, census: Census, found: Findings) -> None:
-    """Codes that are no class; those that give away the same mistake together."""
+def check_values(dataset: FileDataset, statistics: LabelStatistics, found: Findings) -> None:
+    """Codes that are no class, in one finding for each probable cause."""
     rule = dataset.rule
     pixels: Counter[int] = Counter()
     files: defaultdict[int, list[Path]] = defaultdict(list)
-    for pair, record in zip(dataset.pairs, census.labels, strict=True):
+    for pair, record in zip(dataset.pairs, statistics.labels, strict=True):
         wrong = set(rule.unknown(record.values))
-        for value, n in zip(record.values, record.counts, strict=True):
+        for value, n in zip(record.values, record.pixels, strict=True):
             if value in wrong:
                 pixels[value] += n
                 files[value].append(pair.label)
@@ -158,25 +159,28 @@ def check_values(dataset: FileDataset, census: Census, found: Findings) -> None:
                 for value in sorted(values, key=lambda value: -pixels[value])
             ],
         )
-    seen = {value for record in census.labels for value in record.values}
+    seen = {value for record in statistics.labels for value in record.values}
     zero_is_other = rule.classes.get(0) == IGNORE and rule.classes.get(1) == 0
     if zero_is_other and len(dataset) >= _FEW and 0 not in seen and 255 not in seen:
         found.add(
             "warning",
             "zero-reduced-twice",
-            f"not one of {len(dataset)} label maps has a 0, which is what is not labelled: zero may have been reduced "
-            "already, and would be a second time",
+            f"none of {len(dataset)} label maps has a 0, which means unlabelled; the values may have been reduced by "
+            "one already, and reading them would reduce them again",
         )
     if seen == {0, 255} and rule.classes.get(255) == IGNORE and dataset.num_classes > 1:
         found.add(
             "warning",
             "black-and-white",
-            "the label maps hold 0 and 255 alone, and 255 is ignored; if it is a class, give the class list colours, "
+            "the label maps have only 0 and 255, and 255 is ignored; if it is a class, give the class list colours, "
             "such as 'background 0 0 0' and 'object 255 255 255'",
         )
 
 
-def check_classes(dataset: FileDataset, pixels: np.ndarray, ignored: int, census: Census, found: Findings) -> None:
+def check_classes(
+    dataset: FileDataset, pixels: np.ndarray, ignored: int, statistics: LabelStatistics, found: Findings
+) -> None:
+    """Classes without pixels, and label maps without classes."""
     if not len(dataset):
         return
     if never := [name for name, n in zip(dataset.class_names, pixels, strict=True) if n == 0]:
@@ -187,7 +191,7 @@ def check_classes(dataset: FileDataset, pixels: np.ndarray, ignored: int, census
         )
     empty = [
         pair.label
-        for pair, record in zip(dataset.pairs, census.labels, strict=True)
+        for pair, record in zip(dataset.pairs, statistics.labels, strict=True)
         if record.error is None and not any(dataset.rule.classes.get(v, IGNORE) != IGNORE for v in record.values)
     ]
     if empty:
@@ -202,5 +206,6 @@ def _size(size: tuple[int, int]) -> str:
 
 
 def some(names: Sequence[str], limit: int = 12) -> str:
+    """The first names, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

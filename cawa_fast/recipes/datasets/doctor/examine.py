@@ -1,8 +1,8 @@
-"""A linter for data sets: what is wrong with a tree of images and labels, and what is in it.
+"""Examines a dataset: what is in its files, and what is wrong with them.
 
-Errors stop or spoil training: files without a partner, files that cannot be read, sizes that differ within a pair,
-labels that are no class, an image in two splits. Warnings say what is probably not meant: classes that never occur,
-images without a label, photographs that their EXIF data turn. Notes are facts that one should know.
+Errors stop or distort training: files without a partner, files that cannot be read, pairs whose sizes differ, labels
+that are no class, an image in two splits. Warnings are probably mistakes: classes that never occur, images without
+labels, images that EXIF data rotate. Notes are facts to know.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from typing import Any
 
 from .. import FILE_DATASETS, FileDataset
 from ..base import Progress
-from ..label_statistics import take_census
-from .checks import Finding, Findings, check_classes, check_files, check_values, counts, some
+from ..label_statistics import collect_label_statistics
+from .checks import Finding, Findings, check_classes, check_files, check_values, class_totals, some
 
 _SEVERITIES = ("error", "warning", "note")
-_HEAD = 65536  # bytes of an image that are compared before all of it
+_HEAD = 65536  # bytes of an image that are hashed before whole files are compared
 
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """What a split holds.
+    """The content of a split.
 
     Attributes:
         name: "train", "val", ...
         images: number of pairs.
-        pixels: per class.
-        images_with: per class, in how many images it has a pixel.
-        ignored: pixels that count for nothing.
-        sizes: ``(H, W)`` of the label files and how many have it, the most frequent first.
-        read: label files that were decoded; the others were known from an earlier time.
-        seconds: for reading.
+        pixels: pixels per class.
+        images_with: per class, the number of images in which it has a pixel.
+        ignored: number of ignored pixels.
+        sizes: ``(H, W)`` and the number of label files of this size, the most frequent first.
+        read: number of label files that were decoded; the others were in the cache.
+        seconds: time for reading.
     """
 
     name: str
@@ -51,14 +51,14 @@ class SplitFacts:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Share of each class in the labelled pixels, 0 to 1."""
+        """The share of each class in the labelled pixels, in [0, 1]."""
         total = max(1, sum(self.pixels))
         return tuple(pixels / total for pixels in self.pixels)
 
 
 @dataclass(frozen=True)
 class Examination:
-    """Facts and findings of a tree."""
+    """The facts and findings of a dataset."""
 
     dataset: str
     root: str
@@ -67,11 +67,11 @@ class Examination:
     findings: tuple[Finding, ...] = ()
 
     def count(self, severity: str) -> int:
-        """Number of findings of a severity."""
+        """The number of findings with a severity."""
         return sum(finding.severity == severity for finding in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with the numbers of errors and warnings first."""
+        """Plain values for JSON, beginning with the numbers of errors and warnings."""
         return {"errors": self.count("error"), "warnings": self.count("warning"), **asdict(self)}
 
 
@@ -86,17 +86,17 @@ def examine(
     decode_images: bool = False,
     **options: Any,
 ) -> Examination:
-    """Read a tree and say what is wrong with it.
+    """Read the files of a dataset and check them.
 
     Args:
         name: a key of :data:`cawa_fast.recipes.datasets.FILE_DATASETS`.
-        root: folder of the data set.
-        splits: which splits to read.
-        progress: from a split's name to a function that is told ``(done, total)`` pairs of files.
-        workers: processes, >= 1; None takes one per core.
-        cache: use what is known of label files that have not changed since they were last read, and keep what is read.
-        decode_images: decode every image, and not its header alone: finds those that are cut off, for minutes.
-        **options: keywords of the data set's class.
+        root: folder of the dataset.
+        splits: the splits to read.
+        progress: takes the name of a split and returns a function that is called as ``progress(done, total)``, pairs.
+        workers: number of processes, >= 1; None takes one per core.
+        cache: use and write the statistics of label files that are kept beside the data.
+        decode_images: decode every image, not only its header. Finds truncated images, but takes minutes.
+        **options: keywords of the dataset's class.
 
     Raises:
         ValueError: the name is unknown, or no split is given.
@@ -134,7 +134,7 @@ def _examine_split(
             text = {
                 "image": "label maps without an image",
                 "label": "images without a label map",
-                "both": "listed pairs of which neither file is there",
+                "both": "listed pairs of which neither file exists",
             }[missing]
             found.add(
                 "error",
@@ -143,7 +143,7 @@ def _examine_split(
                 [unpaired.file for unpaired in lonely],
             )
     started = time.perf_counter()
-    census = take_census(
+    statistics = collect_label_statistics(
         dataset,
         None if progress is None else progress(dataset.split),
         workers=workers,
@@ -152,11 +152,11 @@ def _examine_split(
         decode_images=decode_images,
     )
     seconds = time.perf_counter() - started
-    pixels, images_with, ignored = counts(dataset, census.labels)
-    check_files(dataset, census, found)
-    check_values(dataset, census, found)
-    check_classes(dataset, pixels, ignored, census, found)
-    sizes = Counter(record.size for record in census.labels if record.error is None)
+    pixels, images_with, ignored = class_totals(dataset, statistics.labels)
+    check_files(dataset, statistics, found)
+    check_values(dataset, statistics, found)
+    check_classes(dataset, pixels, ignored, statistics, found)
+    sizes = Counter(record.size for record in statistics.labels if record.error is None)
     return SplitFacts(
         dataset.split,
         len(dataset),
@@ -164,7 +164,7 @@ def _examine_split(
         tuple(images_with.tolist()),
         ignored,
         tuple(sizes.most_common()),
-        census.read,
+        statistics.read,
         seconds,
     )
 
@@ -190,7 +190,7 @@ def _across_splits(opened: dict[str, FileDataset], facts: Sequence[SplitFacts]) 
         sizes[length].add(split)
     doubles: defaultdict[str, list[Path]] = defaultdict(list)
     for (split, file), length in zip(images, lengths, strict=False):
-        if length < 0 or len(sizes[length]) < 2:  # only what could be in two splits is opened
+        if length < 0 or len(sizes[length]) < 2:  # no file of this length is in another split
             continue
         with file.open("rb") as opened_file:
             key = length, hashlib.blake2b(opened_file.read(_HEAD), digest_size=16).digest()
@@ -203,7 +203,7 @@ def _across_splits(opened: dict[str, FileDataset], facts: Sequence[SplitFacts]) 
         both.add(
             "error",
             "same-image",
-            f"{len(files)} images are the same file in both splits, which flatters validation; take them out of one",
+            f"{len(files)} images are in both splits, so that validation is too optimistic; remove them from one",
             files,
         )
         result += both.list

@@ -1,4 +1,4 @@
-"""What ``cawa-fast doctor data`` shows: findings and a table in the terminal, and bars as a PNG file."""
+"""The output of ``cawa-fast doctor data``: findings and a table in the terminal, and a bar chart as a PNG file."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ...runs.folder import atomic
+from ...files import atomic
 from .examine import Examination, SplitFacts
 
-_SHOWN = 3  # files and values a finding names in the terminal
+_SHOWN = 3  # files and details shown of each finding
 _BAR = 24  # characters
-_DECADES = 5  # of the bars: from a thousandth of a percent to all
+_DECADES = 5  # powers of ten that a bar spans: from 0.001 % to 100 %
 _MARKS = {"error": "[red]✗ error[/]", "warning": "[yellow]! warning[/]", "note": "[blue]· note[/]"}
-_BLUE, _ORANGE = "#2563ae", "#e07b39"  # told apart by people who see red and green alike
+_BLUE, _ORANGE = "#2563ae", "#e07b39"  # distinct in red-green colour blindness
 
 
 def show(examination: Examination, console: Console) -> None:
-    """Print facts, the table of classes and the findings."""
+    """Print the facts, the table of classes and the findings."""
     for split in examination.splits:
         console.print(_facts(split), highlight=False)
     if examination.splits:
@@ -39,7 +39,7 @@ def show(examination: Examination, console: Console) -> None:
             if len(lines) > _SHOWN:
                 console.print(f"      and {len(lines) - _SHOWN} more (--json has all)", highlight=False)
     counts = [f"{n} {name}{'s' if n != 1 else ''}" for name in _MARKS if (n := examination.count(name))]
-    console.print(f"{', '.join(counts)}." if counts else "Nothing to complain of.", highlight=False)
+    console.print(f"{', '.join(counts)}." if counts else "No findings.", highlight=False)
 
 
 def _facts(split: SplitFacts) -> str:
@@ -50,7 +50,7 @@ def _facts(split: SplitFacts) -> str:
     speed = f", {split.read / split.seconds:.0f} a second" if split.read else ""
     return (
         f"[bold]{escape(split.name)}[/]: {split.images} images ({sizes}{more}){ignored}. "
-        f"{split.read} label maps read{speed}, the others known."
+        f"{split.read} label maps read{speed}, the others were in the cache."
         if split.read < split.images
         else f"[bold]{escape(split.name)}[/]: {split.images} images ({sizes}{more}){ignored}. "
         f"{split.read} label maps read in {split.seconds:.1f} s{speed}."
@@ -58,7 +58,7 @@ def _facts(split: SplitFacts) -> str:
 
 
 def class_table(examination: Examination) -> Group:
-    """Classes by their share in the first split, the most frequent first, with bars on a logarithmic scale."""
+    """A table of the classes, the most frequent in the first split first, with bars on a logarithmic scale."""
     table = Table(title="Shares of the labelled pixels, and images with the class", title_justify="left")
     table.add_column("", justify="right", style="dim")
     table.add_column("Class", no_wrap=True)
@@ -73,17 +73,17 @@ def class_table(examination: Examination) -> Group:
             cells += [f"{100 * split.shares[index]:.3f}" if seen else "–", str(split.images_with[index])]
         row = [str(index), escape(examination.class_names[index]), *cells, bar(examination.splits[0].shares[index])]
         table.add_row(*row, style=None if examination.splits[0].pixels[index] else "red")
-    return Group(table, Text(f"Bars: each of {_DECADES} parts is a power of ten, up to 100 %.", style="dim"))
+    return Group(table, Text(f"Bars are logarithmic: from {100 * 10.0**-_DECADES:g} % to 100 %.", style="dim"))
 
 
 def by_share(splits: Sequence[SplitFacts]) -> list[int]:
-    """Class indices, the most pixels in the first split first."""
+    """Class indices by their pixels in the first split, the most first."""
     pixels = splits[0].pixels
     return sorted(range(len(pixels)), key=lambda index: (-pixels[index], index))
 
 
 def bar(share: float) -> str:
-    """A bar of the logarithm of a share (0 to 1); empty at and below the scale's lower end.
+    """A bar for the logarithm of a share in [0, 1]; a sliver below the lower end of the scale, empty for 0.
 
     >>> len(bar(1.0)), bar(0.0)
     (24, '')
@@ -97,11 +97,11 @@ def bar(share: float) -> str:
 
 
 def save_picture(examination: Examination, file: Path) -> None:
-    """Write the shares of the classes as bars, one colour a split, on a logarithmic scale.
+    """Write a bar chart of the classes' shares, one colour for each of the first two splits, on a logarithmic scale.
 
     Args:
         examination: with at least one split.
-        file: PNG to write.
+        file: the PNG file.
     """
     from matplotlib.figure import Figure
 

@@ -1,1 +1,1 @@
-"""The dataset ``street``: scenes drawn on the fly, without files."""
+"""The dataset ``street``: scenes that are drawn when they are read, without files."""

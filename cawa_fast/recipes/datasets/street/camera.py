@@ -1,6 +1,6 @@
-"""The camera of the procedural street: a pinhole over a ground plane, two canvases, and a sensor.
+"""The camera of the procedural street: a pinhole camera over a ground plane, canvases to draw on, and a sensor.
 
-Lengths are metres: x to the right of the middle of the street, y above the road, z ahead of the camera.
+Coordinates are in metres: x to the right of the middle of the street, y above the road, z ahead of the camera.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Colour = tuple[float, float, float]
 Point = tuple[float, float]
 _T = TypeVar("_T")
 
-NEAR = 1.6  # what is nearer is cut off here
+NEAR = 1.6  # metres; shapes are clipped at this distance
 
 # Scenes are drawn at twice the resolution and averaged, which smooths edges.
 _OVERSAMPLING = 2
 _CAMERA_HEIGHT = 1.45
 
-# sky at the zenith, haze at the horizon, visibility, whether the sun casts shadows
+# colour of the sky at the zenith, of the haze at the horizon, visibility in metres, whether the sun casts shadows
 _WEATHER = (
     ((86, 140, 214), (206, 222, 236), 260.0, True),
     ((116, 164, 220), (222, 228, 232), 180.0, True),
@@ -34,7 +34,7 @@ _WEATHER = (
 
 
 class Dice:
-    """Random numbers in blocks: a scalar call of a Generator costs microseconds, and a scene needs a thousand."""
+    """Random numbers drawn in blocks. A scalar call of a Generator takes microseconds; a scene needs a thousand."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._next = self._stream(rng).__next__
@@ -53,11 +53,11 @@ class Dice:
         return self._next() < probability
 
     def pick(self, options: Sequence[_T]) -> _T:
-        """One of the options."""
+        """One of the options, with equal probability."""
         return options[int(self._next() * len(options))]
 
     def vary(self, colour: Colour, amount: float) -> Colour:
-        """A colour of changed brightness and slightly changed hue; amount in [0, 0.7)."""
+        """The colour with random changes of brightness and, smaller, of hue; amount in [0, 0.7)."""
         u = self._next
         gain, hue = 1 + amount * (2 * u() - 1), 0.3 * amount
         red, green, blue = colour
@@ -69,17 +69,19 @@ class Dice:
 
 
 def shaded(colour: Colour, factor: float) -> Colour:
-    """A colour times a factor."""
+    """The colour times a factor."""
     return colour[0] * factor, colour[1] * factor, colour[2] * factor
 
 
 class Stage:
-    """An image and a label canvas under one camera. Later shapes hide earlier ones: draw from far to near.
+    """A canvas for the image and one for the labels, seen through one camera.
+
+    Later shapes hide earlier ones, so that scenes are drawn from far to near.
 
     Args:
         size: ``(H, W)`` of the photograph in pixels.
-        rng: all randomness comes from here.
-        background: label of what is never drawn on.
+        rng: the only source of randomness.
+        background: label of pixels that nothing is drawn on.
     """
 
     def __init__(self, size: tuple[int, int], rng: np.random.Generator, background: int) -> None:
@@ -103,13 +105,13 @@ class Stage:
         self.shade = ImageDraw.Draw(self.shadows)
 
     def project(self, x: float, y: float, z: float) -> Point:
-        """Canvas pixel (column, row) of a point; z > 0. Whole numbers, so that every platform fills the same pixels."""
+        """The canvas pixel (column, row) of a point, z > 0; rounded, so that all platforms fill the same pixels."""
         column = self.vanishing + self.focal * ((x - self.offset) / z + self.curve * z)
         row = self.horizon + self.focal * (_CAMERA_HEIGHT - y) / z + self.roll * (column - self.width / 2)
         return round(column), round(row)
 
     def fade(self, colour: Colour, z: float) -> tuple[int, int, int]:
-        """The colour, its channels >= 0, through z metres of haze; Pillow clips what is brighter than 255."""
+        """The colour, with channels >= 0, seen through z metres of haze. Pillow clips values above 255."""
         kept = math.exp(-z / self.visibility)
         lost, far = 1 - kept, self.haze
         return (
@@ -119,7 +121,7 @@ class Stage:
         )
 
     def polygon(self, points: Sequence[Point], colour: Colour, z: float, label: int | None = None) -> None:
-        """Fill canvas points; label None leaves the labels as they are."""
+        """Fill a polygon of canvas points; label None does not change the labels."""
         columns = [point[0] for point in points]
         if max(columns) < 0 or min(columns) > self.width:
             return
@@ -128,27 +130,30 @@ class Stage:
             self.mark.polygon(points, fill=label)
 
     def patch(self, left: float, right: float, near: float, far: float, bends: int = 1) -> list[Point]:
-        """Canvas outline of a strip of ground, in ``bends`` pieces so that long ones follow the curve."""
+        """The outline of a strip of ground on the canvas, in ``bends`` pieces, so that long strips follow the curve."""
         depths = [near * (far / near) ** (k / bends) for k in range(bends + 1)]
         return [self.project(left, 0, z) for z in depths] + [self.project(right, 0, z) for z in reversed(depths)]
 
     def ground(
         self, left: float, right: float, near: float, far: float, colour: Colour, label: int | None, bends: int = 1
     ) -> None:
-        """A strip of the ground."""
+        """Draw a strip of the ground."""
         self.polygon(self.patch(left, right, near, far, bends), colour, near, label)
 
     def wall(
         self, x: float, low: float, high: float, near: float, far: float, colour: Colour, label: int | None
     ) -> None:
-        """A vertical rectangle along the street."""
+        """Draw a vertical rectangle along the street."""
         corners = ((low, near), (high, near), (high, far), (low, far))
         self.polygon([self.project(x, y, z) for y, z in corners], colour, near, label)
 
     def front(
         self, left: float, right: float, low: float, high: float, z: float, colour: Colour, label: int | None
     ) -> None:
-        """A vertical rectangle that faces the camera; at least one output pixel wide and high. Edges in any order."""
+        """Draw a vertical rectangle that faces the camera, at least one output pixel wide and high.
+
+        Left and right, low and high may be given in any order.
+        """
         x0, y1 = self.project(min(left, right), low, z)
         x1, y0 = self.project(max(left, right), high, z)
         least = _OVERSAMPLING - 1
@@ -160,7 +165,7 @@ class Stage:
             self.mark.rectangle((x0, y0, x1, y1), fill=label)
 
     def disc(self, x: float, y: float, z: float, rx: float, ry: float, colour: Colour, label: int | None) -> None:
-        """An ellipse that faces the camera; at least one output pixel wide and high."""
+        """Draw an ellipse that faces the camera, at least one output pixel wide and high."""
         column, row = self.project(x, y, z)
         a, b = max(1, round(self.focal * rx / z)), max(1, round(self.focal * ry / z))
         if column + a < 0 or column - a > self.width:
@@ -171,19 +176,19 @@ class Stage:
             self.mark.ellipse(box, fill=label)
 
     def contact_shadow(self, x: float, z: float, rx: float, rz: float, darkness: int) -> None:
-        """Where a thing stands the ground is darker; darkness in 0..255."""
+        """Darken the ground where an object stands; darkness in 0..255."""
         left, bottom = self.project(x - rx, 0, max(NEAR, z - rz))
         right, top = self.project(x + rx, 0, max(NEAR, z - rz) + 2 * rz)
         if left < right and top < bottom:
             self.shade.ellipse((left, top, right, bottom), fill=darkness)
 
     def photograph(self, texture: np.ndarray, shadowed: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Average down, then texture, shadow, light, lens and sensor.
+        """Average the canvas down, then apply texture, shadow, light, lens and sensor.
 
         Args:
-            texture: (K, 2) float32, standard deviation of the fine and of the coarse texture of each label, relative
-                to its brightness; labels from K - 1 on share the last row.
-            shadowed: labels that shadows fall on.
+            texture: (K, 2) float32, standard deviation of the fine and the coarse texture of each label, relative to
+                brightness; labels from K - 1 on share the last row.
+            shadowed: labels on which shadows are visible.
 
         Returns:
             image (H, W, 3) uint8 and label (H, W) uint8.
@@ -201,7 +206,7 @@ class Stage:
         catches[list(shadowed)] = 0.6 / 255
         gain *= 1 - catches.take(label) * np.asarray(shadows)
 
-        # lens: corners are darker; then exposure and white balance
+        # darker corners by the lens, exposure, white balance
         rows = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
         columns = np.linspace(-1, 1, width, dtype=np.float32)
         gain *= 1 - np.float32(dice.between(0, 0.12)) * (rows * rows + columns * columns)
@@ -212,7 +217,7 @@ class Stage:
         if (radius := dice.between(-0.3, 0.4) * height / 96) > 0:
             photo = np.asarray(Image.fromarray(photo).filter(ImageFilter.BoxBlur(radius)))
 
-        # sensor: mostly clean, sometimes grainy
+        # sensor noise, sometimes twice as strong
         grain = dice.between(1, 4) * (2 if dice.chance(0.15) else 1)
         noise = self.rng.standard_normal((height, width, 3), dtype=np.float32)
         noise *= np.float32(grain)
@@ -220,7 +225,7 @@ class Stage:
         return noise.clip(0, 255, out=noise).astype(np.uint8), label
 
     def _window(self, texture: np.ndarray) -> np.ndarray:
-        """A random part of a texture, of the image's size."""
+        """A random part of the texture, of the size of the image."""
         height, width = self.size
         top = int(self.dice.between(0, texture.shape[0] - height))
         left = int(self.dice.between(0, texture.shape[1] - width))
@@ -229,7 +234,7 @@ class Stage:
 
 @lru_cache(maxsize=4)
 def textures(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Fine and coarse noise of unit variance, (2H, 2W) float32, to cut windows from."""
+    """Fine and coarse noise of unit variance, (2H, 2W) float32, from which windows are cut."""
     rng = np.random.default_rng(0)
     shape = (2 * height, 2 * width)
 

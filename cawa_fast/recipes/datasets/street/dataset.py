@@ -1,9 +1,9 @@
-"""Street scenes drawn on the fly: a long-tailed data set without files, for the demo and for tests.
+"""Street scenes that are drawn when they are read: a long-tailed dataset without files, for examples and tests.
 
-Each image is a little world seen through a pinhole camera: a street and two rows of facades in perspective, then
-trees, cars, poles, signs and people from far to near, so that they hide one another; sunlight, shadow, haze, texture,
-blur and sensor noise follow. The rare classes are hard for the reasons that they are hard in a real city: a pole is
-one or two pixels wide, drainpipes and trunks look like poles, posters like signs, bins and doorways like people.
+Each image shows a street and two rows of facades in perspective, through a pinhole camera. Trees, cars, poles, signs
+and people are drawn from far to near and occlude one another. Sunlight, shadow, haze, texture, blur and sensor noise
+follow. The rare classes are hard for the same reasons as in a real city: a pole is one or two pixels wide, drainpipes
+and trunks look like poles, posters like signs, bins and doorways like people.
 """
 
 from __future__ import annotations
@@ -14,30 +14,33 @@ import numpy as np
 
 from ..base import SegmentationDataset
 from ..colours import colours
-from .scene import ROAD, SIDEWALK, Town
+from .scene import ROAD, SIDEWALK, StreetScene
 
-# per class and for what is ignored: standard deviation of the fine and of the coarse texture, relative to brightness
+# for each class, and last for ignored pixels: standard deviation of the fine and the coarse texture relative to
+# brightness
 _TEXTURE = np.array(
     [[30, 40], [40, 45], [35, 50], [150, 150], [4, 30], [25, 30], [30, 30], [20, 10], [60, 40], [60, 40], [30, 50]],
     dtype=np.float32,
 ) * np.float32(1e-3)
 
-# first word of every scene's seed: of the numbers tried, one with which train and val have much the same shares
+# First word of the seed of every scene, chosen so that train and val have similar shares of the classes.
 _SCENES = 5
+
+_NAMES = "road, sidewalk, building, vegetation, sky, car, pole, traffic_sign, person, rider"
 
 
 class StreetDataset(SegmentationDataset):
     """Procedural street scenes with ten classes, four of them rare and small.
 
-    Image ``index`` of a split and a seed is always the same one (NumPy's PCG64, shapes on whole pixels). Poles, traffic
-    signs, persons and riders together have less than 1 % of the pixels; about 4 % are ignored (the own bonnet, bins and
-    cabinets, unlabelled borders).
+    Image ``index`` of a split and a seed is the same on every machine: random numbers are NumPy's PCG64, and shapes lie
+    on whole pixels. Poles, traffic signs, persons and riders together have less than 1 % of the pixels. About 4 % are
+    ignored: the bonnet of the camera's car, bins and cabinets, unlabelled borders.
 
     Args:
         split: "train" or "val".
         length: number of images, >= 1; None gives 320 for training and 80 for validation.
         size: ``(H, W)`` in pixels, each at least 32. The scene scales with the height.
-        seed: >= 0; another seed is another city.
+        seed: >= 0; another seed gives different scenes.
         **options: ``cache`` and ``cache_limit`` of :class:`SegmentationDataset`.
 
     Raises:
@@ -50,18 +53,7 @@ class StreetDataset(SegmentationDataset):
     """
 
     name = "street"
-    class_names = (
-        "road",
-        "sidewalk",
-        "building",
-        "vegetation",
-        "sky",
-        "car",
-        "pole",
-        "traffic_sign",
-        "person",
-        "rider",
-    )
+    class_names = tuple(_NAMES.split(", "))
     palette = colours("804080 f423e8 464646 6b8e23 4682b4 00008e bebebe fadc00 dc143c ff8200")
 
     def __init__(
@@ -99,6 +91,6 @@ class StreetDataset(SegmentationDataset):
         return self._size
 
     def _load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        town = Town(self._size, np.random.default_rng((_SCENES, self.seed, self._stream, index)))
-        town.draw()
-        return town.photograph(_TEXTURE, shadowed=(ROAD, SIDEWALK))
+        scene = StreetScene(self._size, np.random.default_rng((_SCENES, self.seed, self._stream, index)))
+        scene.draw()
+        return scene.photograph(_TEXTURE, shadowed=(ROAD, SIDEWALK))

@@ -1,4 +1,4 @@
-"""What stands in the procedural street: ground, houses, trees, cars, poles, signs, people."""
+"""The objects in the procedural street: ground, houses, trees, cars, poles, signs, people."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from functools import partial
 import numpy as np
 
 from ..colours import colours
+from ..labels import IGNORE
 from .camera import NEAR, Colour, Stage, shaded
 
 # in the order of StreetDataset.class_names
 ROAD, SIDEWALK, BUILDING, VEGETATION, SKY, CAR, POLE, SIGN, PERSON, RIDER = range(10)
-IGNORE = 255
 
 _FAR = 110.0  # metres
 
@@ -27,21 +27,21 @@ _GLASS = colours("465260 2e323a 788896")
 _PAVING = colours("9c9892 a89888 848282")
 
 
-class Town(Stage):
-    """One street and what stands on it. A side is -1 (left) or 1 (right)."""
+class StreetScene(Stage):
+    """One street with its objects. A side is -1 (left) or 1 (right)."""
 
     def __init__(self, size: tuple[int, int], rng: np.random.Generator) -> None:
         super().__init__(size, rng, background=SKY)
         dice = self.dice
-        self.kerb = dice.between(3.0, 5.4)  # from the middle
+        self.kerb = dice.between(3.0, 5.4)  # distance from the middle
         self.offset = self.kerb * dice.between(-0.1, 0.5)
         self.pavement = {side: dice.between(1.8, 4.6) for side in (-1, 1)}
         self.style = {side: dice.pick(("urban", "urban", "houses", "park")) for side in (-1, 1)}
         self.sun_side = dice.pick((-1, 1))
-        self._things: list[tuple[float, Callable[[], object]]] = []
+        self._objects: list[tuple[float, Callable[[], object]]] = []
 
     def draw(self) -> None:
-        """Draw everything, far to near."""
+        """Draw the scene from far to near."""
         self._sky()
         self._ground()
         for side in (-1, 1):
@@ -49,12 +49,12 @@ class Town(Stage):
             self._avenue(side)
             self._kerbside(side)
         self._traffic()
-        for _, thing in sorted(self._things, key=lambda entry: -entry[0]):
-            thing()
+        for _, draw_object in sorted(self._objects, key=lambda entry: -entry[0]):
+            draw_object()
         self._unlabelled()
 
-    def _add(self, z: float, thing: Callable[[], object]) -> None:
-        self._things.append((z, thing))
+    def _add(self, z: float, draw_object: Callable[[], object]) -> None:
+        self._objects.append((z, draw_object))
 
     def _sky(self) -> None:
         dice, bands = self.dice, 12
@@ -64,7 +64,7 @@ class Town(Stage):
             top = round(self.horizon * 1.1 * band / bands)
             self.paint.rectangle((0, top, self.width, self.height), fill=(red, green, blue))
         x = 0
-        while x < self.width:  # a skyline closes the street
+        while x < self.width:  # the skyline at the end of the street
             step = round(self.height * dice.between(0.05, 0.2))
             label, colour = dice.pick(((BUILDING, dice.pick(_WALLS)), (VEGETATION, dice.pick(_LEAVES))))
             bend = self.roll * (x - self.width / 2)
@@ -138,17 +138,19 @@ class Town(Stage):
             self.wall(x, 0, top, near, far, lit, BUILDING)
             self.wall(x, top - 0.5, top, near, far, dark, None)
             z = near + 0.6
-            while z + width < far and self.focal * distance * width / (z * z) > 2.5:  # windows that can be seen
+            while (
+                z + width < far and self.focal * distance * width / (z * z) > 2.5
+            ):  # while windows are large enough to see
                 for floor in range(1, floors):
                     low = 3.1 * floor + 0.9
                     self.wall(x, low, low + 1.5, z, z + width, dice.vary(glass, 0.25), None)
                 self.wall(x, 0.1 if dice.chance(0.3) else 0.8, 2.3, z, z + width, dice.vary(glass, 0.4), None)
-                if dice.chance(0.12):  # a poster or a shop's sign: looks like a traffic sign
+                if dice.chance(0.12):  # a poster or shop sign, which looks like a traffic sign
                     low = dice.between(1.6, 3.2)
                     colour = dice.vary(dice.pick(_SIGNS), 0.15)
                     self.wall(x, low, low + dice.between(0.5, 0.9), z, z + 0.8, colour, None)
                 z += pitch
-            for _ in range(2):  # drainpipes: look like poles
+            for _ in range(2):  # drainpipes, which look like poles
                 z = dice.between(near, far)
                 self.wall(x, 0, top, z, z * 1.015 + 0.1, dice.vary(_METALS[0], 0.3), None)
 
@@ -185,7 +187,7 @@ class Town(Stage):
         def draw() -> None:
             self.contact_shadow(x - 1.5 * self.sun_side, z, 2.0 * scale, 1.6, 140 if self.sunny else 40)
             self.front(x - 0.12 * scale, x + 0.12 * scale, 0, crown, z, trunk, VEGETATION)
-            for k, (dx, dy, r) in enumerate(blobs):  # later ones lie in front, in more light
+            for k, (dx, dy, r) in enumerate(blobs):  # later ones are in front and lighter
                 self.disc(x + dx, crown + dy, z, r, r * 0.85, shaded(leaf, 0.72 + 0.05 * k), VEGETATION)
 
         self._add(z, draw)
@@ -237,7 +239,7 @@ class Town(Stage):
         lamp: Colour = (255, 250, 226) if x < 0 else (196, 24, 24)
         flank, glass, tyre = shaded(colour, 0.72), (48, 56, 66), (22, 22, 24)
         waist, roof = 0.56 * high, (0.92 if van else 0.76) * half
-        inner = x - half if x > self.offset else x + half  # the flank that the camera sees
+        inner = x - half if x > self.offset else x + half  # the side that the camera sees
         slant = x - roof if x > self.offset else x + roof
 
         def draw() -> None:
@@ -332,7 +334,7 @@ class Town(Stage):
         self._add(z, draw)
 
     def _unlabelled(self) -> None:
-        """The own bonnet, and borders that nobody labelled."""
+        """Ignored areas: the bonnet of the camera's car, and borders."""
         dice, width, height = self.dice, self.width, self.height
         if dice.chance(0.6):
             rise, centre = height * dice.between(0.04, 0.1), width * dice.between(0.42, 0.58)
