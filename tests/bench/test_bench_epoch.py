@@ -53,7 +53,7 @@ def test_the_variants_train_the_same_network():
         assert (matrix - ours).abs().sum() < 0.01 * pixels
 
 
-def test_naive_counts_are_the_fast_ones(epoch, peers):
+def test_naive_counts_are_the_fast_ones(epoch, reference_libraries):
     """pytorch-grad-cam's order of normalisation differs; on images with each class somewhere it changes little."""
     adaptive = epoch.variants["e"]
     batch = Batch(epoch.val_batches[0].images[:1], epoch.val_batches[0].bytes[:1])
@@ -113,7 +113,7 @@ def test_memory_of_a_step():
 
 
 @pytest.mark.slow
-def test_the_command(tmp_path, peers):
+def test_the_command(tmp_path, reference_libraries):
     out = tmp_path / "epoch"
     options = ["epoch", "--quick", "--rows", "compact-c*", "--no-memory", "--out", str(out)]
     result = CliRunner().invoke(main, options, catch_exceptions=False)

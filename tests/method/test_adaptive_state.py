@@ -166,7 +166,7 @@ def test_momentum_is_in_the_state():
     same(one, other)
 
 
-def test_metrics_are_those_of_torchmetrics(peers):
+def test_metrics_are_those_of_torchmetrics(reference_libraries):
     from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
     model = nn.Conv2d(3, 5, 1)

@@ -103,7 +103,7 @@ def test_definition_at_any_layer(method, layer, net, images):
 
 @pytest.mark.parametrize("layer", ["relu", "body_relu"])
 @pytest.mark.parametrize("method", METHODS)
-def test_pytorch_grad_cam(method, layer, images, peers):
+def test_pytorch_grad_cam(method, layer, images, reference_libraries):
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.image import scale_cam_image
     from pytorch_grad_cam.utils.model_targets import SemanticSegmentationTarget
@@ -127,7 +127,7 @@ def test_pytorch_grad_cam(method, layer, images, peers):
 
 @pytest.mark.parametrize("layer", ["relu", "body_relu"])
 @pytest.mark.parametrize(("method", "name"), [("gradcam", "GradCAM"), ("layercam", "LayerCAM")])
-def test_torchcam(method, name, layer, net, images, peers):
+def test_torchcam(method, name, layer, net, images, reference_libraries):
     import torchcam.methods
 
     maps = maps_of(net, images, layer, method=method)
@@ -235,7 +235,7 @@ def test_auxiliary_heads_are_skipped(net, images):
     torch.testing.assert_close(maps_of(net, images), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_torchvision_fcn(images, peers):
+def test_torchvision_fcn(images, reference_libraries):
     """``aux_classifier`` is defined after ``classifier``, and the output is a dict of both."""
     from torchvision.models.segmentation import fcn_resnet50
 

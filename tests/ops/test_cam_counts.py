@@ -214,7 +214,7 @@ def test_layouts(layout, normalize, content):
 @pytest.mark.sampled
 @pytest.mark.parametrize("content", ["noise", "smooth"])
 @pytest.mark.parametrize("ratio", ["same", "x4", "non-integer", "anisotropic"])
-def test_order_of_pytorch_grad_cam(ratio, content, peers):
+def test_order_of_pytorch_grad_cam(ratio, content, reference_libraries):
     from pytorch_grad_cam.utils.image import scale_cam_image
 
     case = CONTENTS[content](5, 3, *RATIOS[ratio])
@@ -228,7 +228,7 @@ def test_order_of_pytorch_grad_cam(ratio, content, peers):
 @pytest.mark.sampled
 @pytest.mark.parametrize("content", ["noise", "smooth"])
 @pytest.mark.parametrize("ratio", ["same", "x4", "non-integer", "anisotropic"])
-def test_order_of_torchcam(ratio, content, peers):
+def test_order_of_torchcam(ratio, content, reference_libraries):
     from torchcam.methods.core import _CAM
 
     case = CONTENTS[content](5, 3, *RATIOS[ratio])

@@ -1,4 +1,4 @@
-"""A data set of arrays in memory, for the tests of data sets and of augmentation."""
+"""A dataset of arrays in memory, for the tests of datasets and augmentation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cawa_fast.recipes.datasets import SegmentationDataset
 
 
 class Arrays(SegmentationDataset):
-    """Pairs from memory; counts how often each is loaded."""
+    """(image, label map) pairs in memory. ``loads`` counts how often each was loaded."""
 
     name = "arrays"
     class_names = tuple(f"class{i}" for i in range(200))
@@ -29,7 +29,7 @@ class Arrays(SegmentationDataset):
 
 
 def coded(height, width, length=1):
-    """Images whose red channel is the label and whose other channels say where the pixel is."""
+    """Images whose red channel is the label, and whose green and blue channels are the pixel's row and column."""
     rng = np.random.default_rng(3)
     pairs = []
     for _ in range(length):

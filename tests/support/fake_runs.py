@@ -1,4 +1,4 @@
-"""Run folders as training writes them, with numbers that are made up; and what a page shows."""
+"""Run folders in the format of training, with made-up numbers, and a parser of report pages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ABSENT = 9  # the class without ground truth in the fake runs' validation set
 
 
 def fake_run(folder: Path, weighting: str, *, epochs: int = 4, seed: int = 0, checkpoint: bool = True) -> Path:
-    """A run's folder as training writes it, with numbers that are made up and a network that knows nothing."""
+    """A run folder in the format of training, with made-up numbers and an untrained network."""
     generator = torch.Generator().manual_seed(seed + len(weighting))
     data = build_dataset("street", split="val", length=6)
     classes = data.num_classes
@@ -75,7 +75,7 @@ def fake_run(folder: Path, weighting: str, *, epochs: int = 4, seed: int = 0, ch
 
 
 class Outline(HTMLParser):
-    """The page's visible text, its pictures, its ids, and whether every element is closed."""
+    """The visible text, pictures and ids of a page, and in ``open`` the elements that are not closed."""
 
     _VOID = frozenset({"meta", "link", "img", "br", "path", "use", "rect"})
 
@@ -120,7 +120,7 @@ def entry(seed: int, folder: str, miou: float, spread: float = 0.0) -> dict[str,
 
 
 def ablation(folder: Path) -> dict[str, Any]:
-    """An ``ablation.json`` with rivals, a ladder and a sweep, two seeds; one run failed."""
+    """An ``ablation.json`` with baselines, a ladder, a sweep and two seeds; one run failed."""
     data = build_dataset("street", split="val", length=1)
 
     def row(name: str, group: str, settings: dict[str, Any], mious: tuple[float, float]) -> dict[str, Any]:

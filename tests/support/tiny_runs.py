@@ -1,4 +1,4 @@
-"""Small training runs: settings, a silent watcher, the command line, comparing what two runs wrote."""
+"""Small training runs: settings, a silent progress callback, the command line, the comparison of two runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TINY = TrainConfig(
 
 
 class Silent:
-    """A watcher that only counts."""
+    """A progress callback that only counts images."""
 
     def __init__(self) -> None:
         self.images = {"train": 0, "validate": 0}
@@ -81,7 +81,7 @@ def invoke(*args: str) -> Any:
 
 
 def camvid_with_void(root: Path, labelled: dict[str, int]) -> None:
-    """A CamVid tree of 8 images a split, of which only the first few have labels."""
+    """A CamVid tree of 8 images per split, of which only the first few have labels."""
     from PIL import Image
 
     for split, count in labelled.items():

@@ -1,4 +1,4 @@
-"""Small trees of images and label maps in the layouts of the public data sets."""
+"""Small trees of images and label maps in the layouts of the public datasets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SIZE = (16, 24)
 
 
 def write_image(file: Path, size: tuple[int, int] = SIZE, seed: int = 0) -> None:
-    """Smooth colours, another picture for each seed."""
+    """Write smooth colours that differ between seeds."""
     file.parent.mkdir(parents=True, exist_ok=True)
     rows, columns = np.mgrid[: size[0], : size[1]]
     pixels = np.stack([rows * 7 + seed * 13, columns * 5, rows + columns + seed], axis=2) % 256
@@ -19,19 +19,19 @@ def write_image(file: Path, size: tuple[int, int] = SIZE, seed: int = 0) -> None
 
 
 def write_label(file: Path, values: np.ndarray) -> None:
-    """A grey PNG with 8 bits a pixel."""
+    """Write a grey PNG with 8 bits per pixel."""
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(values.astype(np.uint8)).save(file)
 
 
 def stripes(values: list[int] | tuple[int, ...] | range, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """Columns of the values in turn."""
+    """A label map whose columns take the values in turn."""
     row = np.resize(np.array(list(values)), size[1])
     return np.tile(row, (size[0], 1))
 
 
 def blobs(values: list[int] | tuple[int, ...] | range, seed: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """Rectangles of the values, in random places."""
+    """A label map of rectangles of the values in random places."""
     rng = np.random.default_rng(seed)
     codes = np.full(size, values[0])
     for value in rng.permutation(list(values)):
@@ -40,7 +40,8 @@ def blobs(values: list[int] | tuple[int, ...] | range, seed: int, size: tuple[in
     return codes
 
 
-# From a root, a split and label maps (as they stand in the files) to a tree; image sizes follow the labels.
+# These functions write a split below a root from the contents of its label files, with images of the same sizes. They
+# return the label files.
 
 
 def cityscapes(root: Path, split: str, maps: list[np.ndarray], *, form: str = "labelTrainIds") -> list[Path]:
@@ -120,7 +121,7 @@ def camvid(root: Path, split: str, maps: list[np.ndarray]) -> list[Path]:
     return files
 
 
-# name: writer, its options, the codes that are right, and code to class by hand
+# name: writer, its options, the valid codes, and the class of each code, written by hand
 _COCO_GAPS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
 _CITY = "7 8 11 12 13 17 19 20 21 22 23 24 25 26 27 28 31 32 33"
 LAYOUTS = {
