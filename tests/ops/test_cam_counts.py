@@ -30,7 +30,7 @@ def lists(counts):
 #   mask                         .    .     *    *        .  .    *     *            .  .    *    *
 #
 # "none" compares the maps themselves: class 0 * * * *, class 1 . * * *, class 2 . * * *. Class 2's maximum 8 is at the
-# ignored pixel and still normalises the map; without it 3.5 / 6 = 0.58 would exceed tau. The last column counts nowhere.
+# ignored pixel and still normalises the map; without it 3.5 / 6 = 0.58 would exceed tau. The last column is ignored.
 CAM = torch.tensor([[4.0, 3.0, 2.4, 1.0], [-4.0, 2.0, 4.0, 2.0], [0.0, 3.5, 6.0, 8.0]]).view(1, 3, 1, 4)
 TARGET = torch.tensor([0, 1, 1, 255]).view(1, 1, 4)
 BY_HAND = {  # tp, fp where all classes are scored, fn

@@ -1,4 +1,4 @@
-"""A dataset of arrays in memory, for the tests of datasets and augmentation."""
+"""A dataset of arrays in memory, for tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cawa_fast.recipes.datasets import SegmentationDataset
 
 
 class Arrays(SegmentationDataset):
-    """(image, label map) pairs in memory. ``loads`` counts how often each was loaded."""
+    """A dataset of pairs in memory that counts how often each is loaded."""
 
     name = "arrays"
     class_names = tuple(f"class{i}" for i in range(200))
@@ -29,7 +29,7 @@ class Arrays(SegmentationDataset):
 
 
 def coded(height, width, length=1):
-    """Images whose red channel is the label, and whose green and blue channels are the pixel's row and column."""
+    """Images whose channels are the label, the row and the column of the pixel."""
     rng = np.random.default_rng(3)
     pairs = []
     for _ in range(length):

@@ -1,4 +1,4 @@
-"""Run folders in the format of training, with made-up numbers, and a parser of report pages."""
+"""Fake run folders with random numbers, fake ablations, and a parser for report pages."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from cawa_fast.recipes.config import TrainConfig
 from cawa_fast.recipes.datasets import build_dataset
 from cawa_fast.recipes.models import build_model
 
-ABSENT = 9  # the class without ground truth in the fake runs' validation set
+ABSENT = 9  # the class that the validation set of fake runs does not have
 
 
 def fake_run(folder: Path, weighting: str, *, epochs: int = 4, seed: int = 0, checkpoint: bool = True) -> Path:
-    """A run folder in the format of training, with made-up numbers and an untrained network."""
+    """A run folder as training writes it, with random numbers and an untrained network."""
     generator = torch.Generator().manual_seed(seed + len(weighting))
     data = build_dataset("street", split="val", length=6)
     classes = data.num_classes
@@ -75,7 +75,7 @@ def fake_run(folder: Path, weighting: str, *, epochs: int = 4, seed: int = 0, ch
 
 
 class Outline(HTMLParser):
-    """The visible text, pictures and ids of a page, and in ``open`` the elements that are not closed."""
+    """Parses a page: its visible text, its pictures, its ids, and whether every element is closed."""
 
     _VOID = frozenset({"meta", "link", "img", "br", "path", "use", "rect"})
 
@@ -120,7 +120,7 @@ def entry(seed: int, folder: str, miou: float, spread: float = 0.0) -> dict[str,
 
 
 def ablation(folder: Path) -> dict[str, Any]:
-    """An ``ablation.json`` with baselines, a ladder, a sweep and two seeds; one run failed."""
+    """An ``ablation.json`` with baselines, a ladder and a sweep over two seeds; one run failed."""
     data = build_dataset("street", split="val", length=1)
 
     def row(name: str, group: str, settings: dict[str, Any], mious: tuple[float, float]) -> dict[str, Any]:

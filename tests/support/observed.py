@@ -1,4 +1,4 @@
-"""Inputs of ``AdaptiveClassWeights``: batches with given counts, and tables of the classes in each image."""
+"""Batches with given counts, weights computed by hand, and which images have which class."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 import cawa_fast as cf
 from tests.support.population import Population
 
-# Four classes, delta = 0.9. Class 3 has no ground truth: it has no IoU, enters no sum or mean, and has weight 1.
+# Four classes, delta = 0.9. Class 3 has no ground truth: it has no IoU, is in no sum or mean, and has the weight 1.
 #
 #                      class 0       class 1       class 2       class 3
 #   tp fp fn           60 20 20      10 30 10      0 5 10        0 7 0
@@ -22,7 +22,7 @@ from tests.support.population import Population
 #   (8) clip           .747849536    2.88630619    20            -         mean 7.87805191
 #   (9) w              .0949282316   .366373086    2.53869868    1
 FIRST = [(60, 20, 20), (10, 30, 10), (0, 5, 10), (0, 7, 0)]
-# Second step, with the same ground truth. The score of class 2 rises from 0:
+# The second step, with the same ground truth; the IoU of class 2 is no longer 0:
 #
 #   tp fp fn           64 16 16      16 4 4        5 15 5        0 3 0
 #   IoU, PA            2/3, .8       2/3, .8       .2, .5        -
@@ -40,7 +40,7 @@ SECOND_WEIGHT = {
     "smoothed": [0.124951746, 0.704135478, 2.17091278, 1],
     "none": [0.370668687, 0.802104625, 1.82722669, 1],
 }
-# Third step. Class 1 falls to 0 and the others stay: its ratio is 0 in the paper's form and .01 / .69 smoothed.
+# The third step: class 1 falls to 0, the others stay. Its ratio is 0 exactly as in Eq. 6, or .01 / .69 smoothed.
 #
 #   tp fp fn           64 16 16      0 4 20        5 15 5        0 0 0
 #   CSPS               .68           0             .23           -         sum .91
@@ -59,7 +59,7 @@ THIRD_WEIGHT = {
 
 
 def batch(counts):
-    """Maps of 0 and 1 and labels, one image of one row, with these (tp, fp, fn) per class for ``normalize="none"``."""
+    """Maps of 0 and 1 and labels, one image of one row, that give (tp, fp, fn) by class for ``normalize="none"``."""
     counts = torch.as_tensor(counts)
     classes = torch.arange(len(counts))
     target = classes.repeat_interleave(counts[:, 0] + counts[:, 2])
@@ -71,7 +71,7 @@ def batch(counts):
 
 
 def adaptive(num_classes, **options):
-    """Weights with a ratio by default. A step then depends on the one before, so that a lost state shows."""
+    """Weights with a ratio by default, so that a step depends on the step before and lost state is noticed."""
     return cf.AdaptiveClassWeights(
         num_classes, **{"normalize": "none", "classes": "all", "ratio": "smoothed"} | options
     )

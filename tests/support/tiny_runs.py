@@ -1,4 +1,4 @@
-"""Small training runs: settings, a silent progress callback, the command line, the comparison of two runs."""
+"""Small training runs: settings, callbacks, the command line, and the comparison of two runs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ TINY = TrainConfig(
     workers=0,
     lr=0.05,
     device="cpu",
-    ratio="smoothed",  # a step then depends on the one before, so that a lost state shows
+    ratio="smoothed",  # makes a step depend on the step before, so that lost state is noticed
 )
 
 
 class Silent:
-    """A progress callback that only counts images."""
+    """Callbacks that only count images."""
 
     def __init__(self) -> None:
         self.images = {"train": 0, "validate": 0}
@@ -81,7 +81,7 @@ def invoke(*args: str) -> Any:
 
 
 def camvid_with_void(root: Path, labelled: dict[str, int]) -> None:
-    """A CamVid tree of 8 images per split, of which only the first few have labels."""
+    """A CamVid tree with 8 images per split, of which the first ``labelled[split]`` have labelled pixels."""
     from PIL import Image
 
     for split, count in labelled.items():

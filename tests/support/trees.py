@@ -11,7 +11,7 @@ SIZE = (16, 24)
 
 
 def write_image(file: Path, size: tuple[int, int] = SIZE, seed: int = 0) -> None:
-    """Write smooth colours that differ between seeds."""
+    """An image of smooth colours, different for each seed."""
     file.parent.mkdir(parents=True, exist_ok=True)
     rows, columns = np.mgrid[: size[0], : size[1]]
     pixels = np.stack([rows * 7 + seed * 13, columns * 5, rows + columns + seed], axis=2) % 256
@@ -19,19 +19,19 @@ def write_image(file: Path, size: tuple[int, int] = SIZE, seed: int = 0) -> None
 
 
 def write_label(file: Path, values: np.ndarray) -> None:
-    """Write a grey PNG with 8 bits per pixel."""
+    """A grey PNG with 8 bits a pixel."""
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(values.astype(np.uint8)).save(file)
 
 
 def stripes(values: list[int] | tuple[int, ...] | range, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """A label map whose columns take the values in turn."""
+    """Columns with the values in turn."""
     row = np.resize(np.array(list(values)), size[1])
     return np.tile(row, (size[0], 1))
 
 
 def blobs(values: list[int] | tuple[int, ...] | range, seed: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """A label map of rectangles of the values in random places."""
+    """Rectangles with the values in random places."""
     rng = np.random.default_rng(seed)
     codes = np.full(size, values[0])
     for value in rng.permutation(list(values)):
@@ -40,8 +40,7 @@ def blobs(values: list[int] | tuple[int, ...] | range, seed: int, size: tuple[in
     return codes
 
 
-# These functions write a split below a root from the contents of its label files, with images of the same sizes. They
-# return the label files.
+# Each function writes label maps, and images of their sizes, as one split of a tree. It returns the label files.
 
 
 def cityscapes(root: Path, split: str, maps: list[np.ndarray], *, form: str = "labelTrainIds") -> list[Path]:
@@ -121,7 +120,7 @@ def camvid(root: Path, split: str, maps: list[np.ndarray]) -> list[Path]:
     return files
 
 
-# name: writer, its options, the valid codes, and the class of each code, written by hand
+# name: (writer, its options, the valid codes, class of each code)
 _COCO_GAPS = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
 _CITY = "7 8 11 12 13 17 19 20 21 22 23 24 25 26 27 28 31 32 33"
 LAYOUTS = {
