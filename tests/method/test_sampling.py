@@ -45,7 +45,7 @@ def test_every_class_is_expected_once_in_twice_as_many_images_as_classes():
     expected = (inclusion_probabilities(Rarest.of(table).rarity, 80)[:, None] * table).sum(0)
     evenly = 80 / 5000 * table.sum(0)
     assert expected.min() >= 1
-    assert evenly.min() < 1  # with equal probabilities, the rarest class
+    assert evenly.min() < 1  # with equal probabilities, for the rarest class
 
 
 def test_without_an_index_all_images_are_equally_likely():
