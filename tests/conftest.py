@@ -1,8 +1,8 @@
 """Fixtures of the whole suite.
 
-CAWA_FAST_TEST_DEVICE=cuda in the environment runs the tests of the operators on a GPU: its kernels, and plain PyTorch
-there. Otherwise the Triton kernels run in Triton's interpreter; with CAWA_FAST_TEST_DEVICE=pretend on tensors that say
-that they are not on the CPU (pretend.py), to find out without a GPU whether the tests themselves suit one.
+With CAWA_FAST_TEST_DEVICE=cuda in the environment, the tests of the operators run on a GPU: on its kernels and on plain
+PyTorch. Otherwise the Triton kernels run in Triton's interpreter. CAWA_FAST_TEST_DEVICE=pretend runs them on tensors
+that report another device than the CPU (support/pretend.py), to check without a GPU that the tests would work on one.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ DEVICE = os.environ.get("CAWA_FAST_TEST_DEVICE", "cpu")
 if DEVICE in ("cpu", "pretend"):
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before any import
 else:
-    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # networks' convolutions in full float32, as on a CPU
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # convolutions in full float32, as on a CPU
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a suite in the background; what it starts would ignore it too
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a background job; child processes would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
@@ -34,31 +34,33 @@ from bench.libraries import import_torchvision
 from cawa_fast._ops import backends, native
 from tests.support import emulation, interpreter
 
-collect_ignore = (
-    [] if DEVICE == "pretend" else ["support/pretend.py"]
-)  # collecting doctests imports it, and it makes a device
+# Collecting doctests imports every file, and importing this one registers a device.
+collect_ignore = [] if DEVICE == "pretend" else ["support/pretend.py"]
 
 
 @pytest.fixture(autouse=True)
 def _fresh_state() -> Iterator[None]:
-    """The same random numbers in every test whatever runs before it, and no label report left over."""
+    """Every test starts with the same random seed and without label reports of other tests."""
     torch.manual_seed(0)
     previous = cf.set_label_check("auto")
     yield
     cf.set_label_check(previous)
     if DEVICE == "cuda":
-        _leave_a_broken_device()
+        _end_if_the_device_is_broken()
     _read_labels()
 
 
 def _read_labels() -> None:
-    with contextlib.suppress(ValueError):  # a test's own, which it did not read
+    with contextlib.suppress(ValueError):  # of labels that the test made bad on purpose
         cf.check_labels()
 
 
-def _leave_a_broken_device() -> None:
-    """After an illegal access every call of this process fails: of several processes this one ends, and xdist starts
-    another, which goes on behind the test that did it. (Waiting here also shows which test that was.)"""
+def _end_if_the_device_is_broken() -> None:
+    """End this process if its CUDA context is broken, so that xdist starts another one for the remaining tests.
+
+    After an illegal memory access every CUDA call of the process fails. Synchronising after each test also shows which
+    test caused it.
+    """
     try:
         torch.cuda.synchronize()
     except RuntimeError:
@@ -76,10 +78,10 @@ def _moved(value: Any) -> Any:
     return type(value)(map(_moved, value)) if type(value) in (tuple, list) else value
 
 
-on_a_cpu = pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU the host would have to wait for the values")
+on_a_cpu = pytest.mark.skipif(DEVICE != "cpu", reason="on a GPU the check of the values would synchronise")
 
 
-# Of tests that are marked so, one combination in so many runs in Triton's interpreter, and at least LEAST of each test.
+# Of each test marked `sampled`, one parameter combination in SAMPLED, and at least LEAST, runs in Triton's interpreter.
 SAMPLED, LEAST = int(os.environ.get("CAWA_FAST_TEST_SAMPLED", "20")), 2
 EMULATION = [] if emulation.why_not() else [emulation.NAME]
 BACKENDS = ["reference", "triton"]
@@ -88,7 +90,7 @@ BACKENDS += {"cpu": [*native.instruction_sets(), *EMULATION], "pretend": []}.get
 
 TIERS = ("all", "fast", "rest")
 SLOW_SECONDS = 10
-"""A test that takes longer needs the mark ``slow``."""
+"""A test that takes longer needs the marker ``slow``."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -98,7 +100,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """In the fast tier a test that is slow and not marked so fails."""
+    """In the fast tier, fail a test that takes longer than ``SLOW_SECONDS`` without the marker ``slow``."""
     report = yield
     fast = item.config.getoption("tier") == "fast" and report.when == "call" and report.passed
     if fast and call.duration > SLOW_SECONDS:
@@ -108,8 +110,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def _is_fast(item: pytest.Item) -> bool:
-    """Whether the fast tier has this test: no slow one, no benchmark harness, no builds, no doctests; of the CPU's
-    instruction sets only the best one."""
+    """Whether the test belongs to the fast tier.
+
+    That tier has no slow tests, benchmark harness, builds or doctests, and only the best instruction set of the CPU.
+    """
     if item.get_closest_marker("slow") or isinstance(item, pytest.DoctestItem):
         return False
     if item.path.parent.name in ("bench", "packaging") and item.path.name != "test_layers.py":
@@ -124,11 +128,11 @@ def _select(config: pytest.Config, items: list[pytest.Item], wanted: Callable[[p
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Chooses and orders the tests.
+    """Select and order the tests.
 
-    On a device, whose time is short, only the tests that need it run. On a CPU a part of the tests marked ``sampled``
-    runs in the interpreter. Coverage is traced with the reference and with one instruction set only: it would double
-    the time of the interpreter, and the lines are the same.
+    On a GPU, where time is limited, and on the pretend device, only the tests that need a device run. Elsewhere than on
+    a GPU, only some combinations of the tests marked ``sampled`` run in the interpreter. Coverage is traced only with
+    the reference and one instruction set: tracing would double the time of the interpreter and cover no more lines.
     """
     tier = config.getoption("tier")
     if tier != "all":
@@ -146,7 +150,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.no_cover)
         if backend == "triton" and item.get_closest_marker("sampled"):
             tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    skip = pytest.mark.skip(reason="the interpreter is slow: it runs some of the combinations")
+    skip = pytest.mark.skip(reason="the interpreter is slow and runs only a sample of the combinations")
     for combinations in tests.values() if DEVICE != "cuda" else ():
         combinations.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
         for item in combinations[max(LEAST, -(-len(combinations) // SAMPLED)) :]:
@@ -160,8 +164,10 @@ def _needs_a_device(item: pytest.Item) -> bool:
 
 
 def _most_important_first(items: list[pytest.Item]) -> list[pytest.Item]:
-    """What only a GPU can show, then the kernels, then plain PyTorch. Within these a combination of every test, then
-    another of every test, and so on: whenever time is up, every test has run with some."""
+    """The order for limited time: tests that only a GPU can run, then the kernels, then plain PyTorch.
+
+    Within each group, one combination of every test comes first, then a second one of every test, and so on.
+    """
     order = ["cuda", "triton", "reference"]
     seen: Counter[str] = Counter()
 
@@ -179,7 +185,7 @@ def _most_important_first(items: list[pytest.Item]) -> list[pytest.Item]:
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Runs a test with plain PyTorch, with the compiled operators of each instruction set, and with Triton kernels."""
+    """Run a test on every backend of ``BACKENDS``: plain PyTorch, each instruction set of the CPU, CUDA and Triton."""
     with contextlib.ExitStack() as stack:
         if DEVICE != "cpu":
             if DEVICE == "pretend":
@@ -189,15 +195,15 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
                 stack.callback(_read_labels)
             else:
                 stack.enter_context(torch.device(DEVICE))
-            cf.set_label_check("sync")  # errors at once, as on a CPU; tests of other modes set theirs
+            cf.set_label_check("sync")  # raise at once, as on a CPU; tests of other modes set their own
             for name, value in vars(request.module).items():
-                if isinstance(value, torch.Tensor):  # made before this
+                if isinstance(value, torch.Tensor):  # created at import time, on the CPU
                     monkeypatch.setattr(request.module, name, _moved(value))
             callspec = getattr(request.node, "callspec", None)
             for name in callspec.params if callspec else ():
                 if name != "backend":
                     request.node.funcargs[name] = _moved(callspec.params[name])
-            if request.param != "cuda":  # CUDA C++, and Triton for what that does not have
+            if request.param != "cuda":  # "cuda" runs CUDA C++, and Triton where there is no CUDA C++ kernel
                 monkeypatch.setattr(native, "cuda_available", lambda: False)
         if request.param == "reference":
             monkeypatch.setattr(native, "available", lambda: False)
@@ -209,7 +215,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
                     pretend.use_kernels(monkeypatch)
         elif request.param == emulation.NAME:
             if request.path.name not in emulation.TESTS:
-                pytest.skip("nothing here is CUDA C++")
+                pytest.skip("the CUDA emulation runs only the files in emulation.TESTS")
             emulation.use(monkeypatch)
         elif request.param != "cuda":
             native.use_instruction_set(request.param)
@@ -217,12 +223,15 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         yield request.param
 
 
-def _import_peers(*names: str) -> None:
-    """All of them import torchvision. A GPU's image may lack some: there their tests are skipped, here they fail."""
+def _import_libraries(*names: str) -> None:
+    """Import libraries that themselves import torchvision.
+
+    If one is missing, tests fail on a CPU and are skipped on a GPU, whose environment may lack some of them.
+    """
     try:
         import_torchvision()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other people's deprecations, while they are imported
+            warnings.simplefilter("ignore")  # deprecation warnings while they are imported
             for name in names:
                 importlib.import_module(name)
     except ImportError as error:
@@ -232,12 +241,12 @@ def _import_peers(*names: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def peers() -> None:
-    """Makes the libraries importable that results are compared with: pytorch-grad-cam, torch-cam, torchmetrics."""
-    _import_peers("pytorch_grad_cam", "torchcam.methods", "torchmetrics")
+def reference_libraries() -> None:
+    """Import the libraries whose results ours are compared with: pytorch-grad-cam, torch-cam, torchmetrics."""
+    _import_libraries("pytorch_grad_cam", "torchcam.methods", "torchmetrics")
 
 
 @pytest.fixture(scope="session")
 def torchmetrics() -> None:
-    """Makes torchmetrics alone importable."""
-    _import_peers("torchmetrics")
+    """Import torchmetrics alone."""
+    _import_libraries("torchmetrics")

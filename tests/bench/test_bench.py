@@ -1,4 +1,4 @@
-"""The benchmarks themselves: baselines compute what we compute, and timing, rows and goals are right."""
+"""The benchmark code: baselines compute the same as our operators, and timing, rows and goals are correct."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ def test_bfloat16_computes_the_same_loss() -> None:
 @pytest.mark.parametrize("baseline", ["eager", "eager, channels_last", "torchmetrics", "torchmetrics, deterministic"])
 def test_confusion_matrix_baselines_agree(baseline: str, content: str, request: pytest.FixtureRequest) -> None:
     if baseline.startswith("torchmetrics"):
-        request.getfixturevalue("torchmetrics")  # imports it, or fails as the tests of the baselines do
+        request.getfixturevalue("torchmetrics")  # imports it, or fails where it is missing
     given = problem(content)
     (ours,), (theirs,) = results("ours", "confusion_matrix", given), results(baseline, "confusion_matrix", given)
     assert ours.sum() == theirs.sum() == (given.labels != cases.IGNORE).sum()
-    assert (ours - theirs).abs().sum() <= 4, "more than two pixels differ: that is no rounding"
+    assert (ours - theirs).abs().sum() <= 4, "more than two pixels differ, which rounding does not explain"
 
 
 def test_mmsegmentation_counts_the_same_areas() -> None:
@@ -94,13 +94,13 @@ def test_cam_counts_baselines_agree(baseline: str, content: str, request: pytest
         request.getfixturevalue("torchmetrics")
     given = problem(content)
     for ours, theirs in zip(results("ours", "cam_counts", given), results(baseline, "cam_counts", given), strict=True):
-        assert (ours - theirs).abs().sum() <= 4, "more than a few pixels differ: that is no rounding"
+        assert (ours - theirs).abs().sum() <= 4, "more than a few pixels differ, which rounding does not explain"
 
 
-def test_cam_counts_baselines_score_a_class_only_where_it_is() -> None:
+def test_cam_counts_baselines_score_a_class_only_in_images_that_contain_it() -> None:
     given = problem(classes=3)
     labels = given.labels.clone()
-    labels[0] = 1  # class 2's map of the first image counts for nothing
+    labels[0] = 1  # the first image has no class 2, so that its map of class 2 is not scored
     given = dataclasses.replace(given, labels=labels)
     ours = results("ours", "cam_counts", given)
     for baseline in ("eager", "eager, present"):
@@ -138,7 +138,7 @@ def test_inputs_are_taken_in_turn() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.filterwarnings("ignore")  # raised by the compiler
 @pytest.mark.parametrize("operator", ["cross_entropy", "confusion_matrix", "cam_counts"])
 def test_compiled_baselines_agree(operator: str) -> None:
     given = problem()
@@ -149,7 +149,7 @@ def test_compiled_baselines_agree(operator: str) -> None:
             assert (ours - theirs).abs().sum() <= 4
 
 
-def test_implementations_leave_the_problem_alone() -> None:
+def test_implementations_do_not_change_the_problem() -> None:
     given = problem()
     logits, labels = given.logits.clone(), given.labels.clone()
     for operator, names in (
@@ -185,14 +185,14 @@ def test_scenes_are_repeated_as_mirror_images() -> None:
     assert torch.equal(many.labels[2:4].flip(-1), few.labels)
     pieces = [dataclasses.replace(few, logits=many.logits[i : i + 1], labels=many.labels[i : i + 1]) for i in (0, 6)]
     first, last = (results("ours", "confusion_matrix", piece)[0] for piece in pieces)
-    assert (first - last).abs().sum() <= 4, "a mirror image counts as its scene does"
+    assert (first - last).abs().sum() <= 4, "a mirror image must have the counts of its scene"
     upsampled = cases.repeat(few, 4, "cpu", logits_size=(36, 64))
     assert upsampled.same_size
     with pytest.raises(AssertionError):
         cases.repeat(few, 9, "cpu")
 
 
-def test_one_class_is_nearly_everywhere() -> None:
+def test_one_class_is_at_nearly_all_pixels() -> None:
     given = cases.make("one class", 5, (18, 32), (72, 128))
     valid = given.labels != cases.IGNORE
     assert 0.9 < (given.labels[valid] == 0).float().mean() < 1
@@ -200,8 +200,8 @@ def test_one_class_is_nearly_everywhere() -> None:
     assert matrix[0, 0] > 0.9 * matrix.sum()
 
 
-def test_realistic_inputs_are_like_the_networks() -> None:
-    """What the operators' speed depends on, against bench/results/realism.md: a network trained by `make demo`."""
+def test_realistic_inputs_resemble_those_of_a_trained_network() -> None:
+    """Properties that determine the operators' speed, against a network of `make demo` (bench/results/realism.md)."""
     given = cases.make("realistic", 10, (128, 256), (512, 1024))
     truth = torch.stack([torch.bincount(image.flatten(), minlength=256)[:10] for image in given.labels]) > 0
 
@@ -236,10 +236,10 @@ def test_implementations_take_turns_in_rotating_order() -> None:
     seconds = measure.interleave([make("a"), make("b")], rounds=2, threads=1)
     assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
     order = [name for name, before in zip(calls, [None, *calls], strict=False) if name != before]
-    assert order == ["a", "b", "a", "b", "a"]  # warm-up and first round, then the second begins with b
+    assert order == ["a", "b", "a", "b", "a"]  # the warm-up and the first round begin with a, the second round with b
 
 
-def test_another_clock_and_an_end() -> None:
+def test_interleave_takes_a_clock_and_a_deadline() -> None:
     timed: list[int] = []
 
     def clock(implementation: baselines.Implementation, repeats: int) -> float:
@@ -272,19 +272,19 @@ def test_ratio_is_the_median_of_the_rounds() -> None:
     assert measure.ratio([2.0, 30.0, 8.0], [1.0, 10.0, 2.0]) == 3.0
 
 
-def test_machine_names_no_computer() -> None:
+def test_machine_description_omits_the_host_name() -> None:
     described = measure.machine(2)
     assert described["threads"] == 2
     assert described["torch"] == torch.__version__
     assert not any(os.uname().nodename == value for value in described.values())
 
 
-@pytest.mark.skipif(not memory.available(), reason="the system does not keep resettable peaks of memory")
+@pytest.mark.skipif(not memory.available(), reason="the system has no resettable peak of memory")
 def test_peak_memory_counts_what_a_call_allocates() -> None:
     size = 64 * 1024**2
 
     def run() -> torch.Tensor:
-        torch.ones(size, dtype=torch.uint8)  # freed at once; the peak remembers
+        torch.ones(size, dtype=torch.uint8)  # freed at once, but part of the peak
         return torch.ones(size // 2, dtype=torch.uint8)
 
     assert size <= memory.peak(run) + 2**20
@@ -294,7 +294,7 @@ def test_peak_memory_counts_what_a_call_allocates() -> None:
 # ------------------------------------------------------------------------------------------------------------ the rows
 
 
-def test_rows_have_keys_targets_and_baselines_of_their_own() -> None:
+def test_rows_have_unique_keys_and_targets_among_their_baselines() -> None:
     assert len(BY_KEY) == len(ROWS)
     for row in ROWS:
         assert set(row.names) <= baselines.MEANING.keys()

@@ -1,4 +1,4 @@
-"""``python -m bench epoch``: do the variants compute the same, and are the ratios what they say?"""
+"""``python -m bench epoch``: the variants compute the same, and the ratios are correct."""
 
 import json
 
@@ -53,8 +53,8 @@ def test_the_variants_train_the_same_network():
         assert (matrix - ours).abs().sum() < 0.01 * pixels
 
 
-def test_naive_counts_are_the_fast_ones(epoch, peers):
-    """pytorch-grad-cam's order of normalisation differs; on images with each class somewhere it changes little."""
+def test_naive_counts_are_the_fast_ones(epoch, reference_libraries):
+    """pytorch-grad-cam normalises in another order, which changes little on images that contain each class."""
     adaptive = epoch.variants["e"]
     batch = Batch(epoch.val_batches[0].images[:1], epoch.val_batches[0].bytes[:1])
     classifier = find_classifier(adaptive.network, 19)
@@ -91,9 +91,9 @@ def test_ratios_come_from_the_same_round(monkeypatch):
     assert found["seconds"]["e"]["observe"] == 0.1
 
 
-def test_an_epoch_is_extended_from_its_batches(epoch, monkeypatch):
+def test_an_epoch_is_extrapolated_from_its_batches(epoch, monkeypatch):
     """2975 images in batches of 2 are 1487 steps, 500 in batches of 2 are 250; a step is timed as 1 s."""
-    epoch.variants["e"].validate(epoch.val_batches[0], Stopwatch(CPU))  # or a step would have nothing to go by
+    epoch.variants["e"].validate(epoch.val_batches[0], Stopwatch(CPU))  # a step needs counts
     monkeypatch.setattr(epoch, "_timed", lambda call, batch: {"forward": 1.0, "total": 1.5})
     done = []
     found = epoch.round(1, done.append)
@@ -103,7 +103,7 @@ def test_an_epoch_is_extended_from_its_batches(epoch, monkeypatch):
     assert sum(done) == epoch.samples() == 8
 
 
-@pytest.mark.skipif(not available(), reason="this system does not tell the peak of a process")
+@pytest.mark.skipif(not available(), reason="the system does not report the peak memory of a process")
 def test_memory_of_a_step():
     found = memory.step_peaks(next(row for row in CPU_ROWS if row.key == "compact-ade20k"), quick=True, threads=1)
     assert found.keys() == set("acde")
@@ -113,7 +113,7 @@ def test_memory_of_a_step():
 
 
 @pytest.mark.slow
-def test_the_command(tmp_path, peers):
+def test_the_command(tmp_path, reference_libraries):
     out = tmp_path / "epoch"
     options = ["epoch", "--quick", "--rows", "compact-c*", "--no-memory", "--out", str(out)]
     result = CliRunner().invoke(main, options, catch_exceptions=False)
@@ -139,7 +139,7 @@ def test_errors_and_list():
         assert "sees no GPU" in CliRunner().invoke(main, ["epoch", "--device", "cuda"]).output
 
 
-def test_every_row_names_a_model_that_there_is():
+def test_every_row_names_a_model_that_exists():
     for rows in (CPU_ROWS, GPU_ROWS):
         assert len({row.key for row in rows}) == len(rows)
         assert {row.model for row in rows} <= {*MODELS, *TORCHVISION}
@@ -147,7 +147,7 @@ def test_every_row_names_a_model_that_there_is():
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_torchvisions_networks_are_understood(name):
+def test_torchvision_networks_have_logits_and_a_classifier(name):
     network = TorchvisionNetwork(name, 5).eval()
     with torch.no_grad():
         logits = network(torch.zeros(1, 3, 64, 96))

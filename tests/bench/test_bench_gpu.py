@@ -1,4 +1,4 @@
-"""``python -m bench gpu``: a rehearsal from end to end, and what it says of steps that fail, hang or crash."""
+"""``python -m bench gpu``: a complete rehearsal, and what it reports of steps that fail, hang or crash."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def new_run(folder: Path, minutes: float = 1.0) -> Run:
     return Run(folder, minutes, True, command._new_result(minutes, rehearse=True))
 
 
-# ----------------------------------------------------------------------------------------------------- from end to end
+# ------------------------------------------------------------------------------------------------ a complete rehearsal
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_a_failing_step_stops_no_other(tmp_path: Path) -> None:
 
     def works(run: Run, seconds: float, found: dict[str, Any]) -> None:
         written = json.loads((run.out / "gpu.json").read_text())
-        assert written["steps"]["limits"]["note"] == "planted", "written before the next step"
+        assert written["steps"]["limits"]["note"] == "planted", "results must be written before the next step"
         found["counts"] = {"passed": 2}
 
     run = new_run(tmp_path)
@@ -118,7 +118,7 @@ def test_a_failing_step_stops_no_other(tmp_path: Path) -> None:
     assert not run.report_failed
 
 
-def test_what_interrupts_is_written_and_goes_on(tmp_path: Path) -> None:
+def test_an_interrupt_is_recorded_and_raised_again(tmp_path: Path) -> None:
     def interrupted(run: Run, seconds: float, found: dict[str, Any]) -> None:
         raise KeyboardInterrupt
 
@@ -128,7 +128,7 @@ def test_what_interrupts_is_written_and_goes_on(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "gpu.json").read_text())["steps"]["tests"]["note"] == "interrupted"
 
 
-def test_a_report_that_fails_costs_no_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_survive_a_report_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(result: dict[str, Any]) -> str:
         raise KeyError("planted")
 
@@ -143,7 +143,7 @@ def test_a_report_that_fails_costs_no_results(tmp_path: Path, monkeypatch: pytes
 def test_steps_share_the_time() -> None:
     first, second = Step("build", 1, 0, steps.build_step), Step("tests", 3, 0, steps.tests_step)
     assert command.share_of_time((first, second), 400) == 100
-    assert command.share_of_time((second,), 390) == 390  # what the first left over is there
+    assert command.share_of_time((second,), 390) == 390  # the first step left time over
     assert command.share_of_time((second,), -1) == 0
 
 
@@ -188,12 +188,12 @@ def test_a_process_that_hangs_is_ended_with_its_children(tmp_path: Path, monkeyp
     assert "here" in done.output
     assert "stopped after" in done.how
     state = Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat")
-    for _ in range(50):  # until whoever inherited it has buried it
+    for _ in range(50):  # until its new parent process has reaped it
         if not state.exists() or state.read_text().split()[2] == "Z":
             break
         time.sleep(0.1)
     else:
-        pytest.fail("its child still runs")
+        pytest.fail("the child process still runs")
 
 
 def test_long_output_is_cut_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +207,7 @@ def test_long_output_is_cut_in_the_log(tmp_path: Path, monkeypatch: pytest.Monke
     assert log.endswith("end\n")
 
 
-def test_what_runs_beside_ends_with_its_step(tmp_path: Path) -> None:
+def test_a_background_process_ends_with_its_step(tmp_path: Path) -> None:
     run = new_run(tmp_path)
     with run.beside([sys.executable, "-c", "print('quick')"]) as finish:
         done = finish(30)
@@ -231,7 +231,7 @@ def test_processes_get_the_device_by_environment(tmp_path: Path, monkeypatch: py
     assert "TRITON_INTERPRET" not in run.environment()
 
 
-def test_benchmarks_go_on_behind_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_benchmarks_continue_after_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = new_run(tmp_path)
     ends = iter([(1, ["a"]), (1, ["a", "b"]), (0, ["a", "b", "c"])])
 
@@ -252,7 +252,7 @@ def test_benchmarks_go_on_behind_a_crash(tmp_path: Path, monkeypatch: pytest.Mon
         steps.benchmarks_step(run, 60, {"status": "ok"})
 
 
-def test_an_epoch_that_hangs_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_that_hangs_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, third = epochs.MAIN[:3]
 
     def measured(row: Any, key: str, state: State, machine: Any, until: float) -> None:
@@ -263,7 +263,7 @@ def test_an_epoch_that_hangs_costs_no_other(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(epochs, "MAIN", (first, second, third))
     monkeypatch.setattr(epochs, "measure_network", measured)
     state = State(tmp_path / "state.json", seconds=60, rehearse=False)
-    state.data = {"begun": first}  # when the process was ended
+    state.data = {"begun": first}  # the process was killed during this epoch
     epochs.run_epochs(state, timing.Host())
     assert state.data["done"] == [first, second, third]
     assert state.data["rows"].keys() == {second}
@@ -274,7 +274,7 @@ def test_an_epoch_that_hangs_costs_no_other(tmp_path: Path, monkeypatch: pytest.
     assert late.data["note"] == f"out of time before {first}"
 
 
-def test_rows_of_epochs_and_profiles_are_there() -> None:
+def test_rows_of_epochs_and_profiles_exist() -> None:
     assert {*epochs.MAIN} <= {row.key for row in GPU_ROWS}
     assert {*profiled.MAIN} <= BY_KEY.keys()
 
@@ -288,7 +288,7 @@ def test_a_unit_that_ended_its_process_is_not_tried_again(tmp_path: Path) -> Non
     assert state.data["rows"] == {}
 
 
-# ----------------------------------------------------------------------------------------------- reading what they say
+# ------------------------------------------------------------------------------------------------------ parsing output
 
 
 def test_cuda_options(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +317,7 @@ def test_a_build_without_cuda_operators_says_so(tmp_path: Path, monkeypatch: pyt
     steps.build_step(run, 10, {})
 
 
-def test_answers_of_nvidia_smi() -> None:
+def test_nvidia_smi_output_is_parsed() -> None:
     fields = ("name", "clocks.sm", "power.draw")
     assert smi.parse_query(fields, "NVIDIA H200, 1980, [N/A]\n") == {
         "name": "NVIDIA H200",
@@ -327,7 +327,7 @@ def test_answers_of_nvidia_smi() -> None:
     assert smi.parse_query(fields, "") == {}
 
 
-def test_summaries_of_the_sanitizer() -> None:
+def test_sanitizer_output_is_parsed() -> None:
     clean = steps.parse_sanitizer(Done(0, "44 calls\n========= ERROR SUMMARY: 0 errors\n", 9.0))
     assert (clean["errors"], clean["summary"]) == (0, "ERROR SUMMARY: 0 errors")
     output = (
@@ -341,7 +341,7 @@ def test_summaries_of_the_sanitizer() -> None:
     assert steps.parse_sanitizer(Done(None, "========= Device not supported\n", 9.0))["errors"] is None
 
 
-def test_every_tool_of_the_sanitizer_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_tool_of_the_sanitizer_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = new_run(tmp_path)
     run.rehearse = False
     asked: list[list[str]] = []
@@ -386,7 +386,7 @@ def test_failed_tests_are_named(tmp_path: Path) -> None:
         "def test_left_out(): pytest.skip('no')\n"
     )
     options = ["-q", "-rfE", "-p", "no:cacheprovider", "--junitxml=report.xml", "--rootdir=."]
-    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # none is needed, and some import torch
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # no plugin is needed, and some import torch
     command = [sys.executable, "-m", "pytest", *options]
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     done = Done(run.returncode, run.stdout, 1.0)
@@ -396,11 +396,11 @@ def test_failed_tests_are_named(tmp_path: Path) -> None:
     from_output = steps.parse_tests(done, folder / "missing.xml")
     assert from_output["counts"] == from_report["counts"]
     assert from_output["failures"] == [{"name": "test_it.py::test_bad", "message": "ValueError: first line"}]
-    (folder / "report.xml").write_text("<testsuites><testcase")  # killed while it was written
+    (folder / "report.xml").write_text("<testsuites><testcase")  # pytest was killed while it wrote the report
     assert steps.parse_tests(done, folder / "report.xml") == from_output
 
 
-def test_one_test_cannot_cost_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_test_that_hangs_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = new_run(tmp_path)
     run.rehearse = False
     monkeypatch.setattr(steps.importlib.util, "find_spec", lambda name: name)
@@ -417,7 +417,7 @@ def test_one_test_cannot_cost_the_others(tmp_path: Path, monkeypatch: pytest.Mon
     assert "before the last" in found[0]["note"]
 
 
-def test_the_present_kernels_are_importable() -> None:
+def test_kernels_of_the_source_tree_are_importable() -> None:
     link = ROOT / "cawa_fast" / "kernels"
     before = link.exists()
     with steps.importable_kernels() as note:
@@ -430,7 +430,7 @@ def test_the_present_kernels_are_importable() -> None:
 # ------------------------------------------------------------------------------------------------------------- the rows
 
 
-def test_rows_have_keys_baselines_and_goals_of_their_own() -> None:
+def test_rows_have_unique_keys_and_known_baselines_and_goals() -> None:
     assert len(BY_KEY) == len(ROWS)
     assert set(REHEARSED) <= BY_KEY.keys()
     known = {*baselines.MEANING, "ours, realistic"}
@@ -440,14 +440,14 @@ def test_rows_have_keys_baselines_and_goals_of_their_own() -> None:
         assert {target.baseline for target in row.targets} <= measured
     assert BY_KEY["resize-ce-150-x4-bf16"].title == (
         "resize + cross_entropy 8×150×128×128 to 512×512, bfloat16"
-    )  # as in the table of goals
+    )  # the title in the table of goals
 
 
-def test_what_goals_ask_for_comes_first() -> None:
+def test_rows_with_goals_come_first() -> None:
     planned = units_of(ROWS)
     assert len({unit.name for unit in planned}) == len(planned)
     kinds = [(unit.kind, bool(unit.row.targets)) for unit in planned]
-    assert kinds == sorted(kinds, key=[*dict.fromkeys(kinds)].index), "each kind at one place"
+    assert kinds == sorted(kinds, key=[*dict.fromkeys(kinds)].index), "units of one kind must be adjacent"
     assert kinds[0] == ("baselines", True)
     assert kinds[-1] == ("max-autotune", True)
     assert Unit(BY_KEY["ce-19"], ("Liger",)).name == "ce-19: baselines"
@@ -467,7 +467,7 @@ def test_inputs_of_a_row(key: str) -> None:
     assert len({problem.logits.data_ptr() for problem in made}) == len(made)
 
 
-def test_maps_of_classes_that_are_there() -> None:
+def test_scored_maps_are_those_of_classes_present() -> None:
     row = rehearsed(BY_KEY["cam-19"])
     (given, *_) = inputs_of(row, timing.Host())
     present = [{*image.flatten().tolist()} - {255} for image in given.labels]

@@ -1,4 +1,4 @@
-"""Parts of ``python -m bench gpu`` that a rehearsal on a CPU does not reach, or whose results it does not look at."""
+"""Parts of ``python -m bench gpu`` that a rehearsal on a CPU does not reach, or whose results it does not check."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ def test_goals_against_numbers_worked_by_hand() -> None:
     }
 
 
-def test_the_graph_counts_for_the_limit_where_there_is_one() -> None:
+def test_the_time_in_a_graph_decides_the_share_of_the_limit() -> None:
     row = fake_row(graph={"ours": 0.16e-3})
     assert round((limit_share(row, LIMITS) or (0, ""))[0], 2) == 0.93
     assert limit_share(row, {}) is None
     assert goals("ce-19", row, {})[0].met is None
 
 
-def test_goals_against_what_is_read_and_what_was_too_slow() -> None:
+def test_goals_against_reading_labels_and_a_slow_baseline() -> None:
     contenders = {"ours": {"median": 1e-3, "peak_bytes": 0}, "torchmetrics, deterministic": {"median": 2.0}}
     row = fake_row(contenders=contenders, faster={"best eager": 20.0, "labels": 0.5}, graph={})
     assert [goal.met for goal in goals("confusion-19", row, LIMITS)] == [True, True, True]
-    # launches of microseconds hide how long the kernels take; a graph shows it
+    # the launch overhead of calls hides the time of short kernels; a graph shows it
     row["graph"] = {"ours": 40e-6, "labels": 10e-6}
     assert [goal.met for goal in goals("confusion-19", row, LIMITS)] == [True, True, False]
 
@@ -133,8 +133,8 @@ def test_the_digest_for_the_readme() -> None:
     cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
     shown = ["0.20", "0.16", "0.25", "1.20", "6.00x", "93 % of bytes", "304 / 912"]
     assert cells[2] == ["cross_entropy 8×19×512×1024, float32", *shown]
-    assert cells[3][1:] == ["0.10", "–", "–", "–", "–", "149 % of bytes", "304 / –"], "ce-19's floor, no baselines"
-    assert cells[4] == [""], "no rows but the main ones"
+    assert cells[3][1:] == ["0.10", "–", "–", "–", "–", "149 % of bytes", "304 / –"], "ce-19's floor and no baselines"
+    assert cells[4] == [""], "only the main rows are listed"
     assert cells[7] == ["N, D, 19 classes", "100 s", "81 s", "-19.0 %", "+0.12 %", "2"]
     assert lines[9:] == [
         "- Equal sizes, of a copy's bandwidth: 93 % in float32.",
@@ -153,7 +153,7 @@ def test_kept_reports_say_what_was_measured(file: Path) -> None:
     result = json.loads(text)
     assert not result["rehearsal"]
     assert file.with_suffix(".md").read_text(encoding="utf-8") == report.gpu_page(result)
-    assert not re.search(r"/(home|root|tmp|opt|work)/", text), "names a machine's folders"
+    assert not re.search(r"/(home|root|tmp|opt|work)/", text), "the file contains a path of a machine"
 
 
 def test_names_of_kernels() -> None:
@@ -181,9 +181,9 @@ TABLES: dict[str, list[dict[str, int]]] = {
 def test_best_configurations() -> None:
     tables: dict[str, list[dict[str, int]]] = {"a": [{}, {}, {}], "b": [{}, {}], "c": [{}, {}], "d": [{}, {}]}
     times = {
-        "a": {"x": [4.0, 2.0, 1.0], "y": [1.0, 1.1, 8.0]},  # 4 * 1, 2 * 1.1, 1 * 8
-        "b": {"x": [1.01, 1.0]},  # noise
-        "c": {"x": [None, 3.0]},  # the present one fails
+        "a": {"x": [4.0, 2.0, 1.0], "y": [1.0, 1.1, 8.0]},  # products 4 * 1, 2 * 1.1, 1 * 8
+        "b": {"x": [1.01, 1.0]},  # a difference that is noise
+        "c": {"x": [None, 3.0]},  # the current configuration fails
         "d": {"x": [None, None]},
     }
     assert sweep.best(times, tables) == {"a": [1, 0, 2], "b": [0, 1], "c": [1, 0], "d": [0, 1]}
@@ -223,13 +223,13 @@ def test_sweep_times_every_configuration_of_the_rows_kernels(tmp_path: Path) -> 
     assert times["cam_counts"]["cam-19"][0] > 0
     assert times["cam_counts"]["cam-19"][1] is None
     assert "out of registers" in next(iter(state.data["failed"].values()))
-    # out of time: said, and nothing lost
+    # when time runs out, a note says so and no result is lost
     late = State(tmp_path / "late.json", seconds=0, rehearse=True)
     sweep.time_configurations(tables, forced, rows, late, timing.Host())
     assert "out of time" in late.data["note"]
 
 
-def test_kernels_and_the_rows_that_use_them() -> None:
+def test_sweep_knows_which_rows_use_a_kernel() -> None:
     same, resized, cam = BY_KEY["ce-19"], BY_KEY["resize-ce-19-x4"], BY_KEY["cam-19"]
     assert sweep.uses("cross_entropy_same", same)
     assert not sweep.uses("cross_entropy_same", resized)
@@ -239,14 +239,14 @@ def test_kernels_and_the_rows_that_use_them() -> None:
     assert sweep.uses("label_histogram", cam)
 
 
-# ----------------------------------------------------------------------------------------------- the GPU's own measures
+# --------------------------------------------------------------------------------------------- measurements on the GPU
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> timing.Gpu:
-    """The GPU's clock, memory and graphs, with stand-ins for the parts of ``torch.cuda`` that need one.
+    """The measurements of time, memory and graphs, with stand-ins for the parts of ``torch.cuda`` that need a GPU.
 
-    A stand-in takes the place of what is there, so that a name that torch does not have is an error.
+    A stand-in replaces an existing attribute, so that a name that torch does not have is an error.
     """
 
     class Event:
@@ -302,13 +302,13 @@ def test_gpu_replays_all_copies(gpu: timing.Gpu) -> None:
     calls: list[str] = []
     implementation = Implementation("a", lambda: calls.append("run") or (), copies=3)
     graph = gpu.replay(implementation)
-    assert len(calls) == 1 + 3 + 3  # does it wait? warm-up, capture
+    assert len(calls) == 1 + 3 + 3  # the check for synchronisation, the warm-up, the capture
     graph.run()
     assert len(calls) == 7
     assert timing.replayed(gpu, implementation, 2) == pytest.approx(0.006 / 2 / 3, rel=1)
 
 
-def test_gpu_captures_nothing_that_waits(gpu: timing.Gpu) -> None:
+def test_gpu_does_not_capture_calls_that_synchronise(gpu: timing.Gpu) -> None:
     def run() -> tuple[torch.Tensor, ...]:
         raise RuntimeError("called a synchronizing CUDA operation\nand more")
 
@@ -318,7 +318,7 @@ def test_gpu_captures_nothing_that_waits(gpu: timing.Gpu) -> None:
 
 @pytest.mark.slow
 def test_kernels_of_the_limits_compile_for_a_gpu() -> None:
-    """The interpreter runs what the compiler refuses."""
+    """That they run in the interpreter does not show that they compile."""
     code = """
 import triton
 from triton.backends.compiler import GPUTarget

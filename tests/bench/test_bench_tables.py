@@ -1,4 +1,4 @@
-"""The benchmark's tables, files and commands say what was measured."""
+"""The benchmark's tables, files and commands report what was measured."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_markdown_table() -> None:
     assert dict(zip(header, second, strict=True))["other baselines, ms: ratio"] == "one thread 3.80: 1.90x"
 
 
-def test_results_are_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = fake_result()
     write_result(tmp_path / "deep" / "cpu", result, cpu_page(result))
     folder = tmp_path / "deep"
@@ -160,7 +160,7 @@ def test_cpu_command(tmp_path: Path) -> None:
     assert "Not a measurement" in (tmp_path / "trial.md").read_text()
 
 
-@pytest.mark.skipif(not memory.available(), reason="the system does not keep resettable peaks of memory")
+@pytest.mark.skipif(not memory.available(), reason="the system has no resettable peak of memory")
 def test_memory_of_a_row() -> None:
     peaks = row_peaks("ce-150", ["ours", "eager"], quick=True, threads=1)
     gradient = 2 * 150 * 64 * 64 * 4
@@ -169,7 +169,7 @@ def test_memory_of_a_row() -> None:
 
 
 def test_pytest_runs_the_benchmarks() -> None:
-    """``pytest bench/`` measures: with benchmarks skipped or disabled there would be no table."""
+    """``pytest bench/`` measures. With benchmarks skipped or disabled it would print no table."""
     command = [sys.executable, "-m", "pytest", "bench", "--quick", "--rounds=1", "--bench-threads=1"]
     command += ["-q", "-p", "no:cacheprovider", "-k", "cam-19-eager or cam-19-ours"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}

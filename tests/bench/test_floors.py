@@ -1,4 +1,4 @@
-"""The floors, against numbers worked by hand."""
+"""The floors, which are lower bounds on time, against numbers worked by hand."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def test_cross_entropy_of_equal_sizes_on_an_h200() -> None:
 
 def test_resized_cross_entropy() -> None:
     floor = floors.cross_entropy(1, 3, (2, 2), (8, 8))
-    # 12 logits read twice and written once; 64 pixels: label and log-sum-exp twice; two exponentials of 3 * 64
+    # 12 logits, read twice and written once; 64 pixels, label and log-sum-exp twice; 3 * 64 exponentials, twice
     assert floor == Floor(bytes=3 * 48 + 2 * 64 * 5, exponentials=2 * 192, fmas=7 * 192)
-    # where the gradient is formed with the loss: as of equal sizes, but for fewer logits
+    # a gradient that is formed with the loss: as for equal sizes, but with fewer logits
     once = floors.cross_entropy(1, 3, (2, 2), (8, 8), gather=False)
     assert once == Floor(bytes=2 * 48 + 64, exponentials=192, fmas=3 * 192)
 

@@ -1,4 +1,4 @@
-"""``AdaptiveClassWeights``: Eq. 2 to 9 on tables worked by hand, and its state."""
+"""``AdaptiveClassWeights``: Eq. 2 to 9 on tables worked by hand."""
 
 import pytest
 import torch
@@ -53,8 +53,11 @@ def test_three_steps_by_hand(ratio):
 
 
 @pytest.mark.parametrize("ratio", ["smoothed", "none"])
-def test_the_ratio_has_the_dead_class_trap_to_the_letter_alone(ratio):
-    """To the letter, a class that is at 0 twice falls to ``w_min``; otherwise its ratio is 1. The default is safe."""
+def test_only_the_papers_ratio_traps_a_dead_class(ratio):
+    """With the paper's ratio, a class whose score is 0 in two steps falls to ``w_min``. With the others its ratio is 1.
+
+    The default is one of the others.
+    """
     assert cf.AdaptiveClassWeights(4).ratio == "none"
     weights, letter = adaptive(4, ratio=ratio), adaptive(4, ratio="paper")
     for w in (weights, letter):
@@ -68,14 +71,14 @@ def test_the_ratio_has_the_dead_class_trap_to_the_letter_alone(ratio):
 
 
 def test_class_counts_replace_the_observed_pixels():
-    """n = 900, 90, 10 of 1000: ln(1 + 1000/n) = .747214401 2.49412329 4.61512042, clip .646018038 3.8459212 20."""
+    """n = 900, 90, 10 of 1000: ln(1 + 1000/n) = .747214401 2.49412329 4.61512042; clip .646018038 3.8459212 20."""
     weights = adaptive(4, class_counts=[900, 90, 10, 0])
     weights.observe(*batch(FIRST))
     close(weights.step(), [0.0791302843, 0.471084118, 2.4497856, 1.0])
 
 
 def test_clipping():
-    """To [2, 5]: 2, 2.88630619, 5, of mean 3.29543540."""
+    """Clipped to [2, 5]: 2, 2.88630619, 5, with mean 3.29543540."""
     weights = adaptive(4, w_min=2.0, w_max=5.0)
     weights.observe(*batch(FIRST))
     close(weights.step(), [0.606900078, 0.875849726, 1.5172502, 1.0])
@@ -91,7 +94,10 @@ def test_a_class_seen_for_the_first_time_later_has_ratio_1():
 
 
 def test_a_class_missing_for_one_step_compares_with_the_step_before():
-    """CSPS .6 (no false positives: IoU = PA = CSPS), nothing, .3: the ratio is (.3 + .01) / (.6 + .01)."""
+    """The CSPS is .6, missing, then .3, so that the ratio is (.3 + .01) / (.6 + .01).
+
+    Without false positives, IoU = PA = CSPS.
+    """
     weights = adaptive(2)
     for last in [(6, 0, 4), (0, 0, 0), (3, 0, 7)]:
         weights.observe(*batch([(5, 0, 5), last]))
@@ -178,7 +184,7 @@ def test_the_weight_is_updated_in_place_and_a_loss_sees_it():
 
 
 def test_a_default_device_does_not_matter():
-    """``torch.set_default_device``: what a step makes lies where its counts are."""
+    """With ``torch.set_default_device``, a step still creates its tensors on the device of the counts."""
     weights = cf.AdaptiveClassWeights(3)
     weights.observe(torch.rand(2, 3, 4, 4), torch.randint(0, 3, (2, 8, 8)))
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Adaptive class weights: their state, and the errors of what they are given."""
+"""``AdaptiveClassWeights``: its state, contexts such as inference mode, and error messages."""
 
 import copy
 import io
@@ -15,20 +15,6 @@ NAN = float("nan")
 RATIOS = ("paper", "smoothed", "none")
 
 
-# Four classes, delta = 0.9. Class 3 has no ground truth: no IoU, in no sum and no mean, weight 1.
-#
-#                      class 0       class 1       class 2       class 3
-#   tp fp fn           60 20 20      10 30 10      0 5 10        0 7 0
-#   (3) IoU            60/100 = .6   10/50 = .2    0             -
-#   (4) PA             60/80 = .75   10/20 = .5    0             -
-#   (2) CSPS           .54 + .075    .18 + .05     0             -         sum .845
-#                      = .615        = .23
-#   (5) ln(1+.845/c)   .864568506    1.54199321    13.6470931    -         .845 / 1e-6 in class 2
-#       ln(1+110/n)    .864997430    1.87180213    2.48490656    -         n = 80, 20, 10
-#       BW             .747849536    2.88630619    33.9117511    -
-#   (6) RW             1             1             1             -         the first step
-#   (8) clip           .747849536    2.88630619    20            -         mean 7.87805191
-#   (9) w              .0949282316   .366373086    2.53869868    1
 # ------------------------------------------------------------------------------------------------------ state
 
 
@@ -132,7 +118,7 @@ def test_step_inside_inference_mode_then_train():
 
 
 def test_momentum_adds_discounted_counts():
-    """Class 3 of the first step is missing in the second, and keeps its score: its ratio is 1."""
+    """Class 3 is missing in the second step and keeps its score, so that its ratio is 1."""
     averaged, plain = adaptive(4, momentum=0.5), adaptive(4)
     first, second = (
         [(60, 20, 20), (10, 30, 10), (8, 4, 12), (6, 2, 4)],
@@ -166,7 +152,7 @@ def test_momentum_is_in_the_state():
     same(one, other)
 
 
-def test_metrics_are_those_of_torchmetrics(peers):
+def test_metrics_are_those_of_torchmetrics(reference_libraries):
     from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
     model = nn.Conv2d(3, 5, 1)
@@ -193,7 +179,7 @@ def test_metrics_are_those_of_torchmetrics(peers):
     assert metrics.pixel_accuracy == pytest.approx(overall.compute().item())
     other = cf.AdaptiveClassWeights(5, ignore_index=255, metrics=True)
     other.load_state_dict(cawa.weights.state_dict())
-    assert other.metrics.iou.equal(metrics.iou)  # kept, and not counted twice
+    assert other.metrics.iou.equal(metrics.iou)  # restored, and counted only once
     assert (other.confusion == 0).all()
 
 
@@ -218,7 +204,7 @@ def test_step_without_observe():
         weights.step()
     weights.observe(*batch(FIRST))
     weights.step()
-    with pytest.raises(RuntimeError, match="observe"):  # the counts start anew
+    with pytest.raises(RuntimeError, match="observe"):  # a step resets the counts
         weights.step()
     assert len(weights.history) == 1
 

@@ -1,4 +1,4 @@
-"""The baselines of adaptive weights: rules on tables worked by hand, losses against the formulas of the papers."""
+"""The baselines of CAWA: rules on tables worked by hand, and losses against the formulas of their papers."""
 
 import functools
 import inspect
@@ -61,7 +61,7 @@ BY_HAND = [
 )
 def test_rules_by_hand(options, raw, expected):
     weights = cf.AdaptiveClassWeights(4, source="argmax", **options)
-    for _ in range(2):  # the second step: nothing of the first is left in it
+    for _ in range(2):  # the second step must not depend on the first
         weights.observe_confusion(confusion(TRUTH, HITS))
         assert weights.step() is weights.weight
         close(weights.weight, expected)
@@ -73,7 +73,10 @@ def test_rules_by_hand(options, raw, expected):
 
 
 def test_the_dynamic_exponent_by_hand():
-    """Best .8, worst .39: bias .8 / .4 - 1 = 1, exponent 2 / (1 + 1/e) = 1.46211716; all equal: about 1."""
+    """With recalls .8 and .39, the bias is .8 / .4 - 1 = 1 and the exponent 2 / (1 + 1/e) = 1.46211716.
+
+    With equal recalls the exponent is about 1.
+    """
     accuracy = torch.tensor([0.8, 0.39], dtype=torch.float64)
     expected = (1 - accuracy) ** 1.4621171572600098
     torch.testing.assert_close(_rules.difficulty_weight(accuracy), expected, rtol=1e-12, atol=0)
@@ -81,8 +84,8 @@ def test_the_dynamic_exponent_by_hand():
     torch.testing.assert_close(_rules.difficulty_weight(equal), 1 - equal, rtol=0.03, atol=0)
 
 
-def test_a_class_that_a_sample_tells_too_little_of_keeps_its_weight():
-    """Of BY_HAND's classes the second keeps 2.5; the others share the 3 - 2.5 that it leaves: .1 and 1 of 1.1."""
+def test_a_held_class_keeps_its_weight():
+    """The second class of BY_HAND is held at 2.5. The others share the remaining 3 - 2.5 in the ratio .1 to 1."""
     matrix = confusion(TRUTH, HITS)
     tp = matrix.diagonal()
     counts = torch.stack((tp, matrix.sum(0) - tp, matrix.sum(1) - tp))
@@ -103,7 +106,7 @@ def test_perfect_classes_leave_the_weights_at_1(rule):
 
 
 def test_rules_score_activation_maps_too():
-    """Of class 1's two pixels the pseudo mask has one: recall 1 and 1/2."""
+    """The pseudo mask has one of the two pixels of class 1, so that the recalls are 1 and 1/2."""
     weights = cf.AdaptiveClassWeights(2, rule="recall")
     cam = torch.tensor([[[[4.0, 1.0, 1.0]], [[0.0, 0.0, 2.0]]]])
     weights.observe(cam, torch.tensor([[[0, 1, 1]]]))
@@ -139,8 +142,8 @@ def test_what_a_rule_returns_is_checked(raw):
     assert weights.weight.tolist() == [1.0, 1.0, 1.0]
 
 
-def test_the_closed_loop_names_every_argument_of_its_weights():
-    """With the same default and annotation: nobody has to read two signatures."""
+def test_cawa_has_every_argument_of_its_weights():
+    """``CAWA`` has every argument of ``AdaptiveClassWeights``, with the same default and annotation."""
     of_weights = inspect.signature(cf.AdaptiveClassWeights).parameters
     of_loop = inspect.signature(cf.CAWA).parameters
     assert {name: of_loop[name] for name in of_weights if name != "num_classes"} == {
@@ -155,7 +158,7 @@ def test_the_closed_loop_names_every_argument_of_its_weights():
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("size", [(8, 12), (32, 48), (5, 7), (21, 50)])
 def test_adding_the_prior_to_low_resolution_logits_equals_adding_it_to_the_resized_ones(size, align_corners):
-    """In float64 to the last digits: value and gradient."""
+    """Value and gradient, compared in float64."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 5, 8, 12, generator=generator, dtype=torch.float64, requires_grad=True)
     target = torch.randint(0, 5, (2, *size), generator=generator)
@@ -198,7 +201,7 @@ def test_logit_adjustment_takes_the_shapes_of_cross_entropy(shape):
 
 
 def test_logit_adjustment_of_bfloat16_adds_in_float32():
-    logits = torch.full((1, 2, 2, 2), 100.0, dtype=torch.bfloat16, requires_grad=True)  # a step there is 0.5
+    logits = torch.full((1, 2, 2, 2), 100.0, dtype=torch.bfloat16, requires_grad=True)  # where steps are 0.5
     target = torch.zeros(1, 2, 2, dtype=torch.uint8)
     loss = cf.LogitAdjustedLoss([9, 10])(logits, target)
     close(loss.detach(), -math.log(9 / 19))
@@ -224,7 +227,7 @@ def test_logit_adjustment_errors_are_named():
 
 @pytest.mark.parametrize("reduction", ["valid_mean", "mean", "sum"])
 def test_recall_loss_is_the_papers_formula(reduction):
-    """A loop over classes on full-resolution logits: the batch's recall, then the weighted cross-entropy."""
+    """The formula on logits at label resolution: the batch's recall per class, then the weighted cross-entropy."""
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(2, 4, 6, 6, generator=generator, requires_grad=True)
     target = torch.randint(0, 3, (2, 12, 12), generator=generator)  # no pixel of class 3
@@ -247,7 +250,7 @@ def test_recall_loss_is_the_papers_formula(reduction):
     torch.testing.assert_close(gradient, expected)
 
 
-def test_two_batches_of_recall_loss_may_wait_for_one_backward_pass():
+def test_two_batches_of_recall_loss_may_share_one_backward_pass():
     loss_fn = cf.RecallLoss()
     logits = torch.randn(2, 1, 3, 4, 4, requires_grad=True)
     target = torch.randint(0, 3, (2, 1, 8, 8))

@@ -1,4 +1,4 @@
-"""The loop with a budget of time or images: what is observed, what it costs, what is saved."""
+"""``CAWA`` with a budget of time or images: what is observed, what it costs, and what is saved."""
 
 import copy
 
@@ -21,7 +21,7 @@ C = 6
 
 
 class Data(torch.utils.data.Dataset):
-    """Images that show their labels, so that a fixed network has scores that differ from class to class."""
+    """Images that contain their labels, so that a fixed network has scores that differ between classes."""
 
     def __init__(self, images=40):
         generator = torch.Generator().manual_seed(1)
@@ -54,9 +54,9 @@ def validate(cawa, model, loader):
 
 
 @pytest.mark.parametrize("source", ["cam", "argmax"])
-def test_a_budget_for_all_images_is_no_budget(source):
+def test_a_budget_for_all_images_equals_no_budget(source):
     data, model = Data(), network()
-    whole = cf.CAWA(model, C, ignore_index=255, source=source, ratio="smoothed")  # so that a step needs the last one
+    whole = cf.CAWA(model, C, ignore_index=255, source=source, ratio="smoothed")  # a step depends on the last
     part = cf.CAWA(model, C, ignore_index=255, source=source, ratio="smoothed", budget=40)
     for _ in range(2):
         expected = validate(whole, model, DataLoader(data, 7))
@@ -75,7 +75,7 @@ def test_each_step_draws_others_and_a_resumed_run_draws_the_same():
     loader = DataLoader(data, 4, sampler=sampler)
     drawn, results, states = [], [], []
     for _ in range(4):
-        assert list(sampler) == list(sampler)  # until the step
+        assert list(sampler) == list(sampler)  # the sample is the same until the step
         drawn.append(list(sampler))
         results.append(validate(cawa, model, loader))
         states.append(copy.deepcopy(cawa.state_dict()))
@@ -86,7 +86,7 @@ def test_each_step_draws_others_and_a_resumed_run_draws_the_same():
     assert validate(other, model, DataLoader(data, 3, sampler=sampler)).equal(results[2])
     late = cf.CAWA(model, C, ignore_index=255, budget=9, momentum=0.5, ratio="smoothed")
     late.load_state_dict(states[1])
-    assert list(late.sampler(data, seed=5)) == drawn[2]  # the sampler may come after the checkpoint
+    assert list(late.sampler(data, seed=5)) == drawn[2]  # the sampler may be made after loading
 
 
 class Clock:
@@ -99,8 +99,8 @@ class Clock:
 
 
 @pytest.mark.parametrize(("image", "images"), [(0.1, 400), (0.02, 400), (3.0, 400), (0.001, 12)])
-def test_the_whole_of_it_stays_within_the_budget(monkeypatch, image, images):
-    """100 s of training an epoch, a forward pass of so many seconds an image, a budget of 2 %."""
+def test_the_total_time_stays_within_the_budget(monkeypatch, image, images):
+    """An epoch trains for 100 s, a forward pass takes ``image`` seconds per image, and the budget is 2 %."""
     clock = Clock(monkeypatch)
     sampler = ValidationSampler(presence(images), 0.02, seed=0)
     for epoch in range(30):
@@ -113,25 +113,25 @@ def test_the_whole_of_it_stays_within_the_budget(monkeypatch, image, images):
             clock.pass_(image)
             sampler.take(1)
         sampler.stepped(sampler.times())
-        clock.pass_(17)  # a checkpoint is written: neither training nor weighting
+        clock.pass_(17)  # a checkpoint is written, which is neither training nor weighting
         training, spent = sampler.seconds
         assert training == pytest.approx(100 * (epoch + 1))
         if epoch >= 12:
             assert spent <= 0.02 * training * 1.001 + 1e-6
     enough = image * images <= 0.02 * 100
-    assert sampler.size == images if enough else spent > 0.01 * training  # and the budget is used
+    assert sampler.size == images if enough else spent > 0.01 * training  # the budget is used
 
 
 def test_a_slow_first_pass_is_paid_back():
     sampler = ValidationSampler(presence(400), 0.02, seed=0)
     first = sampler.size
-    sampler.stepped([100 * 10**9, first * 2 * 10**9])  # 16 s where 2 were to be had
+    sampler.stepped([100 * 10**9, first * 2 * 10**9])  # 16 s instead of 2
     assert sampler.size == 0
     empty = 0
     while sampler.size == 0:
         sampler.stepped([100 * 10**9, 0])
         empty += 1
-    assert empty == 14  # until 2 % of all training so far, and of the next, are those 16 s and another 16 s
+    assert empty == 14  # until 2 % of all training, including the next epoch, pay for those 16 s and another 16 s
 
 
 def test_an_empty_sample_changes_nothing(monkeypatch):
@@ -193,14 +193,14 @@ def test_errors_of_the_budget():
         cawa.observe(labels)
 
 
-def test_a_network_that_does_not_know_the_classes_of_images():
+def test_a_sampler_without_an_index_of_classes():
     data, model = Data(), network()
     cawa = cf.CAWA(model, C, ignore_index=255, budget=20)
     validate(cawa, model, DataLoader(data, 4, sampler=cawa.sampler(len(data))))
     assert cawa.weights.history[-1]["images"] == 20
 
 
-# ------------------------------------------------------------------------------- images that are there twice
+# ----------------------------------------------------------------------------------- images that occur twice
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
@@ -222,10 +222,10 @@ def test_a_mask_leaves_images_out(dtype, ignore):
         plain.observe(labels[:9], mask=torch.ones(8, dtype=torch.bool))
 
 
-@pytest.mark.parametrize(("images", "processes"), [(10, 3), (12, 4), (7, 5), (3, 4)])
-def test_padding_of_a_distributed_sampler(images, processes):
+@pytest.mark.parametrize(("images", "world_size"), [(10, 3), (12, 4), (7, 5), (3, 4)])
+def test_padding_of_a_distributed_sampler(images, world_size):
     seen = []
-    for rank in range(processes):
-        sampler = DistributedSampler(range(images), processes, rank, shuffle=True, seed=4)
+    for rank in range(world_size):
+        sampler = DistributedSampler(range(images), world_size, rank, shuffle=True, seed=4)
         seen += [index for index, real in zip(sampler, cf.unpadded(sampler), strict=True) if real]
     assert sorted(seen) == list(range(images))

@@ -1,4 +1,4 @@
-"""``CAWA``: the closed loop around a network that knows nothing of it."""
+"""``CAWA``: the closed loop around an unmodified network."""
 
 import copy
 import gc
@@ -35,7 +35,7 @@ def batch(n=2):
 
 
 def test_the_closed_loop():
-    """Three epochs: the loss is the plain one with the weights of the moment, and every step changes the weights."""
+    """For three epochs, the loss is cross-entropy with the current weights, and every step changes the weights."""
     model = network()
     cawa = cf.CAWA(model, C, ignore_index=255)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -65,7 +65,7 @@ def test_the_closed_loop():
 
 
 @pytest.mark.parametrize("source", ["cam", "argmax"])
-def test_the_parts_do_the_same(source):
+def test_the_separate_parts_compute_the_same(source):
     model = network().eval()
     options = {"tau": 0.4, "delta": 0.7, "ratio": "paper", "normalize": "minmax", "source": source}
     cawa = cf.CAWA(model, C, ignore_index=255, align_corners=True, **options)
@@ -90,7 +90,7 @@ def test_options_of_the_loss(reduction):
     torch.testing.assert_close(cawa.loss(target), loss_fn(cawa.logits, target))
 
 
-def test_the_network_stays_as_it_is():
+def test_the_network_is_not_modified():
     model = network()
     keys = list(model.state_dict())
     cawa = cf.CAWA(model, C)
@@ -158,7 +158,7 @@ def test_errors_name_the_argument_and_the_value(options, message):
     model = network()
     with pytest.raises(ValueError, match=message):
         cf.CAWA(model, **{"num_classes": C} | options)
-    assert not any(m._forward_hooks for m in model.modules())  # nothing is left behind
+    assert not any(m._forward_hooks for m in model.modules())  # no hook is left
 
 
 def test_an_unknown_option_is_named():
@@ -222,7 +222,7 @@ def test_close():
 
 
 def test_a_copy_of_the_network_for_an_average_of_weights():
-    """``torch.optim.swa_utils.AveragedModel`` copies a network in training; the copy must not speak to CAWA."""
+    """``torch.optim.swa_utils.AveragedModel`` copies the network during training. The copy must not report to CAWA."""
     model = network()
     cawa = cf.CAWA(model, C, ignore_index=255)
     images, target = batch()
@@ -247,8 +247,8 @@ def test_saving_the_whole_network():
     assert cawa.logits.shape == (2, C, 8, 10)
 
 
-def test_the_last_graph_goes_with_its_owners():
-    """No reference cycle: the memory of the last forward pass is free at once, not at some garbage collection."""
+def test_the_last_graph_is_freed_with_its_owners():
+    """Without a reference cycle, the memory of the last forward pass is freed at once and not by garbage collection."""
     gc.collect()
     gc.disable()
     try:

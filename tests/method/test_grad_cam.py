@@ -71,15 +71,16 @@ def test_closed_form_is_autograd_at_the_classifiers_input(method, bias, images):
     assert (closed >= 0).all()
     assert closed.amax((0, 2, 3)).gt(0).any()
     same_up_to_scale(closed, graph)
-    if method != "gradcam++":  # whose weights are no multiple of the gradient: the resize's factor changes them
+    # Grad-CAM++'s weights are not linear in the gradient, so that the factor of the resize changes them.
+    if method != "gradcam++":
         same_up_to_scale(closed, maps_of(model, images, "body_relu", method=method))
 
 
 @pytest.mark.parametrize("layer", ["stem", "norm", "relu", "body", "body_relu"])
 @pytest.mark.parametrize("method", METHODS)
 def test_definition_at_any_layer(method, layer, net, images):
-    """One image and one class at a time, by hand-written hooks and the papers' formulas."""
-    net, images = net.double(), images.double()  # Grad-CAM++ divides by what may be almost 0
+    """The papers' formulas for one image and one class at a time, with separate hooks."""
+    net, images = net.double(), images.double()  # Grad-CAM++ divides by values that may be almost 0
     maps = maps_of(net, images, layer, method=method)
     module = net.get_submodule(layer)
     for n, c in [(0, 0), (0, 3), (1, 4)]:
@@ -103,7 +104,7 @@ def test_definition_at_any_layer(method, layer, net, images):
 
 @pytest.mark.parametrize("layer", ["relu", "body_relu"])
 @pytest.mark.parametrize("method", METHODS)
-def test_pytorch_grad_cam(method, layer, images, peers):
+def test_pytorch_grad_cam(method, layer, images, reference_libraries):
     import pytorch_grad_cam
     from pytorch_grad_cam.utils.image import scale_cam_image
     from pytorch_grad_cam.utils.model_targets import SemanticSegmentationTarget
@@ -127,7 +128,7 @@ def test_pytorch_grad_cam(method, layer, images, peers):
 
 @pytest.mark.parametrize("layer", ["relu", "body_relu"])
 @pytest.mark.parametrize(("method", "name"), [("gradcam", "GradCAM"), ("layercam", "LayerCAM")])
-def test_torchcam(method, name, layer, net, images, peers):
+def test_torchcam(method, name, layer, net, images, reference_libraries):
     import torchcam.methods
 
     maps = maps_of(net, images, layer, method=method)
@@ -135,7 +136,7 @@ def test_torchcam(method, name, layer, net, images, peers):
         for c in range(C):
             scores = net(images).sum((2, 3))
             (expected,) = library(class_idx=c, scores=scores)
-            if method == "layercam":  # which torch-cam does not normalise alike; up to the scale it is the same
+            if method == "layercam":  # torch-cam normalises it differently, so that maps are equal up to a factor
                 same_up_to_scale(maps[:, c : c + 1], expected[:, None].detach(), rtol=1e-3)
                 continue
             low, high = maps[:, c].amin((1, 2), keepdim=True), maps[:, c].amax((1, 2), keepdim=True)
@@ -178,7 +179,7 @@ def test_under_no_grad(arguments, net, images):
     expected = maps_of(net, images, *arguments)
     with torch.no_grad():
         maps = maps_of(net, images, *arguments)
-        assert not torch.is_grad_enabled()  # as before
+        assert not torch.is_grad_enabled()  # unchanged
     torch.testing.assert_close(maps, expected)
     assert not maps.requires_grad
 
@@ -235,8 +236,8 @@ def test_auxiliary_heads_are_skipped(net, images):
     torch.testing.assert_close(maps_of(net, images), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_torchvision_fcn(images, peers):
-    """``aux_classifier`` is defined after ``classifier``, and the output is a dict of both."""
+def test_torchvision_fcn(images, reference_libraries):
+    """In this network ``aux_classifier`` comes after ``classifier``, and the output is a dict of both."""
     from torchvision.models.segmentation import fcn_resnet50
 
     model = fcn_resnet50(weights=None, weights_backbone=None, num_classes=C, aux_loss=True).eval()
@@ -275,7 +276,7 @@ def test_outputs_that_hold_the_logits(arguments, output, net, images):
 
 
 def test_layers_whose_gradients_have_no_batching_rule(images):
-    """Pooling, padding, attention and resizing between layer and logits: no warning, and the definition's maps."""
+    """With pooling, padding and resizing between layer and logits, there is no warning, and the maps are correct."""
     model = nn.Sequential(
         nn.Conv2d(3, 6, 3),
         nn.MaxPool2d(2),

@@ -1,4 +1,4 @@
-"""What happens to the modules' state around a run: records, copies, moves, inference mode, the deferred check."""
+"""The state of modules around a run: records, copies, moves, inference mode, the deferred label check."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_copy_of_network_and_cawa_listens_to_its_own_network(twin: Any) -> Non
     assert len(other["model"][2]._forward_hooks) == 1
 
 
-def test_a_head_that_is_no_1x1_convolution_is_not_mistaken() -> None:
+def test_a_head_that_is_no_1x1_convolution_is_reported() -> None:
     model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 5, 3))
     with cf.GradCAM(model), pytest.raises(ValueError, match="has 16 outputs, but the network has 5"):
         model(torch.rand(1, 3, 8, 8))
@@ -70,7 +70,7 @@ def test_a_head_that_is_no_1x1_convolution_is_not_mistaken() -> None:
         assert cam().shape == (1, 5, 8, 8)
 
 
-def test_a_vector_of_logits_wants_a_scalar_target() -> None:
+def test_a_vector_of_logits_needs_a_scalar_target() -> None:
     with pytest.raises(ValueError, match=r"for input \(C,\) target must be a scalar of shape \(\), got \(3,\)"):
         CF.cross_entropy(torch.randn(3), torch.tensor([0, 1, 2]))
 
@@ -85,7 +85,7 @@ def test_item_raises_what_was_deferred() -> None:
         criterion.item(bad)
 
 
-def test_a_long_history_is_saved_and_read_quickly() -> None:
+def test_a_long_history_is_saved_and_loaded() -> None:
     weights, other = cf.AdaptiveClassWeights(150), cf.AdaptiveClassWeights(150)
     weights.history = [{"step": step, "weight": torch.rand(150).tolist()} for step in range(200)]
     other.load_state_dict(weights.state_dict())

@@ -1,4 +1,4 @@
-"""Validation on a part of the images: who is drawn, what is estimated from it, how much time it may take."""
+"""Validation on a sample of the images: which are drawn, what is estimated from them, which weights are held."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def rng(seed):
     return np.random.default_rng(seed)
 
 
-# ------------------------------------------------------------------------------------------------ who is drawn
+# ---------------------------------------------------------------------------------------- which images are drawn
 
 
 def test_the_rarest_class_of_an_image():
@@ -45,10 +45,10 @@ def test_every_class_is_expected_once_in_twice_as_many_images_as_classes():
     expected = (inclusion_probabilities(Rarest.of(table).rarity, 80)[:, None] * table).sum(0)
     evenly = 80 / 5000 * table.sum(0)
     assert expected.min() >= 1
-    assert evenly.min() < 1  # what an even draw gives the rarest
+    assert evenly.min() < 1  # with equal probabilities, for the rarest class
 
 
-def test_without_an_index_every_image_is_as_likely():
+def test_without_an_index_all_images_are_equally_likely():
     result = inclusion_probabilities(torch.zeros(10), 4)
     torch.testing.assert_close(result, torch.full((10,), 0.4, dtype=torch.float64))
 
@@ -66,7 +66,7 @@ def test_images_are_drawn_with_their_probabilities():
     assert ((times / 4000 - probability).abs() <= 4.5 * error + 1e-12).all()
 
 
-def test_a_class_with_a_length_of_one_is_never_missed():
+def test_a_class_whose_probabilities_sum_to_one_is_always_drawn():
     table = presence(images=2000, classes=10)
     order, rarity = Rarest.of(table)
     probability = inclusion_probabilities(rarity, 40)
@@ -85,7 +85,7 @@ def test_a_million_images_in_seconds():
     assert table[indices].any(0).all()
 
 
-# ------------------------------------------------------------------------------------- what is estimated from it
+# ----------------------------------------------------------------------------------- what is estimated from them
 
 
 def test_all_images_give_the_totals_without_error():
@@ -97,21 +97,24 @@ def test_all_images_give_the_totals_without_error():
 
 
 def test_estimate_by_hand():
-    """Two images drawn with 1/2 and 1/4; class 1 is in the second alone, class 2 in none, class 3 without truth."""
+    """Two images are drawn with probabilities 1/2 and 1/4.
+
+    Class 1 is only in the second image, class 2 in none, and class 3 has no ground truth.
+    """
     rows = torch.tensor([[[3, 0, 0, 0], [1, 0, 0, 2], [0, 0, 0, 0]], [[1, 2, 0, 0], [1, 1, 0, 0], [2, 1, 0, 0]]])
     counts, error = estimate(rows, torch.tensor([0.5, 0.25]), delta=0.9)
     assert counts.tolist() == [[10, 8, 0, 0], [6, 4, 0, 4], [8, 4, 0, 0]]
-    # class 0: 6 + 4 hits of 8 + 16 in the union, of 6 + 12 of ground truth; then without the one, without the other
+    # class 0: tp 6 + 4, union 8 + 16, ground truth 6 + 12; e1 is without the first image, e2 without the second
     e1 = 0.9 * (4 / 16 - 10 / 24) + 0.1 * (4 / 12 - 10 / 18)
     e2 = 0.9 * (6 / 8 - 10 / 24) + 0.1 * (6 / 6 - 10 / 18)
     variance = 1 / 2 * (0.5 * e1**2 + 0.75 * e2**2)
     assert error[0].item() == pytest.approx(variance**0.5)
-    assert error[1].item() == pytest.approx((0.25 * 0.75) ** 0.5)  # one image alone
+    assert error[1].item() == pytest.approx((0.25 * 0.75) ** 0.5)  # a single image
     assert error[2:].isnan().all()
 
 
-def test_estimates_are_right_and_their_errors_honest():
-    """Over many draws: no bias to speak of, and the stated error is the real one or a little more."""
+def test_estimates_have_little_bias_and_realistic_errors():
+    """Over many draws the bias is small, and the stated error is the actual one or slightly larger."""
     population = Population.make(1500, 10, rarest=0.01, seed=2)
     order, rarity = Rarest.of(population.presence())
     probability = inclusion_probabilities(rarity, 90)
@@ -131,7 +134,7 @@ def test_estimates_are_right_and_their_errors_honest():
     assert (ratio < 1.3).all(), ratio
 
 
-def test_an_even_draw_knows_less_of_rare_classes():
+def test_equal_probabilities_estimate_rare_classes_worse():
     population = Population.make(3000, 12, rarest=0.003, seed=3)
     order, rarity = Rarest.of(population.presence())
     truth = scores(population.totals(), 0.9)
@@ -199,12 +202,12 @@ def test_a_held_class_keeps_its_weight_and_the_mean_stays_1():
     update = _rules.cawa_weights(first, last_csps=known, last_weight=last, held=held, **options)
     assert update.weight[2:].tolist() == [1.6, 1.0]
     assert update.weight.mean().item() == pytest.approx(1)
-    # the others as if the third had its last score and could not be changed
+    # the others are computed as if the third had its last score and a fixed weight
     csps = torch.tensor([0.6 * 0.9 + 0.1 * 0.75, 0.2 * 0.9 + 0.1 * 0.5, 0.2]).double()
     base = _rules.base_weight(csps, torch.tensor([80.0, 20, 15]).double(), 1e-6)
     raw = (base * (csps + 0.01) / (known[:3] + 0.01))[:2].clamp(0.1, 20)
     torch.testing.assert_close(update.weight[:2], raw / raw.sum() * (4 - 2.6))
-    assert update.csps[2].item() == pytest.approx(0.9 * 5 / 20 + 0.1 * 5 / 15)  # what was seen is told all the same
+    assert update.csps[2].item() == pytest.approx(0.9 * 5 / 20 + 0.1 * 5 / 15)  # the observed score is reported
 
 
 def test_held_classes_are_reported_and_compare_with_their_last_trusted_score():
@@ -216,7 +219,7 @@ def test_held_classes_are_reported_and_compare_with_their_last_trusted_score():
     weights.step()
     before, csps = weights.weight.clone(), weights.last_csps.clone()
     weights.begin_sample(torch.tensor([0.5, 0.5]))
-    weights.observe_sample(cam.flip(-1), target, 0)  # one image of two: nobody can tell how far it is typical
+    weights.observe_sample(cam.flip(-1), target, 0)  # one image of two does not tell how typical it is
     weights.step()
     assert weights.held.tolist() == [True, True]
     assert weights.weight.equal(before)

@@ -1,4 +1,4 @@
-"""The static weights: each formula on a table worked by hand, in exact arithmetic where the numbers are extreme."""
+"""The static weights: each formula on a table worked by hand, and in 50-digit decimals for extreme counts."""
 
 from decimal import Decimal, localcontext
 
@@ -22,11 +22,10 @@ def test_by_hand():
     close(weighting.uniform(counts), [1, 1, 1])
     close(weighting.inverse_frequency(counts), [100 / 180, 100 / 90, 100 / 30])
     close(weighting.median_frequency(counts), [0.5, 1, 3])
-    close(
-        weighting.log_frequency(counts), [0.980829253, 1.46633707, 2.39789527]
-    )  # ln(1 + 100/60), ln(1 + 100/30), ln 11
+    # ln(1 + 100/60), ln(1 + 100/30), ln 11
+    close(weighting.log_frequency(counts), [0.980829253, 1.46633707, 2.39789527])
     close(weighting.enet(counts), [2.07285613, 3.60189369, 8.8238913])  # 1 / ln 1.62, 1.32, 1.12
-    # 1 - .9^n = .99820299, .95760884, .65132156; .1 over each is .10018002 .10442677 .15353400, their mean .11938026
+    # 1 - .9^n = .99820299, .95760884, .65132156; .1 over each is .10018002 .10442677 .15353400, with mean .11938026
     close(weighting.effective_number(counts, beta=0.9), [0.839167395, 0.874740673, 1.28609193])
 
 
@@ -63,7 +62,7 @@ def test_one_class(formula):
 
 
 def test_enet_is_bounded():
-    """1 / ln(1.02 + p): 50.4983 for no share, 1.42228 for all; c moves the bounds."""
+    """1 / ln(1.02 + p) is 50.4983 for p = 0 and 1.42228 for p = 1; another c changes these bounds."""
     weight = weighting.enet([1, 10**12])
     close(weight, [50.4983498, 1.42227783], rtol=1e-6)
     close(weighting.enet([10], c=2.0), [0.910239227])  # 1 / ln 3
@@ -71,7 +70,7 @@ def test_enet_is_bounded():
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 0.99, 0.9999, 0.999999, 1 - 1e-12, 1 - 3e-14])
 def test_effective_number_for_large_counts(beta):
-    """In 50-digit decimals: (1 - beta) / (1 - beta^n), over the mean."""
+    """Against (1 - beta) / (1 - beta^n), divided by the mean, in 50-digit decimals."""
     counts = [10**9, 3 * 10**7, 10**4, 13, 7, 1]
     with localcontext() as context:
         context.prec = 50

@@ -1,4 +1,4 @@
-"""``cam_counts`` against tables worked by hand and the libraries whose order of normalisation it offers."""
+"""``cam_counts`` against tables worked by hand and against the libraries whose order of normalisation it offers."""
 
 import numpy as np
 import pytest
@@ -26,11 +26,11 @@ def lists(counts):
 #   mask                         *    *     *    .        *  *    .     .            *  *    .    .
 #   class 1  -4    2    4    2   -1   .5    1    .5       0  .75  1     .75          0  .5   1    .5
 #   mask                         .    .     *    .        .  *    *     *            .  .    *    .
-#   class 2   0    3.5  6    8   0    .4375 .75  1        as max, its least is 0     as max
+#   class 2   0    3.5  6    8   0    .4375 .75  1        as max: the minimum is 0   as max
 #   mask                         .    .     *    *        .  .    *     *            .  .    *    *
 #
 # "none" compares the maps themselves: class 0 * * * *, class 1 . * * *, class 2 . * * *. Class 2's maximum 8 is at the
-# ignored pixel and still normalises: without it 3.5 / 6 = 0.58 would be in. The last column is not counted.
+# ignored pixel and still normalises the map; without it 3.5 / 6 = 0.58 would exceed tau. The last column is ignored.
 CAM = torch.tensor([[4.0, 3.0, 2.4, 1.0], [-4.0, 2.0, 4.0, 2.0], [0.0, 3.5, 6.0, 8.0]]).view(1, 3, 1, 4)
 TARGET = torch.tensor([0, 1, 1, 255]).view(1, 1, 4)
 BY_HAND = {  # tp, fp where all classes are scored, fn
@@ -50,7 +50,7 @@ def test_by_hand(normalize, classes):
     assert lists(CF.cam_counts(CAM, TARGET, normalize=normalize, classes=classes, ignore_index=255)) == [tp, fp, fn]
 
 
-# Three samples, 0 8 4, to two pixels: read at 0.25 and 1.75, .75 * 0 + .25 * 8 = 2 and .25 * 8 + .75 * 4 = 5.
+# Three samples, 0 8 4, resized to two pixels at 0.25 and 1.75: .75 * 0 + .25 * 8 = 2 and .25 * 8 + .75 * 4 = 5.
 #
 #   max      2/5 = .4         5/5 = 1
 #   minmax   0 1 .5  ->  .25  .625
@@ -76,7 +76,10 @@ def test_order_of_resize_and_normalisation_by_hand(normalize, tau, tp):
 
 
 def test_align_corners_by_hand():
-    """8 2 to four pixels: 8 6.5 3.5 2 with half-pixel centres, 8 6 4 2 with corners; 0.45 * 8 = 3.6 lies between."""
+    """8 2, resized to four pixels, is 8 6.5 3.5 2 with half-pixel centres and 8 6 4 2 with aligned corners.
+
+    The threshold, 0.45 * 8 = 3.6, lies between 3.5 and 4.
+    """
     cam = torch.tensor([8.0, 2.0]).view(1, 1, 1, 2)
     target = torch.zeros(1, 1, 4, dtype=torch.uint8)
     assert CF.cam_counts(cam, target, tau=0.45).tp.item() == 2
@@ -95,7 +98,7 @@ def test_a_threshold_that_is_hit_exactly_is_not_exceeded(normalize, dtype):
 
 @pytest.mark.parametrize("tau", [0.1, 0.3, 0.35, 0.7, 0.9])
 def test_decimal_thresholds_compare_in_float32(tau):
-    """3 / 10 and 0.3 are the same float32: not exceeded."""
+    """3 / 10 and 0.3 are the same float32, so that the one does not exceed the other."""
     cam = torch.arange(0, 101, dtype=torch.float32).view(1, 1, 1, 101)
     tp = CF.cam_counts(cam, torch.zeros(1, 1, 101, dtype=torch.uint8), tau=tau).tp.item()
     assert tp == sum(np.float32(k) / np.float32(100) > np.float32(tau) for k in range(101)) == 100 - round(100 * tau)
@@ -114,7 +117,7 @@ def test_maps_that_cannot_be_normalised_give_an_empty_mask(values, normalize, si
     assert lists(counts) == [[0], [0], [size[0] * size[1]]]
 
 
-def test_such_a_map_does_not_harm_the_other_classes_and_images():
+def test_an_invalid_map_does_not_affect_other_classes_and_images():
     cam = torch.rand(2, 3, 6, 6) + 0.1
     target = torch.randint(0, 3, (2, 24, 24))
     clean = CF.cam_counts(cam, target)
@@ -126,7 +129,7 @@ def test_such_a_map_does_not_harm_the_other_classes_and_images():
 
 
 def test_presence_is_judged_in_each_image():
-    """Class 1 is in the second image only: its false positives in the first are not scored."""
+    """Class 1 is only in the second image. Its false positives in the first one are not scored."""
     cam = torch.tensor([[[1.0, 0.0]], [[0.9, 1.0]]]).expand(2, 2, 1, 2)
     target = torch.tensor([[[0, 0]], [[1, 0]]])
     assert lists(CF.cam_counts(cam, target)) == [[1, 1], [1, 1], [2, 0]]
@@ -140,7 +143,7 @@ def test_a_class_whose_only_pixels_are_ignored_is_absent():
 
 
 def by_definition(cam, target, tau, normalize, classes, corners):
-    """Masks at label resolution from the materialised maps, then counts class by class and image by image."""
+    """Counts from masks at label resolution, one image and one class at a time."""
     dtype = torch.float64 if cam.dtype == torch.float64 else torch.float32
     counts = torch.zeros(3, cam.shape[1], dtype=torch.int64)
 
@@ -214,7 +217,7 @@ def test_layouts(layout, normalize, content):
 @pytest.mark.sampled
 @pytest.mark.parametrize("content", ["noise", "smooth"])
 @pytest.mark.parametrize("ratio", ["same", "x4", "non-integer", "anisotropic"])
-def test_order_of_pytorch_grad_cam(ratio, content, peers):
+def test_order_of_pytorch_grad_cam(ratio, content, reference_libraries):
     from pytorch_grad_cam.utils.image import scale_cam_image
 
     case = CONTENTS[content](5, 3, *RATIOS[ratio])
@@ -228,7 +231,7 @@ def test_order_of_pytorch_grad_cam(ratio, content, peers):
 @pytest.mark.sampled
 @pytest.mark.parametrize("content", ["noise", "smooth"])
 @pytest.mark.parametrize("ratio", ["same", "x4", "non-integer", "anisotropic"])
-def test_order_of_torchcam(ratio, content, peers):
+def test_order_of_torchcam(ratio, content, reference_libraries):
     from torchcam.methods.core import _CAM
 
     case = CONTENTS[content](5, 3, *RATIOS[ratio])
@@ -239,7 +242,10 @@ def test_order_of_torchcam(ratio, content, peers):
 
 
 def assert_agree(counts, normalised, target):
-    """Equal counts, but for pixels whose value is within the libraries' rounding (their 1e-7 too) of the threshold."""
+    """Assert equal counts, except for at most 2 pixels whose value is within 1e-5 of the threshold.
+
+    That covers the libraries' rounding and the 1e-7 that they add to denominators.
+    """
     for c in range(5):
         truth, valid, at = target == c, target != 255, normalised[:, c]
         for count, where, sign in [(counts.tp, truth, 1), (counts.fp, valid & ~truth, 1), (counts.fn, truth, -1)]:

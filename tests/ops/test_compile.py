@@ -41,7 +41,7 @@ def test_opcheck_cross_entropy(size, reduction, weight):
     torch.library.opcheck(OPS.cross_entropy, (*arguments, False))
 
 
-CHEAP = ("test_schema", "test_faketensor")  # what layouts and dtypes can break
+CHEAP = ("test_schema", "test_faketensor")  # the checks that layouts and dtypes can break
 
 
 @pytest.mark.sampled
@@ -104,7 +104,7 @@ def test_double_backward_raises_and_says_what_to_use():
 
 
 def test_no_gradient_for_the_other_arguments():
-    """Only ``input`` has one; the other outputs of the operator are no part of the graph."""
+    """Only ``input`` has a gradient, and of the operator's outputs only the loss is part of the graph."""
     logits, target = inputs()
     loss, scale, grad = OPS.cross_entropy(logits.requires_grad_(), target, WEIGHT, 255, "mean", 0.0, False, True)
     assert loss.requires_grad
@@ -113,7 +113,7 @@ def test_no_gradient_for_the_other_arguments():
 
 
 def training_step(logits, target, weight):
-    """What a compiled training step does with the logits before and the loss after."""
+    """A training step with operations on the logits before the loss and on the loss after it."""
     loss = CF.cross_entropy(2 * logits, target, weight, ignore_index=255, label_smoothing=0.1)
     return loss + logits.square().mean()
 
@@ -140,9 +140,9 @@ def test_compile_with_dynamic_shapes():
     check_compiled("aot_eager", dynamic=True)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # inductor's own
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # raised by inductor
 def test_compile_with_inductor():
-    """Inductor checks the strides that the fake implementation promised; channels_last is where they differ."""
+    """Inductor checks the strides of the fake implementation's results. With channels_last they are not the default."""
     check_compiled("inductor", "channels_last", "same")
 
 

@@ -17,7 +17,7 @@ C = 5
 
 
 def by_pixel(prediction, target, num_classes, ignore_index=255):
-    """One pixel after the other."""
+    """The confusion matrix by a loop over pixels."""
     counts = [[0] * num_classes for _ in range(num_classes)]
     for p, t in zip(prediction.flatten().tolist(), target.flatten().tolist(), strict=True):
         if t != ignore_index:
@@ -26,7 +26,7 @@ def by_pixel(prediction, target, num_classes, ignore_index=255):
 
 
 def by_interpolation(logits, target, corners=False):
-    """From the materialised logits, which the operator never builds; its own positions and rounding."""
+    """Predictions from the resized logits, which the operator never materialises, with its positions and rounding."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     return reference.resize(logits.to(dtype), target.shape[1:], corners).argmax(1)
 
@@ -48,7 +48,10 @@ def test_by_hand():
 
 
 def test_resize_by_hand():
-    """Two samples to four pixels: at 0, 1/4, 3/4 and 1 of the way with half-pixel centres, at thirds with corners.
+    """Two samples, resized to four pixels.
+
+    With half-pixel centres these are at 0, 1/4, 3/4 and 1 of the way from one sample to the other, with aligned corners
+    at thirds.
 
     =====================  ===  =====  =====  ===
     class 0, half-pixel     4    3      1      0
@@ -57,7 +60,8 @@ def test_resize_by_hand():
     class 1                 0    1.67   3.33   5
     =====================  ===  =====  =====  ===
 
-    Both give 0 0 1 1. With 2.8 as a constant third class the first still does, the second gives 0 2 1 1.
+    Both give the classes 0 0 1 1. With 2.8 as a constant third class, half-pixel centres still do, and aligned corners
+    give 0 2 1 1.
     """
     target = torch.zeros(1, 1, 4, dtype=torch.uint8)
     for third, corners, row in [
@@ -117,9 +121,7 @@ def test_nan_counts_as_the_largest_and_the_first_wins(values):
 
 def test_nan_spreads_to_the_pixels_that_read_it():
     logits = torch.zeros(1, 2, 1, 8)
-    logits[0, 1, 0, 2] = (
-        torch.nan
-    )  # of 32 pixels, those between samples 1 and 3: 4 on each side of pixel 8..11's centre
+    logits[0, 1, 0, 2] = torch.nan  # read by 8 of 32 pixels, those between samples 1 and 3
     counts = CF.confusion_matrix(logits, torch.zeros(1, 1, 32, dtype=torch.uint8))
     expected = F.interpolate(logits, (1, 32), mode="bilinear").argmax(1)
     assert counts[0].tolist() == [int((expected == 0).sum()), int((expected == 1).sum())]
@@ -138,7 +140,7 @@ def test_torchmetrics(num_classes, torchmetrics):
     logits = torch.randn(3, num_classes, 31, 45)
     target[torch.rand(target.shape) < 0.2] = 255
     counts = CF.confusion_matrix(logits, target.to(torch.uint8), ignore_index=255)
-    if num_classes == 1:  # which torchmetrics refuses
+    if num_classes == 1:  # torchmetrics rejects a single class
         assert counts.tolist() == [[int((target == 0).sum())]]
         return
     from torchmetrics.functional.classification import multiclass_confusion_matrix
@@ -150,7 +152,7 @@ def test_torchmetrics(num_classes, torchmetrics):
 
 @pytest.mark.parametrize("dtype", LABELS)
 def test_one_class_everywhere(dtype, backend):
-    """All counts in one bin: more than 16 bits hold, and in compiled code more than float32 counts exactly."""
+    """One bin has all counts: more than 16 bits hold, and in compiled code more than float32 can count exactly."""
     slow = backend == "reference" or (backend == "triton" and DEVICE != "cuda")
     size = (420, 400) if slow else (4200, 4000)
     labels = torch.full((1, *size), 2, dtype=dtype)
@@ -176,14 +178,14 @@ def test_predictions_at_ignored_pixels_do_not_matter():
     assert CF.confusion_matrix(prediction, target, num_classes=2, ignore_index=255).tolist() == [[1, 0], [0, 1]]
 
 
-def test_ignore_index_is_no_excuse_for_a_prediction():
-    """A prediction of 255 at a labelled pixel is a mistake, whatever ``ignore_index`` is."""
+def test_a_prediction_equal_to_ignore_index_is_reported():
+    """A prediction of 255 at a labelled pixel is out of range, whatever ``ignore_index`` is."""
     prediction, target = torch.tensor([[[0, 255, 1]]]), torch.tensor([[[0, 0, 1]]])
     with pytest.raises(ValueError, match=r"input: 1 pixel has the value 255.*2 classes"):
         CF.confusion_matrix(prediction, target, num_classes=2, ignore_index=255)
 
 
-def test_the_graph_is_left_alone():
+def test_the_result_is_not_part_of_a_graph():
     leaf = torch.randn(1, C, 4, 4, requires_grad=True)
     copy = leaf.detach().clone()
     assert not CF.confusion_matrix(leaf, torch.zeros(1, 8, 8, dtype=torch.uint8)).requires_grad

@@ -1,4 +1,4 @@
-"""What the compiled CPU kernels promise beyond right results: the same bits for any threads, bounded memory, ..."""
+"""The compiled CPU kernels beyond correct results: the same bits for any number of threads, bounded memory, ..."""
 
 import json
 import os
@@ -93,8 +93,8 @@ def test_several_python_threads_at_once():
 
 
 @pytest.mark.parametrize("operator", ["cross_entropy", "confusion_matrix", "cam_counts"])
-def test_the_interpreter_runs_on(operator, threads):
-    """While a kernel computes, other Python threads do."""
+def test_other_python_threads_run_during_a_kernel(operator, threads):
+    """A kernel releases the GIL, so that other Python threads run meanwhile."""
     threads(1)
     logits = torch.randn(1, 64, 512, 512)
     target = torch.randint(0, 64, (1, 1024, 1024), dtype=torch.uint8)
@@ -113,7 +113,7 @@ def test_the_interpreter_runs_on(operator, threads):
     stop.set()
     thread.join()
     inside = sum(start < at < end for at in ticks)
-    assert end - start > 0.02, "too short to tell"
+    assert end - start > 0.02, "the call is too short for this test"
     assert inside >= 5
 
 
@@ -121,7 +121,7 @@ def test_the_interpreter_runs_on(operator, threads):
 
 
 def big(requires_grad=True):
-    """Logits whose gradient is large enough to be kept for the next step (4 MiB), and labels."""
+    """Logits and labels whose gradient has more than 4 MiB, so that its memory is kept for the next step."""
     logits = torch.randn(1, 19, 300, 400)
     target = torch.randint(0, 19, (1, 300, 400))
     return logits.requires_grad_(requires_grad), target
@@ -136,8 +136,8 @@ def by_pytorch(logits, target, dtype=torch.float32):
     return loss.detach(), leaf.grad
 
 
-def test_gradients_of_steps_that_live_on():
-    """A gradient that someone holds is not overwritten by the next step's."""
+def test_gradients_that_are_kept_are_not_overwritten():
+    """The next step does not overwrite a gradient that is still referenced."""
     kept = []
     for _ in range(4):
         logits, target = big()
@@ -177,7 +177,7 @@ def test_two_losses_of_one_input():
 
 @pytest.mark.parametrize("size", ["same", "x4"])
 def test_float16_gradients_survive_with_a_scaled_loss(size):
-    """Unscaled they would underflow: the mean over 100,000 pixels is below float16's least number."""
+    """Without loss scaling they would underflow: the mean over 100,000 pixels is below float16's smallest number."""
     logits, target = noise(3, 8, *SIZES[size])
     target[target == 255] = 0
     logits = logits.half().requires_grad_()
@@ -235,7 +235,7 @@ def test_a_thousand_classes(size):
 
 
 def test_what_the_kernels_do_not_take_is_served_by_the_reference():
-    """A vocabulary of 100,000, and nine dimensions."""
+    """The kernels support neither 100,000 classes nor nine dimensions."""
     logits, target = torch.randn(3, 100_000), torch.tensor([5, 99_999, 70_000])
     torch.testing.assert_close(CF.cross_entropy(logits, target), F.cross_entropy(logits, target))
     logits = torch.randn(2, 3, *(2,) * 7).transpose(2, 5).requires_grad_()
@@ -260,7 +260,10 @@ def test_dimensions_that_do_not_merge():
 
 
 def test_more_than_two_to_the_31_elements():
-    """Offsets have 64 bits: the last image of many comes out as if it were alone. Logits are one image, repeated."""
+    """Offsets have 64 bits: the last image of a large batch has the same results as alone.
+
+    To save memory, the logits are one image, expanded.
+    """
     classes, size, images = 151, (150, 200), 500
     one = torch.randn(1, classes, *size).bfloat16()
     logits = one.expand(images, -1, -1, -1)
@@ -278,7 +281,7 @@ def test_more_than_two_to_the_31_elements():
 
 @pytest.mark.slow
 def test_a_gradient_of_more_than_two_to_the_31_elements():
-    """4.3 GB: the gradient has an element per logit."""
+    """The gradient has an element per logit and takes 4.3 GB."""
     classes, size, images = 151, (150, 200), 475
     one = torch.randn(1, classes, *size).bfloat16()
     target = torch.full((images, *size), 255, dtype=torch.uint8)
@@ -320,7 +323,7 @@ print(json.dumps(1024 * (kilobytes("VmHWM") - before)))
 """
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system keeps no resettable peak")
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system has no resettable memory peak")
 @pytest.mark.parametrize(
     ("dtype", "layout"),
     [
@@ -331,21 +334,21 @@ print(json.dumps(1024 * (kilobytes("VmHWM") - before)))
     ],
 )
 def test_peak_memory_of_resize_and_cross_entropy(dtype, layout):
-    """At most the low-resolution gradient, 8 bytes per label pixel, and scratch per thread: no copy of the logits."""
+    """At most the low-resolution gradient, 8 bytes per label pixel and scratch per thread, so no copy of the logits."""
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     command = [sys.executable, "-c", MEMORY, dtype, layout]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     peak = json.loads(done.stdout)
     gradient = 2 * 150 * 128 * 128 * getattr(torch, dtype).itemsize
-    # per thread: two rows of logits and of four sums, 150 * 128 floats each and their neighbours; kept exponentials
+    # per thread: two rows of logits and two of gradient sums, of 2 * 150 * 128 floats each, and the kept exponentials
     scratch = 2 * (150 * 128 * 4 * 8 + 256 * 1024)
-    noise = 1 << 20  # the system counts in batches of pages
+    noise = 1 << 20  # the system counts memory in batches of pages
     assert gradient / 2 < peak <= gradient + 8 * 2 * 512 * 512 + scratch + noise
-    assert peak < 2 * 150 * 512 * 512 * 4 / 10, "nowhere near the logits at label resolution"
+    assert peak < 2 * 150 * 512 * 512 * 4 / 10, "the peak must be far below the size of the logits at label resolution"
 
 
-# ------------------------------------------------------------------------------------------------------- which one runs
+# ---------------------------------------------------------------------------------------- the choice of instruction set
 
 
 @pytest.mark.parametrize("name", native.instruction_sets())
@@ -366,13 +369,13 @@ def test_unknown_instruction_set():
     assert "ValueError: CAWA_FAST_CPU=sse9: this processor and this build have " in done.stderr
 
 
-def test_the_best_is_the_default():
+def test_the_best_instruction_set_is_the_default():
     assert native.build_info()["cpu"] == native.instruction_sets()[-1]
     assert set(native.instruction_sets()) <= set(native.build_info()["instruction_sets"])
 
 
 def test_no_second_openmp():
-    """Threads are torch's: the extension links no OpenMP runtime of its own."""
+    """The extension uses torch's threads and links no OpenMP runtime of its own."""
     assert b"gomp" not in Path(native._extension.__file__).read_bytes()
 
 

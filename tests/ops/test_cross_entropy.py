@@ -1,4 +1,4 @@
-"""``cross_entropy`` against formulas written here with ``F.interpolate`` and ``F.cross_entropy`` in float64."""
+"""``cross_entropy`` against its formula in float64 with ``F.interpolate`` and ``F.cross_entropy``."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ WEIGHT = torch.tensor([0.2, 1.0, 3.0, 0.0, 0.7, 1.4, 2.5])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_value_and_gradient(reduction, ratio, smoothing, corners):
     case = noise(C, 2, *RATIOS[ratio])
-    case.target[0, 0, 0] = 1  # a label with a weight, so that the mean is a number
+    case.target[0, 0, 0] = 1  # a label whose weight is not 0, so that the mean is not NaN
     grad = torch.randn(case.target.shape) if reduction == "none" else torch.tensor(0.7)
     check(*case, WEIGHT, reduction=reduction, smoothing=smoothing, corners=corners, grad=grad)
 
@@ -70,8 +70,8 @@ def test_labels_without_pixels(size, reduction):
     assert not logits.grad.any()
 
 
-def test_weights_that_are_zero_for_all_labels_there_are():
-    """Nothing to divide by: NaN, with label smoothing too, as in PyTorch."""
+def test_weights_that_are_zero_for_all_labels():
+    """The mean divides by 0 and is NaN as in PyTorch, also with label smoothing."""
     logits, target = torch.randn(2, C, 5, 6), torch.full((2, 5, 6), 3)
     for smoothing in (0.0, 0.1):
         expected = F.cross_entropy(logits, target, WEIGHT, label_smoothing=smoothing)
@@ -106,7 +106,7 @@ def test_ignore_index_inside_and_outside_the_classes(ignore_index, labels):
 
 @pytest.mark.parametrize(("label", "ignore_index"), [(156, -100), (255, -1), (44, 300)])
 def test_ignore_index_does_not_wrap_around_in_uint8(label, ignore_index):
-    """156 = -100 modulo 256: with 200 classes it is a label like any other."""
+    """156 = -100 modulo 256, for example, but with 256 classes it is a valid label."""
     target = torch.full((1, 4, 4), label, dtype=torch.uint8)
     loss, grad = check(torch.randn(1, 256, 4, 4), target, ignore_index=ignore_index)
     assert loss > 0
@@ -121,7 +121,7 @@ def test_shapes_of_equal_size(shape, reduction):
     grad = torch.randn(target.shape) if reduction == "none" else None
     if len(shape) > 1:
         check(logits, target, weight, reduction=reduction, grad=grad)
-    else:  # F.cross_entropy has no such reductions; one pixel has one loss
+    else:  # F.cross_entropy lacks some reductions; all are the loss of the one pixel
         loss = CF.cross_entropy(logits, target, weight, reduction=reduction)
         unweighted = reduction == "mean"
         expected = F.cross_entropy(logits, target, None if unweighted else weight, reduction="sum")
@@ -135,7 +135,7 @@ def test_all_ignored(reduction, ratio):
     leaf = case.logits.requires_grad_()
     loss = CF.cross_entropy(leaf, case.target, WEIGHT, ignore_index=255, reduction=reduction, label_smoothing=0.1)
     loss.sum().backward()
-    assert loss.isnan() if reduction == "mean" else (loss == 0).all()  # NaN: PyTorch's answer
+    assert loss.isnan() if reduction == "mean" else (loss == 0).all()  # NaN as in PyTorch
     assert leaf.grad.equal(torch.zeros_like(leaf))
 
 
@@ -152,14 +152,14 @@ def test_empty(reduction, shape):
 
 
 def test_expanded_gradient(backend):
-    """``loss.sum().backward()`` hands down a gradient of stride 0."""
+    """``loss.sum().backward()`` passes a gradient with stride 0."""
     case = noise(C, 2, (6, 9), (24, 36))
     grads = []
     for grad in (torch.tensor(0.3).expand(case.target.shape), torch.full(case.target.shape, 0.3)):
         leaf = case.logits.clone().requires_grad_()
         CF.cross_entropy(leaf, case.target, WEIGHT, ignore_index=255, reduction="none").backward(grad)
         grads.append(leaf.grad)
-    exact = backend != "reference" or DEVICE == "cpu"  # PyTorch's sums on a GPU are in no fixed order
+    exact = backend != "reference" or DEVICE == "cpu"  # on a GPU, PyTorch sums in no fixed order
     torch.testing.assert_close(grads[0], grads[1], rtol=0 if exact else 1e-5, atol=0 if exact else 1e-7)
 
 
@@ -179,7 +179,10 @@ def test_the_callers_tensors_are_not_changed(size, dtype):
 @pytest.mark.parametrize("shift", [0.0, 1e4, -1e4])
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_large_logits(scale, shift, reduction):
-    """Softmax does not change when all logits of a pixel move together: PyTorch keeps all digits, so shall we."""
+    """A constant added to all logits of a pixel does not change the softmax.
+
+    PyTorch loses no digits then, and neither may the operator.
+    """
     case = noise(C, 2, (9, 13), (9, 13))
     check(scale * case.logits + shift, case.target, WEIGHT, reduction=reduction)
 
@@ -191,14 +194,14 @@ def test_large_resized_logits(reduction):
 
 
 def test_confident_pixels():
-    """A trained network's logits: the loss of a right pixel is tiny, and still has to be right."""
+    """With the logits of a trained network, the loss of a correct pixel is tiny and must still be accurate."""
     target = torch.randint(0, C, (1, 32, 32))
     logits = torch.randn(1, C, 32, 32) + 12 * F.one_hot(target, C).permute(0, 3, 1, 2) + 40
     check(logits, target, reduction="none")
 
 
 def test_minus_infinity_at_another_class():
-    """A masked-out class has probability 0, no more."""
+    """A masked-out class has probability 0 and no other effect."""
     case = noise(C, 2, (8, 8), (8, 8))
     logits, target = case.logits.clone(), case.target.where(case.target != 4, 5)
     logits[:, 4] = -torch.inf
@@ -271,7 +274,7 @@ def test_errors_name_the_argument_and_the_value(arguments, options, error, messa
 
 
 def test_autocast():
-    """A network under autocast gives bfloat16 logits; the loss is float32, the gradients reach its float32 weights."""
+    """Under autocast the logits are bfloat16, the loss is float32, and gradients reach the float32 weights."""
     layer = torch.nn.Conv2d(4, C, 1)
     case = noise(C, 2, (6, 9), (24, 36))
     with torch.autocast(DEVICE, torch.bfloat16):
@@ -338,7 +341,7 @@ def test_module_errors(options, message):
 def test_any_size(sizes, classes, corners, seed):
     torch.manual_seed(seed)
     if backends.runs_triton(torch.device(DEVICE)):
-        # the interpreter is slow, and on a GPU the compiler, for every size anew: fewer and smaller ones
+        # fewer and smaller sizes: the interpreter is slow, and on a GPU each size takes a compilation
         if seed % (4 if DEVICE == "cpu" else 9):
             return
         sizes, classes = [1 + size % 12 for size in sizes], 1 + classes % 6

@@ -1,6 +1,6 @@
-"""The counting kernels of ``csrc/cuda/`` on the CPU, by emulation: every way through them, threads in any order.
+"""The counting kernels of ``csrc/cuda/``, emulated on the CPU: every code path, and threads in any order.
 
-``test_confusion_matrix.py`` and ``test_cam_counts.py`` run on them too, with the backend "cuda emulation".
+``test_confusion_matrix.py`` and ``test_cam_counts.py`` also run on them, with the backend "cuda emulation".
 """
 
 import pytest
@@ -38,7 +38,7 @@ def check_confusion(input, target, corners=False, kernel=CELLS):
 @pytest.mark.parametrize("make", [noise, smooth])
 @pytest.mark.parametrize("classes", [1, 2, 19, 31, 33, 60, 150, 1030])
 def test_numbers_of_classes(classes, make):
-    """Up to 32: all pairs have a slot of their own. Beyond 1024 no class is left out before the argmax."""
+    """Up to 32 classes, each pair has a counter of its own. Above 1024, the argmax compares all classes."""
     case = make(classes, 1, (5, 7), (20, 28))
     check_confusion(case.logits, case.target.where(case.target < classes, 255))
 
@@ -61,7 +61,7 @@ def test_equal_sizes(layout, dtype):
 
 @pytest.mark.parametrize("content", CONTENTS)
 def test_the_same_counts_in_any_order_of_threads(content):
-    """A barrier too few would let some orders read what is not there yet."""
+    """If a barrier were missing, some orders of threads would read values before they are written."""
     library = emulation.load()
     case = CONTENTS[content](40, 2, (10, 34), (40, 136))
     expected = reference.confusion_matrix(case.logits, case.target, 40, 255, False)
@@ -78,7 +78,7 @@ def test_bad_labels_are_reported_and_not_counted(dtype, high):
     case.target[1, 2, 4:9] = 99 if dtype == torch.uint8 else -3
     expected = reference.bad_labels(case.target, 5, 255)
     report = _label_check.open_report("target", case.target.device, 5, 255)
-    report[0] = 10  # what others have found before
+    report[0] = 10  # pixels found by earlier calls
     counts = confusion_matrix(case.logits, case.target.to(dtype), report=report)
     assert report.tolist() == [10 + expected[0], *expected[1:]]
     assert counts.equal(reference.confusion_matrix(case.logits, case.target, 5, 255, False))
@@ -120,7 +120,7 @@ def test_errors(change, message):
 
 
 def test_classes_more_than_two_to_the_31_elements_apart():
-    """Memory that is not written to takes no place."""
+    """The tensor spans more than 4 GB, but the system allocates only pages that are written."""
     case, stride = noise(2, 1, (4, 6), (16, 24)), 2**31 + 8
     logits = torch.empty(stride + 24, dtype=torch.bfloat16).as_strided((1, 2, 4, 6), (24, stride, 6, 1))
     logits.copy_(case.logits)
@@ -165,7 +165,7 @@ def check_cam(cam, target, tau=0.5, normalize="max", classes="present", corners=
 @pytest.mark.parametrize("make", [noise, smooth])
 @pytest.mark.parametrize("classes", [1, 5, 19, 255, 300])
 def test_maps(classes, make):
-    """A block chooses from 256 classes at a time."""
+    """A block selects the classes to count from 256 classes at a time."""
     case = make(classes, 2, (5, 7), (20, 28))
     target = case.target.where(case.target < classes, 255)
     for normalize in ("max", "none"):
@@ -186,7 +186,7 @@ def test_blocks_of_maps_and_their_borders(low, ratio):
 @pytest.mark.parametrize("corners", [False, True])
 @pytest.mark.parametrize("value", [1.0, 0.1, 3e38, 1e-38, 1e-45])
 def test_maps_that_are_all_alike(value, corners):
-    """Rounding alone makes some pixels larger than others; all are above and none exceeds tau = 1."""
+    """In a constant map, pixels differ only by rounding. None may exceed tau = 1."""
     cam = torch.full((1, 2, 9, 40), value)
     cam[0, 1, :, 20:] *= 1 + 2**-23
     target = torch.randint(0, 2, (1, 31, 150), dtype=torch.uint8)
@@ -196,7 +196,7 @@ def test_maps_that_are_all_alike(value, corners):
 
 @pytest.mark.parametrize("first", [-torch.inf, torch.inf, torch.nan])
 def test_infinities_where_their_weight_is_zero(first):
-    """0 * inf is NaN, which is the map's maximum, though no sample of that cell is positive."""
+    """0 * inf is NaN, and the maximum of the map is NaN even if no sample of that cell is positive."""
     target = torch.zeros(1, 1, 41, dtype=torch.uint8)
     for place in (0, 1, 19, 20):
         cam = torch.cat((torch.full((20,), -1.0), torch.tensor([5.0]))).view(1, 1, 1, 21)
@@ -209,7 +209,7 @@ def test_infinities_where_their_weight_is_zero(first):
 @pytest.mark.parametrize("top", [1e-40, 1e-30, 0.7, 3.0, 1e30, 3e38])
 @pytest.mark.parametrize("tau", [0.0, 1e-40, 1e-7, 0.1, 0.5, 1.0])
 def test_thresholds_in_any_magnitude(tau, top):
-    """Where quotients are subnormal, many values have the same one."""
+    """Where quotients are subnormal, many values have the same quotient."""
     steps = torch.tensor([0, 1e-10, 0.5, 1 - 2**-23, 1, 1 + 2**-23, 2])
     values = (torch.tensor(tau) * top * steps).clamp_(max=top)
     check_cam(torch.cat((values, torch.tensor([top]))).view(1, 1, 1, -1), torch.zeros(1, 1, 8).byte(), tau)

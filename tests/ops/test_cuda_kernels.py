@@ -1,6 +1,6 @@
-"""The CUDA kernels of ``csrc/cuda/`` on the CPU, by emulation: every way through them, threads in any order.
+"""The CUDA kernels of ``csrc/cuda/``, emulated on the CPU: every code path, and threads in any order.
 
-``test_cross_entropy.py`` runs on them too, with the backend "cuda emulation".
+``test_cross_entropy.py`` also runs on them, with the backend "cuda emulation".
 """
 
 import pytest
@@ -38,7 +38,7 @@ def backward(grad, input, target, weight, scale, ignore_index=255, smoothing=0.0
 
 
 def by_formula(dtype, input, target, weight, scale, ignore_index, smoothing, grad=None):
-    """Losses of the pixels, and the gradient of their sum times scale and ``grad``."""
+    """The losses of the pixels, their sum weighted by ``scale`` and ``grad``, and the gradient of that sum."""
     leaf = input.detach().to(dtype).requires_grad_()
     loss = F.cross_entropy(
         leaf,
@@ -57,7 +57,7 @@ def by_formula(dtype, input, target, weight, scale, ignore_index, smoothing, gra
 
 
 def check(input, target, weight=None, *, smoothing=0.0, ignore_index=255, kernel=None):
-    """Every way through the operators, against PyTorch; ``kernel`` is what must have run."""
+    """Compare every code path of the operators with PyTorch; ``kernel`` names the kernel that must have run."""
     scale = torch.rand(input.shape[1]) / target.numel()
     pixel_grad, one_grad = torch.randn(target.shape), torch.tensor(0.7)
     options = {"ignore_index": ignore_index, "smoothing": smoothing}
@@ -82,7 +82,7 @@ def check(input, target, weight=None, *, smoothing=0.0, ignore_index=255, kernel
             by_formula(dtype, input, target, weight, scale, **options, grad=factor)
             for dtype in (torch.float64, torch.float32)
         )
-        # rounded to the logits' dtype, as ours has to be
+        # PyTorch's gradient is rounded to the logits' dtype, as ours must be
         largest = 1.0 if factor is None else factor.abs().max().item()
         assert_no_worse(actual, exact[2], pytorch[2].to(input.dtype), floor=per_pixel * largest)
         if factor is None:
@@ -128,7 +128,7 @@ def test_many_classes(dtype, smoothing):
 @pytest.mark.parametrize("labels", LABELS)
 @pytest.mark.parametrize("ignore_index", [-100, 255, 3, 2**40])
 def test_labels_that_are_ignored(labels, ignore_index):
-    """Outside the classes, or ignore_index: loss and gradient are exactly 0, whatever the logits are."""
+    """A label outside the classes or equal to ignore_index has loss and gradient 0, whatever the logits are."""
     classes, size = 19, (8, 16)
     info = torch.iinfo(labels)
     for layout in ("contiguous", "channels_last", "sliced"):
@@ -160,7 +160,7 @@ def test_not_finite_logits_and_scales(layout, classes):
     logits[0, 1, 0], logits[0, 2, 1], logits[0, :, 2] = torch.nan, torch.inf, -torch.inf
     logits[0, :, 3] = -torch.inf
     logits[0, 5, 3] = 1.0
-    logits[1, :8] = -torch.inf  # of one whole group of classes
+    logits[1, :8] = -torch.inf  # a whole group of classes
     target[0, 3], target[1] = 5, 9
     logits = LAYOUTS[layout](logits)
     scale = torch.full((classes,), 0.5)
@@ -185,7 +185,7 @@ def test_large_logits(layout):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
 def test_the_same_bits_in_any_order_of_threads(layout):
-    """A barrier too few would let some orders read what is not there yet."""
+    """If a barrier were missing, some orders of threads would read values before they are written."""
     library = emulation.load()
     for classes in (19, 60, 300):
         case = noise(classes, 2, (2, 24), (2, 24))
@@ -238,7 +238,7 @@ def test_errors(change, message):
 @pytest.mark.parametrize("upstream", [1.0, 0.4, 0.0])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_formed_gradient_is_left_alone_if_upstream_is_one_and_else_computed_anew(dtype, layout, upstream):
+def test_a_formed_gradient_is_recomputed_unless_upstream_is_one(dtype, layout, upstream):
     case = noise(19, 2, (9, 13), (9, 13))
     input, target = LAYOUTS[layout](case.logits.to(dtype)), case.target.to(torch.uint8)
     weight, scale, grad = torch.rand(19), torch.rand(19), torch.tensor(upstream)

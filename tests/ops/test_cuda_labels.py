@@ -1,4 +1,4 @@
-"""Label maps as the CUDA kernels read them, by emulation: pixels of each class, reductions, labels that are wrong."""
+"""The CUDA kernels that read label maps, emulated on the CPU: pixels of each class, reductions, bad labels."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def operators():
 
 
 def maps(classes, shape, dtype, runs):
-    """Labels in runs of up to ``runs`` equal ones, a tenth of them 255."""
+    """Labels in runs of up to ``runs`` equal ones; a tenth of the pixels are 255."""
     number = shape.numel()
     labels = torch.randint(0, classes, (number,)).repeat_interleave(torch.randint(1, runs + 1, (number,)))[:number]
     labels[torch.rand(number) < 0.1] = 255
@@ -80,12 +80,12 @@ def test_bad_labels_are_reported_and_do_not_count(operators, unaligned, reductio
     assert report.tolist() == [3, -7, 300]
     good = labels.masked_fill((labels < 0) | (labels > 18), 255)
     assert scale.equal(operators.label_scale(good, 19, 255, None, backends.REDUCTIONS.index(reduction), None))
-    operators.label_counts(labels, 19, 255, report)  # added to what is there
+    operators.label_counts(labels, 19, 255, report)  # adds to the report
     assert report.tolist() == [6, -7, 300]
 
 
 def test_a_reduction_over_many_rows_counts_once(operators):
-    """(N,) labels of (N, C) logits are one map, not N: else there would be a counter for each row and class."""
+    """The (N,) labels of (N, C) logits are counted as one map. As N maps they would need N times C counters."""
     labels = torch.randint(0, 19, (3000,), dtype=torch.uint8)
     emulation.launches()
     scale = operators.label_scale(labels, 19, 255, None, backends.REDUCTIONS.index("class_mean"), None)
@@ -93,6 +93,6 @@ def test_a_reduction_over_many_rows_counts_once(operators):
     assert emulation.launches() == ["label_counts"]
 
 
-def test_an_ignored_class_is_no_class(operators):
+def test_an_ignored_class_is_not_counted(operators):
     labels = torch.randint(0, 5, (1, 30, 40), dtype=torch.uint8)
     assert operators.label_counts(labels, 5, 2, None)[0, 2] == 0

@@ -1,4 +1,4 @@
-"""Resized cross-entropy in CUDA C++, by emulation: what its cells, blocks and exponentials could get wrong."""
+"""Resized cross-entropy in CUDA C++, emulated on the CPU: edge cases of its cells, blocks and exponentials."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tests.support.losses import check
 
 pytestmark = pytest.mark.skipif(emulation.why_not() is not None, reason=str(emulation.why_not()))
 
-SPAN = 33.0  # by how much a class may change within a cell
+SPAN = 33.0  # the largest change of a logit within a cell that is not steep
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def steep_cells(logits, target, corners=False):
     return statistics[:cells].view(images, height + 1, width + 1).isposinf()
 
 
-# blocks have 128 cells forward; backward 31 columns of samples by 5 or 9 rows
+# A block has 128 cells in the forward pass, and 31 columns of samples by 5 or 9 rows in the backward pass.
 SIZES = {
     "one cell between": ((2, 2), (6, 6)),
     "one block's columns": ((3, 31), (12, 124)),
@@ -61,19 +61,19 @@ def test_sizes(size, corners):
 @pytest.mark.parametrize("side", [2, 4, 8])
 @pytest.mark.parametrize("classes", [1, 3, 4, 5, 31, 32, 33, 70])
 def test_numbers_of_classes(classes, side):
-    """Classes are exchanged between warps four at a time, and flagged as labels 32 at a time."""
+    """Warps exchange four classes at a time, and labels are marked in words of 32 classes."""
     case = noise(classes, 1, (4, 5), (4 * side, 5 * side))
     check(*case, torch.rand(classes))
 
 
-def test_as_many_classes_as_it_takes():
+def test_the_largest_number_of_classes():
     case = noise(4096, 1, (2, 2), (4, 4))
     assert backends.resized_side(*case, False) == 2
     assert backends.resized_side(case.logits.repeat(1, 2, 1, 1), case.target, False) == 0
     check(*case)
 
 
-def test_what_it_does_not_take():
+def test_sizes_that_are_not_supported():
     def side(low, high, corners=False):
         return backends.resized_side(torch.empty(1, 3, *low), torch.empty(1, *high), corners)
 
@@ -81,21 +81,24 @@ def test_what_it_does_not_take():
     assert side((4, 4), (33, 32)) == 0  # more than 8 pixels in a cell
     assert side((4, 4), (25, 25), True) == 8
     assert side((4, 4), (26, 25), True) == 0
-    assert side((4, 4), (3, 8)) == 0  # smaller
-    assert side((1, 4), (4, 8)) == 0  # no two samples
-    assert side((8, 8), (64, 8)) == 0  # cells of one column in room for eight
+    assert side((4, 4), (3, 8)) == 0  # fewer rows than the logits
+    assert side((1, 4), (4, 8)) == 0  # a single row of samples
+    assert side((8, 8), (64, 8)) == 0  # 8 x 1 pixels in a cell for 8 x 8
 
 
 @pytest.mark.parametrize(("step", "steep"), [(0.33 * SPAN, False), (1.01 * SPAN, True)])
 def test_the_cells_around_a_steep_sample_are_steep_and_no_others(step, steep):
-    """One sample that differs. The bound on a cell's change, the sum of the changes along its axes and of their own,
-    may be three times what it is, where the sample is the first of the cell."""
+    """One sample differs from the others.
+
+    The bound on the change within a cell is the sum of the changes along both axes and of the mixed difference. If the
+    sample is the first of the cell, the bound is three times the actual change.
+    """
     logits = torch.zeros(1, 4, 6, 7)
     logits[0, 2, 3, 4] = step
     target = torch.zeros(1, 24, 28, dtype=torch.int64)
     expected = torch.zeros(1, 7, 8, dtype=torch.bool)
     if steep:
-        expected[0, 3:5, 4:6] = True  # sample (3, 4) lies between the cells (2, 3) and (3, 4), which begin at -1
+        expected[0, 3:5, 4:6] = True  # sample (3, 4) lies between cells (2, 3) and (3, 4); the first cell is (-1, -1)
     assert steep_cells(logits, target).equal(expected)
     check(logits, target)
 
@@ -103,7 +106,7 @@ def test_the_cells_around_a_steep_sample_are_steep_and_no_others(step, steep):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_cells_with_samples_that_are_not_finite_are_steep(value):
     logits = torch.randn(1, 4, 6, 7)
-    logits[0, 1, 0, 0] = value  # at a corner: the half cells in front of it too
+    logits[0, 1, 0, 0] = value  # a corner sample also lies in the half cells before it
     target = torch.zeros(1, 24, 28, dtype=torch.int64)
     expected = torch.zeros(1, 7, 8, dtype=torch.bool)
     expected[0, :2, :2] = True
@@ -111,7 +114,7 @@ def test_cells_with_samples_that_are_not_finite_are_steep(value):
 
 
 def test_a_label_without_probability_is_computed_pixel_by_pixel():
-    """Its exponential has underflowed beside the others; its loss is that of the logits all the same."""
+    """The label's exponential underflows beside the others, and its loss must still be correct."""
     logits = torch.zeros(1, 3, 4, 4)
     logits[:, 0] = 200
     target = torch.zeros(1, 16, 16, dtype=torch.int64)
@@ -120,7 +123,7 @@ def test_a_label_without_probability_is_computed_pixel_by_pixel():
     check(logits, target, reduction="none")
 
 
-def test_labels_that_are_ignored_make_no_cell_slow():
+def test_ignored_labels_make_no_cell_steep():
     logits = torch.zeros(1, 3, 4, 4)
     logits[:, 0] = 200
     assert not steep_cells(logits, torch.full((1, 16, 16), 255)).any()
@@ -128,7 +131,7 @@ def test_labels_that_are_ignored_make_no_cell_slow():
 
 @pytest.mark.parametrize("value", [-1e6, -1e9, torch.finfo(torch.float32).min])
 def test_a_masked_out_class_with_label_smoothing(value):
-    """A class without weight whose logits are as low as they can be: the others' losses are as without it."""
+    """A class with weight 0 and extremely low logits does not change the losses of the others."""
     case = noise(6, 2, (4, 5), (16, 20))
     logits, target = case.logits.clone(), case.target.where(case.target != 0, 1)
     logits[:, 0] = value
@@ -139,7 +142,7 @@ def test_a_masked_out_class_with_label_smoothing(value):
 
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf])
 @pytest.mark.parametrize("corner", [(0, 0), (5, 6), (5, 3), (2, 6), (2, 3)])
-def test_infinite_samples_reach_the_pixels_that_they_reach_in_pytorch(corner, value):
+def test_infinite_samples_affect_the_same_pixels_as_in_pytorch(corner, value):
     logits = torch.randn(1, 3, 6, 7)
     logits[0, 2, corner[0], corner[1]] = value
     target = torch.randint(0, 2, (1, 24, 28))
@@ -153,7 +156,7 @@ def test_infinite_samples_reach_the_pixels_that_they_reach_in_pytorch(corner, va
 @pytest.mark.parametrize("offset", [-100.0, 100.0])
 @pytest.mark.parametrize("shift", [0.0, 60.0, 300.0])
 def test_references(shift, offset):
-    """The reference begins as the first class's logit; classes that tower above it replace it, one after the other."""
+    """The reference of the exponentials is a logit of the first class until a class far above it replaces it."""
     case = smooth(6, 2, (5, 6), (20, 24))
     logits = case.logits + shift * torch.arange(6.0).view(-1, 1, 1) + offset
     check(logits, case.target, torch.rand(6), smoothing=0.1)

@@ -69,7 +69,7 @@ def test_gamma_0_is_cross_entropy(dtype, reduction):
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("scale", [20.0, 1e3, 1e30])
 def test_certain_pixels_have_a_finite_gradient(scale, gamma):
-    """At p = 1 the power's derivative is infinite for gamma < 1, times a loss of 0; at p = 0 the loss is large."""
+    """At p = 1 with gamma < 1, the power's derivative is infinite and the loss 0; at p = 0 the loss is large."""
     target = torch.tensor([[[0, 1, 1, 0]]])
     logits = scale * F.one_hot(torch.tensor([[[0, 1, 0, 1]]]), 2).permute(0, 3, 1, 2).float()
     leaf = logits.requires_grad_()

@@ -1,4 +1,4 @@
-"""What only a GPU can show: graphs, streams, no waiting, memory, tensors beyond 2^31 elements, a context left alive."""
+"""Tests that need a GPU: CUDA graphs, streams, synchronisation, memory, more than 2^31 elements, bad labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.cases import Case, smooth
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
 SIZES = {"same": ((48, 80), (48, 80)), "resized": ((12, 20), (48, 80))}
@@ -51,10 +51,10 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @contextlib.contextmanager
 def no_waiting() -> Iterator[None]:
-    """Raises where the host would wait for the device."""
+    """Raise where the host synchronises with the device."""
     torch.cuda.synchronize()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # once in a process, that not all waiting is seen
+        warnings.simplefilter("ignore")  # one warning per process: not all synchronisation is detected
         torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -65,7 +65,7 @@ def no_waiting() -> Iterator[None]:
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("call", [loss_and_gradient, counts])
 @pytest.mark.parametrize("size", SIZES)
-def test_nothing_waits_for_the_device(size: str, call: Callable[[Case], tuple[Tensor, ...]]) -> None:
+def test_operators_do_not_synchronise(size: str, call: Callable[[Case], tuple[Tensor, ...]]) -> None:
     case = problem(size)
     call(case)  # compiles
     with no_waiting():
@@ -126,7 +126,7 @@ def test_deterministic_mode_gives_the_same_bits(size: str) -> None:
 
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("size", SIZES)
-def test_a_bad_label_is_reported_later_and_the_context_lives(size: str) -> None:
+def test_a_bad_label_is_reported_later_and_the_context_survives(size: str) -> None:
     case = problem(size)
     case.target[0, 3, 5] = 77
     case.target[1, 3, 5] = 30
@@ -141,7 +141,7 @@ def test_a_bad_label_is_reported_later_and_the_context_lives(size: str) -> None:
 
 
 def bad_labels(size: str, call: Callable[[Case], object]) -> Case:
-    """A case with two of them, and ``call`` has compiled."""
+    """A case with two bad labels, after a call that compiles the kernels."""
     case = problem(size)
     call(case)
     cf.check_labels()
@@ -169,7 +169,7 @@ def test_reports_of_other_streams_are_seen() -> None:
 def test_every_replay_of_a_graph_reports(
     size: str, call: Callable[[Case], object], known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the call in the graph is the first that needs a report: what clears it is no part of the graph."""
+    """Also if the captured call is the first that needs a report: clearing the report is not part of the graph."""
     case = bad_labels(size, call)
     monkeypatch.setattr(_label_check, "_deferred", {})
     if not known:
@@ -178,7 +178,7 @@ def test_every_replay_of_a_graph_reports(
     with torch.cuda.graph(graph):
         captured = call(case)
     operators = 1 if call is loss_and_gradient else 2
-    cf.check_labels()  # a captured call has met nothing yet
+    cf.check_labels()  # capturing computes nothing
     for replays in (1, 3):
         for _ in range(replays):
             graph.replay()
@@ -191,7 +191,7 @@ def test_every_replay_of_a_graph_reports(
 @pytest.mark.filterwarnings("ignore")  # inductor's own
 @pytest.mark.parametrize("size", SIZES)
 def test_a_compiled_step_in_graphs_reports(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.compile's graphs reuse the memory that was allocated while they warmed up: no report may lie there."""
+    """torch.compile's graphs reuse memory that was allocated during warm-up. No report may be in it."""
     torch._dynamo.reset()
     case = bad_labels(size, loss_and_gradient)
     monkeypatch.setattr(_label_check, "_deferred", {})
@@ -230,7 +230,7 @@ def test_memory_of_resized_logits(dtype: torch.dtype) -> None:
 
 
 def peak(logits: Tensor, target: Tensor) -> int:
-    """Bytes that loss and gradient take at their highest."""
+    """Peak memory of loss and gradient in bytes."""
     CF.cross_entropy(logits, target).backward()
     logits.grad = None
     torch.cuda.synchronize()
@@ -243,7 +243,7 @@ def peak(logits: Tensor, target: Tensor) -> int:
 
 @pytest.mark.usefixtures("kernels")
 def test_more_than_two_to_the_31_elements() -> None:
-    """The last image of a batch of 2.2 billion logits has the gradient that it has alone."""
+    """In a batch of 2.2 billion logits, the last image has the same gradient as alone."""
     logits = torch.empty(14, 150, 1024, 1024, dtype=torch.bfloat16, device="cuda").normal_()
     target = torch.randint(0, 150, (14, 1024, 1024), device="cuda", dtype=torch.uint8)
     leaf = logits.requires_grad_()
@@ -256,7 +256,7 @@ def test_more_than_two_to_the_31_elements() -> None:
     assert matrix.equal(reference.confusion_matrix(logits.detach()[-1:], target[-1:], 150, -100, False))
 
 
-def test_observing_does_not_wait() -> None:
+def test_observe_does_not_synchronise() -> None:
     case = problem("resized")
     weights = cf.AdaptiveClassWeights(19, ignore_index=255).cuda()
     maps = case.logits.relu()
@@ -267,7 +267,7 @@ def test_observing_does_not_wait() -> None:
     assert weights.weight.isfinite().all()
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("size", SIZES)
 def test_a_device_that_is_not_the_current_one(size: str) -> None:

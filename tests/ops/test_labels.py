@@ -1,4 +1,4 @@
-"""Bad labels and bad weights: found, named, and never read out of bounds."""
+"""Bad labels and bad weights: they are found, named, and never cause a read out of bounds."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ every_operator = pytest.mark.parametrize("operator", OPERATORS)
 
 
 def with_bad(*values, dtype=torch.int64):
-    """Labels 0 and, at the first pixels, ``values``."""
+    """Labels of 0, except for ``values`` at the first pixels."""
     target = torch.zeros(2, 4, 4, dtype=dtype)
     target.view(-1)[: len(values)] = torch.tensor(values, dtype=dtype)
     return target
@@ -101,7 +101,7 @@ def test_deferred_raises_in_check_labels(operator):
 
 
 def test_deferred_names_the_classes_of_the_call_that_met_the_label():
-    """A later call with more classes, for which the label would have been fine, must not garble the message."""
+    """A later call with more classes, for which the label would be valid, must not change the message."""
     cf.set_label_check("deferred")
     cross_entropy(with_bad(5))
     CF.cross_entropy(torch.zeros(1, 19, 4, 4), torch.zeros(1, 4, 4, dtype=torch.uint8), ignore_index=255)
@@ -119,7 +119,7 @@ def test_deferred_reports_survive_inference_mode():
 
 
 def test_deferred_reports_are_many_and_do_not_mix():
-    """More combinations of classes and ignored labels than a table of reports has rows."""
+    """There are more combinations of num_classes and ignore_index than rows in a table of reports."""
     cf.set_label_check("deferred")
     for ignore_index in range(300, 300 + 2 * _label_check._ROWS + 1):
         cross_entropy(with_bad(*[7] * (ignore_index % 3 + 1)), ignore_index=ignore_index)
@@ -149,7 +149,7 @@ def test_off_reports_nothing():
 
 
 @pytest.mark.parametrize("mode", [pytest.param("auto", marks=on_a_cpu), "sync"])
-def test_at_once(mode):
+def test_bad_labels_raise_at_once(mode):
     cf.set_label_check(mode)
     with pytest.raises(ValueError, match="the value 9"):
         cross_entropy(with_bad(9))

@@ -1,6 +1,6 @@
-"""The host waits for no device: shown on one that only pretends, where reading a value raises.
+"""No operator synchronises with the device: tests on the pretend device, where reading a value raises.
 
-Run by test_pretend.py, in a process of its own.
+test_pretend.py runs this file in a process of its own.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("_device")
 
 
 def twice(call):
-    """The first time labels' report is made, which later ones find there."""
+    """Call twice: the first call creates the label report, and the second must not synchronise."""
     call()
     with pretend.no_waiting():
         return call()
@@ -93,7 +93,7 @@ def test_labels_that_are_bad():
         cf.check_labels()
 
 
-def test_what_waits_is_seen():
+def test_synchronisation_is_detected():
     x = torch.rand(3)
     for waits in (x.sum().item, x.cpu, x.tolist, lambda: x[x > 0], lambda: bool(x[0] > 0), lambda: torch.tensor([1.0])):
         with pytest.raises(pretend.Waited), pretend.no_waiting():

@@ -1,4 +1,4 @@
-"""The suite as it runs on a GPU, without one: on tensors that say that they are not on the CPU (pretend.py)."""
+"""The suite as it would run on a GPU, on tensors that report another device than the CPU (support/pretend.py)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments: str) -> str:
-    """Output of pytest there."""
+    """Output of pytest on the pretend device."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *arguments]
     done = subprocess.run(
@@ -27,7 +27,7 @@ def run(*arguments: str) -> str:
 
 
 @pytest.mark.slow
-def test_operators_make_nobody_wait() -> None:
+def test_operators_do_not_synchronise() -> None:
     assert "passed" in run("tests/ops/test_no_waiting.py")
 
 
@@ -41,8 +41,8 @@ def test_the_tests_suit_another_device_than_the_cpu() -> None:
     assert int(passed[1]) > 120
 
 
-def test_what_needs_a_device_and_in_which_order() -> None:
-    """Its time may be up before the end: no other tests, and of every test something early."""
+def test_selection_and_order_of_tests_on_a_device() -> None:
+    """As time may run out on a device, only tests that need one run, and one combination of every test comes early."""
     from bench.gpu.steps import DEVICE_TESTS
 
     tests = [line for line in run("--collect-only").splitlines() if "::" in line]
@@ -50,7 +50,7 @@ def test_what_needs_a_device_and_in_which_order() -> None:
     assert files == {*DEVICE_TESTS, "tests/ops/test_no_waiting.py"}
     of_a_gpu = [place for place, test in enumerate(tests) if "test_gpu.py" in test]
     assert of_a_gpu == [*range(len(of_a_gpu))]
-    tests = [test for test in tests if "no_waiting" not in test]  # (which has no backends)
+    tests = [test for test in tests if "no_waiting" not in test]  # those tests have no backends
     kernels = [place for place, test in enumerate(tests) if "[triton" in test]
     plain = [place for place, test in enumerate(tests) if "[reference" in test]
     assert kernels[-1] < plain[0]

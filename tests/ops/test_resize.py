@@ -1,4 +1,4 @@
-"""Where the bilinear resize of the specification takes its samples, and what it gives back."""
+"""The bilinear resize of the reference against ``F.interpolate``, and its adjoint."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def test_resize_is_interpolate(ratio, dtype, corners):
     low, high = RATIOS.get(ratio, ((37, 129), (515, 1030)))
     x = torch.randn(1, 2, *low, dtype=dtype)
     expected = F.interpolate(x, high, mode="bilinear", align_corners=corners)
-    few_ulps = 8 * torch.finfo(dtype).eps * (1 if dtype == torch.float32 else max(low))  # a few of the position's
+    few_ulps = 8 * torch.finfo(dtype).eps * (1 if dtype == torch.float32 else max(low))  # ulps of the position
     torch.testing.assert_close(reference.resize(x, high, corners), expected, rtol=few_ulps, atol=few_ulps * 4)
 
 

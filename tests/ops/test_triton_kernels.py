@@ -1,6 +1,7 @@
-"""The Triton kernels where they could go wrong in ways of their own: tiles, chunks, halos, offsets, configurations.
+"""Edge cases that only the Triton kernels have: tiles, chunks, halos, offsets, configurations.
 
-In the interpreter, or with CAWA_FAST_TEST_DEVICE=cuda on a GPU. What the operators compute is tested with the others'.
+They run in the interpreter, or on a GPU with CAWA_FAST_TEST_DEVICE=cuda. The tests with the fixture ``backend`` compare
+the results of the operators on all backends.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def _kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def check_counts(logits, target, classes, corners=False, normalize="max"):
-    """Both counting operators against the specification, to the last pixel."""
+    """Both counting operators must equal the reference exactly."""
     matrix = CF.confusion_matrix(logits, target, ignore_index=255, align_corners=corners)
     assert matrix.equal(reference.confusion_matrix(logits, target, classes, 255, corners))
     counts = CF.cam_counts(logits, target, ignore_index=255, align_corners=corners, normalize=normalize)
@@ -55,7 +56,7 @@ def test_chunks_of_classes(classes, ratio):
     with contextlib.ExitStack() as stack:
         for kernel in ("cross_entropy", "cross_entropy_backward", "cross_entropy_same"):
             table = _tiling.choose(kernel)
-            # larger chunks of many classes, since the interpreter is slow; a GPU's registers do not hold them
+            # larger chunks for many classes, since the interpreter is slow; a GPU has too few registers for them
             chunk = {33: 16, 150: 64}.get(classes, 8) if DEVICE == "cpu" else 8
             stack.enter_context(_tiling.forced(kernel, {**table, "CLASSES": chunk}))
         check(*case, weight)
@@ -78,7 +79,7 @@ TINY = {
 @pytest.mark.parametrize("make", [noise, smooth, one_class])
 @pytest.mark.parametrize("sizes", [((2, 36), (3, 71)), ((7, 3), (29, 12)), ((9, 5), (4, 11)), ((6, 33), (6, 33))])
 def test_many_small_tiles(sizes, make, corners):
-    """Borders of tiles, strips and blocks everywhere, and more distinct pairs in a tile than are counted at once."""
+    """Tiles, strips and blocks end everywhere, and a tile has more distinct pairs than are counted at once."""
     case = make(5, 2, *sizes)
     with contextlib.ExitStack() as stack:
         for kernel, configuration in TINY.items():
@@ -114,7 +115,7 @@ def test_offsets_of_64_bits(monkeypatch, ratio, layout):
 
 
 def test_needs_64_bits():
-    # reduction "none" of a batch of 14 images of 150 x 1024 x 1024 and its like: only strides say so
+    # strides decide, as for reduction "none" of 14 images of 150 x 1024 x 1024
     assert not _launch.needs_64_bits(torch.empty(1).expand(2, 150, 1024, 1024))
     assert _launch.needs_64_bits(torch.empty(1, device="meta").as_strided((1, 2, 1024, 1024), (0, 0, 2**22, 1)))
     assert not _launch.needs_64_bits(
@@ -124,7 +125,7 @@ def test_needs_64_bits():
 
 @pytest.mark.parametrize("corners", [False, True])
 def test_patches_hold_all_samples_of_a_tile(corners):
-    """By counting, for many sizes: a patch that is too small would decide about samples that it has not seen."""
+    """Counted for many sizes. If a patch were too small, the kernel would decide a tile without some of its samples."""
     tile = {"ROWS": 8, "COLUMNS": 32}
     checked = 0
     for in_size in [*range(1, 40), 128, 129, 277, 1023]:
@@ -167,7 +168,7 @@ def test_hostile_maps_on_small_tiles(normalize, content):
 
 
 def test_classes_that_tie_at_one_sample_of_a_patch():
-    """There the lower one wins, though it wins nowhere else."""
+    """At that sample the lower class wins, although it wins nowhere else."""
     logits = torch.ones(1, 2, 4, 4)
     logits[0, 1] = 2
     logits[0, 1, 0, 0] = 1
@@ -178,13 +179,13 @@ def test_classes_that_tie_at_one_sample_of_a_patch():
 
 @pytest.mark.parametrize("offset", [1, -1])
 def test_classes_one_unit_in_the_last_place_apart(offset):
-    """Mixtures of equal samples are not always equal to them: what samples decide needs a margin."""
+    """Rounding may move an interpolation of equal samples away from them, so decisions from samples need a margin."""
     low = torch.rand(64, 1, 1, 1) * 9
     high = torch.nextafter(low, torch.full_like(low, torch.inf))
     classes = torch.cat((low, high) if offset > 0 else (high, low), 1).expand(64, 2, 3, 3)
     target = torch.zeros(64, 7, 10, dtype=torch.uint8)
     check_counts(classes, target, 2)
-    alike = classes.sum(1, keepdim=True)  # at a threshold that some of the mixtures exceed
+    alike = classes.sum(1, keepdim=True)  # at a threshold that some interpolated values exceed
     for tau in (0.5, 1 - 2**-24):
         counts = CF.cam_counts(alike[:8], target[:8], tau=tau)
         expected = reference.cam_counts(alike[:8], target[:8], tau, "max", "present", -100, False)
@@ -192,7 +193,7 @@ def test_classes_one_unit_in_the_last_place_apart(offset):
 
 
 def test_products_that_underflow():
-    """Half of the least number is 0, twice: a mixture may be less than all that it mixes."""
+    """Half of the smallest number rounds to 0, so that an interpolated value may be less than all its samples."""
     least = torch.tensor([0.0, 2.0**-149]).view(1, 2, 1, 1).expand(1, 2, 3, 3)
     target = torch.ones(1, 5, 5, dtype=torch.uint8)
     check_counts(least, target, 2, corners=True)
@@ -202,7 +203,7 @@ def test_products_that_underflow():
 
 
 def launches(monkeypatch, call):
-    """Names of the kernels that ``call`` launches."""
+    """The names of the kernels that ``call`` launches."""
     names = []
 
     def recorded(kernel, *arguments, **options):
@@ -216,7 +217,7 @@ def launches(monkeypatch, call):
 
 
 def test_number_of_launches(monkeypatch):
-    """Each costs microseconds, which a small batch feels."""
+    """Each launch costs microseconds, which matters for small batches."""
     case = noise(3, 1, (2, 3), (8, 12))
     x = case.logits.requires_grad_()
     assert launches(monkeypatch, lambda: CF.cross_entropy(x, case.target, ignore_index=255).backward()) == [
@@ -237,7 +238,7 @@ def test_number_of_launches(monkeypatch):
 
 @pytest.mark.parametrize("images", [1, 70_000])
 def test_grids_of_many_images(monkeypatch, images):
-    """A grid's second and third side end at 65535, the first one at 2^31 - 1."""
+    """The second and third dimension of a grid are limited to 65535, the first to 2^31 - 1."""
     grids = []
     for module in MODULES:
         monkeypatch.setattr(module, "launch", lambda kernel, grid, *others, **options: grids.append(grid))
@@ -257,7 +258,7 @@ def test_grids_of_many_images(monkeypatch, images):
 
 
 def test_kernels_run_on_the_tensors_device(monkeypatch):
-    """Triton launches on the current device, which need not be that of the tensors."""
+    """Triton launches on the current device, which may differ from that of the tensors."""
     current, seen = [], []
 
     @contextlib.contextmanager
@@ -275,7 +276,7 @@ def test_kernels_run_on_the_tensors_device(monkeypatch):
     for module in MODULES:
         monkeypatch.setattr(module, "launch", recorded)
     case = noise(3, 1, (2, 3), (4, 6))
-    for logits in (case.logits, case.logits.double()):  # the kernels look for bad labels in any case
+    for logits in (case.logits, case.logits.double()):  # kernels check the labels for float64 too
         for reduction in ("mean", "sum"):
             x = logits.clone().requires_grad_()
             CF.cross_entropy(x, case.target, ignore_index=255, reduction=reduction).backward()

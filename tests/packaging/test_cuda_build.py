@@ -1,4 +1,4 @@
-"""The CUDA operators without a GPU: what the compiler makes of them, and when they are built and loaded."""
+"""The CUDA operators without a GPU: registers and spills of the kernels, and when they are built and loaded."""
 
 import os
 import re
@@ -35,7 +35,7 @@ ptxas info    : Used 26 registers, used 1 barriers, 300000 bytes smem
 """
 
 
-def test_what_the_compiler_prints_is_understood():
+def test_ptxas_output_is_parsed():
     table = resources.parse_ptxas(PTXAS)
     assert table == [
         Resources("planar", "float16, 16 bytes", 80, 64, 20, 16, 0),
@@ -50,7 +50,7 @@ def test_what_the_compiler_prints_is_understood():
     assert all(line in text for line in (spills, stack, shared))
 
 
-def test_the_committed_table_is_whole_and_right():
+def test_the_committed_table_is_complete_and_without_faults():
     compilers, table = resources.read()
     page = resources.OUT.with_suffix(".md").read_text(encoding="utf-8")
     commit = re.search(r"as of commit (\w+)", page)
@@ -67,9 +67,12 @@ def test_the_committed_table_is_whole_and_right():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 def test_cuda_kernels_compile_without_spills():
-    """For all architectures, without warnings; registers as in the committed table, so that a change is seen."""
+    """The kernels compile for all architectures without warnings.
+
+    Their registers must be those of the committed table, so that no change goes unnoticed.
+    """
     assert NVCC is not None
     version = resources.nvcc_version(NVCC)
     known = resources.supported(NVCC)
@@ -80,19 +83,19 @@ def test_cuda_kernels_compile_without_spills():
     if compilers["nvcc"] == version:
         cuda = {row.kernel for row in table}
         expected = [row for row in committed if row.kernel in cuda and row.architecture in known]
-        assert table == expected, "`python -m bench resources` writes the table anew"
+        assert table == expected, "registers differ from the committed table; `python -m bench resources` updates it"
 
 
 def configure(build, *options):
-    """Output of CMake's first step, which must fail."""
+    """Error output of CMake's configure step, which must fail."""
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
     cmake, ninja = shutil.which("cmake", path=path), shutil.which("ninja", path=path)
     if cmake is None or ninja is None:
-        pytest.skip("there is no CMake or no ninja")
+        pytest.skip("CMake or ninja is not installed")
     command = [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     run = subprocess.run([*command, f"-DPython_EXECUTABLE={sys.executable}", *options], capture_output=True, text=True)
     assert run.returncode != 0
-    return " ".join(run.stderr.split())  # CMake breaks lines
+    return " ".join(run.stderr.split())  # CMake wraps lines
 
 
 def test_asking_for_cuda_without_nvcc_says_what_to_do(tmp_path):
@@ -103,7 +106,7 @@ def test_asking_for_cuda_without_nvcc_says_what_to_do(tmp_path):
     assert "CAWA_FAST_CUDA=0" in output
 
 
-def test_unknown_wishes_are_refused(tmp_path):
+def test_unknown_values_of_cawa_fast_cuda_are_refused(tmp_path):
     assert "must be ON, OFF or AUTO, not 'maybe'" in configure(tmp_path / "build", "-DCAWA_FAST_CUDA=maybe")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
@@ -116,7 +119,7 @@ def test_unknown_wishes_are_refused(tmp_path):
     assert "CAWA_FAST_CUDA must be 0, 1 or auto, not 'maybe'" in run.stderr
 
 
-def test_loaded_only_where_torch_has_cuda(monkeypatch, tmp_path):
+def test_cuda_operators_load_only_if_torch_has_cuda(monkeypatch, tmp_path):
     if torch.version.cuda is None:
         assert not native.cuda_available()
     if not native.available():

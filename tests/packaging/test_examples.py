@@ -1,4 +1,4 @@
-"""Every example runs as it stands and is short."""
+"""Every example runs without changes and is short."""
 
 from __future__ import annotations
 

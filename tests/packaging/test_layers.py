@@ -1,4 +1,4 @@
-"""The structure of the code: imports point one way, no file imports itself through others, names mean one thing."""
+"""The structure of the code: imports follow the layers, there are no import cycles, and names are unique."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ LAYERS = (
 
 
 def files(*folders: str) -> dict[str, Path]:
-    """Dotted module name to file; ``kernels/`` under the name that it is installed by."""
+    """Module names and their files; the modules of ``kernels/`` have the names under which they are installed."""
     found = {}
     for folder in folders:
         for path in sorted((ROOT / folder).rglob("*.py")):
             relative = path.relative_to(ROOT)
             if relative.parts[:2] == ("cawa_fast", "kernels"):
-                continue  # a link that lets a source tree run without being installed
+                continue  # a link with which the source tree runs without being installed
             parts = [*(("cawa_fast",) if folder == "kernels" else ()), *relative.with_suffix("").parts]
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
 
 
 def imports(name: str, path: Path, modules: dict[str, Path]) -> Iterator[tuple[str, int]]:
-    """The modules among ``modules`` that the file imports anywhere, also inside functions, with the line."""
+    """Which of ``modules`` the file imports, also inside functions, with line numbers."""
     package = name.split(".") if path.stem == "__init__" else name.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -56,7 +56,7 @@ def imports(name: str, path: Path, modules: dict[str, Path]) -> Iterator[tuple[s
                     yield module, node.lineno
 
 
-def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
     """The strongly connected components with more than one file (Tarjan 1972)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
@@ -85,20 +85,20 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
     return found
 
 
-def test_no_file_imports_itself_through_others() -> None:
+def test_there_are_no_import_cycles() -> None:
     modules = files("cawa_fast", "kernels", "bench", "tests")
     graph = {name: {other for other, _ in imports(name, path, modules)} for name, path in modules.items()}
     assert len(graph) > 200
-    assert circles(graph) == []
+    assert cycles(graph) == []
 
 
-def test_circles_are_found() -> None:
+def test_import_cycles_are_found() -> None:
     graph = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"e"}}
-    assert circles(graph) == [["b", "c"]]
+    assert cycles(graph) == [["b", "c"]]
 
 
 def layer_of(module: str) -> int | None:
-    """The number of the module's layer; None for the package itself, which collects what is public."""
+    """The index of the module's layer; None for the package itself, which re-exports the public names."""
     parts = module.split(".")
     if len(parts) == 1:
         return None
@@ -128,16 +128,16 @@ def test_kernels_import_nothing_from_above() -> None:
 
 
 SAME_EVERYWHERE = {
-    # an operator by its name in every layer: public function, implementation, specification, kernel
+    # an operator has the same name in every layer: public function, implementation, reference, kernel
     *("cross_entropy", "cross_entropy_backward", "confusion_matrix", "cam_counts", "label_histogram"),
     "reduction_scale",
-    "main",  # what a process runs
+    "main",  # the entry point of a process
 }
-"""Names that several files of a package define, for one thing."""
+"""Names that several files of a package may define, because they mean the same thing."""
 
 
 @pytest.mark.parametrize("folders", [("cawa_fast", "kernels"), ("bench",)], ids=lambda folders: folders[0])
-def test_a_name_means_one_thing(folders: tuple[str, ...]) -> None:
+def test_top_level_names_are_unique(folders: tuple[str, ...]) -> None:
     """No two functions or classes at the top of a package's files share a name."""
     defined = defaultdict(list)
     for path in files(*folders).values():

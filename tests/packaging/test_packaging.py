@@ -17,7 +17,7 @@ SOURCES += ["cawa_fast", "kernels", "csrc", "cmake"]
 
 
 def run(*command, check=True, cwd=None, **environment):
-    """Output and errors of a command, which must succeed unless ``check`` is false, when it must fail."""
+    """Output and errors of a command, which must succeed or, if ``check`` is false, fail."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("CAWA_FAST_")}
     result = subprocess.run(
         [str(part) for part in command],
@@ -33,7 +33,7 @@ def run(*command, check=True, cwd=None, **environment):
 
 @pytest.fixture
 def tree(tmp_path):
-    """A copy of everything that a build reads, without what earlier builds left."""
+    """A copy of everything that a build reads, without files of earlier builds."""
     copy = tmp_path / "tree"
     copy.mkdir()
     for name in SOURCES:
@@ -48,15 +48,15 @@ def build_wheel(source, out, **environment):
     environment = {"CAWA_FAST_CUDA": "0"} | environment
     run(sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", out, source, **environment)
     (wheel,) = out.glob("*.whl")
-    assert wheel.stat().st_size < 2 * 10**6, "without CUDA it is small"
+    assert wheel.stat().st_size < 2 * 10**6, "a wheel without CUDA must be smaller than 2 MB"
     return wheel
 
 
 def run_installed(wheel, to, code):
-    """Output of Python code that sees the unpacked wheel."""
+    """Output lines of Python code that can import the unpacked wheel."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(to)
-    # -S, which skips .pth files: an editable install of the repository would answer for what the wheel lacks.
+    # -S skips .pth files. Otherwise an editable install of the repository would supply what the wheel lacks.
     path = os.pathsep.join([str(to), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
     return run(sys.executable, "-S", "-c", code, cwd=to, PYTHONPATH=path).splitlines()
 
@@ -105,12 +105,12 @@ def test_pure_wheel(tree, tmp_path):
 def test_failed_build_shows_the_compiler_message(tree, tmp_path):
     source = tree / "csrc" / "library.cpp"
     source.write_text("#error planted\n" + source.read_text())
-    # -q, since that is where a build that fails silently would stay unseen
+    # -q: even then pip must show the compiler's message
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", tmp_path, tree]
     output = run(*command, check=False, CAWA_FAST_CUDA="0")
     assert "#error planted" in output
     assert "library.cpp" in output
-    assert "CAWA_FAST_NATIVE=0" in output  # the way out
+    assert "CAWA_FAST_NATIVE=0" in output  # how to install without the extension
     assert not list(tmp_path.glob("*.whl"))
 
 
@@ -119,11 +119,11 @@ def test_build_without_torch_says_how_to_get_it(tree, tmp_path):
     (python,) = tmp_path.glob("venv/*/python")
     cmake = shutil.which("cmake", path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]]))
     output = run(cmake, "-S", tree, "-B", tmp_path / "build", f"-DPython_EXECUTABLE={python}", check=False)
-    words = " ".join(output.split())  # CMake breaks lines
+    words = " ".join(output.split())  # CMake wraps lines
     assert "pip install torch" in words
     assert "--no-build-isolation" in words
 
 
-def test_kernels_refuse_their_bare_name():
+def test_importing_kernels_by_its_bare_name_fails():
     output = run(sys.executable, "-c", "import kernels", check=False, PYTHONPATH=str(ROOT))
     assert "ImportError: 'kernels' is not importable by this name: import it as 'cawa_fast.kernels'" in output

@@ -1,4 +1,4 @@
-"""Triton's kernels compiled for six architectures, without a GPU: every configuration that can be chosen."""
+"""Triton's kernels compiled for six architectures without a GPU, in every configuration that can be chosen."""
 
 from importlib.metadata import version
 
@@ -15,34 +15,34 @@ from bench.gpu.kernel_resources import ARCHITECTURES, faults
 from tests.support.triton_versions import OLDEST, WHY_NOT
 
 
-def assert_lanes_keep_to_themselves(table):
-    """The backward pass exchanges nothing through shared memory, which a layout that the compiler prefers would do."""
+def assert_backward_uses_no_shared_memory(table):
+    """The backward pass uses no shared memory. With the layout that the compiler prefers it would."""
     assert {row.shared_memory for row in table if row.kernel == "_backward"} == {0}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_kernels_compile_without_spills(architecture):
-    """No local memory, no more shared memory than there is, and registers as in the committed table."""
+    """No local memory, no more shared memory than a GPU has, and registers as in the committed table."""
     table = triton_resources.compile_in_a_process([architecture])
     assert not faults(table)
-    assert_lanes_keep_to_themselves(table)
+    assert_backward_uses_no_shared_memory(table)
     configurations = {(row.kernel, row.configuration) for row in table}
     assert len(configurations) == len(table) > 50
     compilers, committed = resources.read()
     if compilers["triton"] == version("triton"):
         kernels = {row.kernel for row in table}
         expected = [row for row in committed if row.kernel in kernels and row.architecture == architecture]
-        assert table == expected, "`python -m bench resources` writes the table anew"
+        assert table == expected, "registers differ from the committed table; `python -m bench resources` updates it"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(OLDEST is None, reason=WHY_NOT)
 @pytest.mark.parametrize("architecture", [80, 90])
-def test_the_oldest_triton_compiles_them_without_spills_too(architecture):
+def test_the_oldest_triton_compiles_kernels_without_spills(architecture):
     table = triton_resources.compile_in_a_process([architecture], OLDEST)
     assert not faults(table)
-    assert_lanes_keep_to_themselves(table)
+    assert_backward_uses_no_shared_memory(table)
 
 
 def test_every_configuration_of_the_tables_is_compiled():
@@ -55,8 +55,8 @@ def test_every_configuration_of_the_tables_is_compiled():
     assert wanted <= {(row.kernel, row.configuration) for row in resources.read()[1]}
 
 
-def test_a_launch_says_all_that_the_compiler_needs():
-    """The recorded launches are those of the operators: each kernel there is, forward and backward."""
+def test_the_recorded_launches_include_every_kernel():
+    """The launches recorded from the operators include every kernel, forward and backward."""
     kernels = {call[0].fn.__name__ for _, _, call in triton_resources.kernel_cases()}
     assert kernels == {
         "_label_histogram",

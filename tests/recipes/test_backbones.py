@@ -15,7 +15,7 @@ from cawa_fast.recipes.models.backbones import find_backbone
 from cawa_fast.recipes.models.libraries import without_source_tree
 from tests.support.networks import PAPER, images, small
 
-pytestmark = pytest.mark.usefixtures("peers")
+pytestmark = pytest.mark.usefixtures("reference_libraries")
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,7 +17,7 @@ from cawa_fast.recipes.models import WITH_AUXILIARY, build_model
 from cawa_fast.recipes.models.ocrnet import ObjectContext
 from tests.support.networks import BEFORE_CLASSIFIER, PAPER, SMALL, STRIDES, images, small
 
-pytestmark = pytest.mark.usefixtures("peers")
+pytestmark = pytest.mark.usefixtures("reference_libraries")
 
 CLASSES = {"cityscapes": 19, "ade20k": 150, "cocostuff": 171}
 IGNORE = 255

@@ -16,7 +16,7 @@ from cawa_fast.recipes.runs.folder import RunFolder
 from cawa_fast.recipes.training.trainer import Trainer
 from tests.support.tiny_runs import TINY, Silent, arguments, assert_same_run, camvid_with_void, invoke, run
 
-pytestmark = pytest.mark.usefixtures("peers")
+pytestmark = pytest.mark.usefixtures("reference_libraries")
 
 DEEPLAB = replace(TINY, model="deeplabv3plus", backbone="resnet18", epochs=1)
 PRETRAINED = "segmentation_models_pytorch.encoders.hf_hub_download"

@@ -39,7 +39,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def sliced(x: Tensor) -> Tensor:
-    """The same values as a window into a larger tensor whose other values are NaN: reading outside shows."""
+    """The same values as a window into a larger tensor whose other values are NaN: a read outside shows."""
     n, c, h, w = x.shape
     whole = x.new_full((n + 1, c + 2, h + 3, w + 5), torch.nan)
     window = whole[1:, 1 : c + 1, 2 : h + 2, 3 : w + 3]
@@ -48,7 +48,7 @@ def sliced(x: Tensor) -> Tensor:
 
 
 def strided(x: Tensor) -> Tensor:
-    """The same values, every other one of a tensor whose width comes first."""
+    """The same values in every other channel and row of a tensor whose slowest dimension is the width."""
     n, c, h, w = x.shape
     whole = x.new_full((w, 2 * c, n, 2 * h), torch.nan).permute(2, 1, 3, 0)
     window = whole[:, ::2, 1::2]
@@ -72,7 +72,7 @@ class Case(NamedTuple):
 
 
 def _blocks(classes: int, n: int, size: tuple[int, int], block: int = 5) -> Tensor:
-    """Labels in blocks with rare classes rare and a border of 255: what annotated images look like from afar."""
+    """Labels in blocks as in annotated images: some classes are rare, and the last row of each image is 255."""
     coarse = tuple(-(-s // block) for s in size)
     share = 1 / (torch.arange(classes) + 1.0) ** 1.5
     labels = torch.multinomial(share, n * coarse[0] * coarse[1], replacement=True).view(n, *coarse)
@@ -88,26 +88,26 @@ def noise(classes: int, n: int, low: tuple[int, int], high: tuple[int, int]) -> 
 
 
 def smooth(classes: int, n: int, low: tuple[int, int], high: tuple[int, int]) -> Case:
-    """Mostly right and confident logits on blocky labels."""
+    """Mostly correct and confident logits for labels in blocks."""
     target = _blocks(classes, n, high)
     one_hot = F.one_hot(target.where(target < classes, 0), classes).permute(0, 3, 1, 2).float()
     return Case(6 * F.adaptive_avg_pool2d(one_hot, low) + 0.5 * torch.randn(n, classes, *low), target)
 
 
 def one_class(classes: int, n: int, low: tuple[int, int], high: tuple[int, int]) -> Case:
-    """Every pixel has the last class, labels and predictions alike: all counts in one bin."""
+    """All labels and all predictions are the last class, so that all counts fall into one bin."""
     logits = torch.randn(n, classes, *low)
     logits[:, -1] += 20
     return Case(logits, torch.full((n, *high), classes - 1))
 
 
 def ties(classes: int, n: int, low: tuple[int, int], high: tuple[int, int]) -> Case:
-    """Whole numbers from few: equal largest logits and thresholds that are hit exactly."""
+    """Logits from {0, 1, 2}: several are the largest of their pixel, and some equal a threshold exactly."""
     return Case(torch.randint(0, 3, (n, classes, *low)).float(), torch.randint(0, classes, (n, *high)))
 
 
 def not_finite(classes: int, n: int, low: tuple[int, int], high: tuple[int, int]) -> Case:
-    """Some NaN, some infinities of either sign, and one image all NaN."""
+    """Logits with some NaN and infinities of both signs; the last image is all NaN."""
     case = noise(classes, n, low, high)
     for value in (torch.nan, torch.inf, -torch.inf):
         case.logits[torch.rand(case.logits.shape) < 0.03] = value
@@ -120,7 +120,7 @@ def all_ignored(classes: int, n: int, low: tuple[int, int], high: tuple[int, int
 
 
 def empty(classes: int, n: int, low: tuple[int, int], high: tuple[int, int]) -> Case:
-    """No image."""
+    """A batch of no images."""
     return Case(torch.randn(0, classes, *low), torch.zeros(0, *high, dtype=torch.int64))
 
 

@@ -1,4 +1,4 @@
-"""When a result is close enough: when it is no worse than PyTorch's own."""
+"""The tolerance of the tests: a result may be no worse than PyTorch's own."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def assert_no_worse(actual: Tensor, exact: Tensor, pytorch: Tensor, floor: float
     Args:
         actual: what is tested, any shape and floating dtype.
         exact: the same computed in float64.
-        pytorch: the same by PyTorch's own operators, in the dtype that a user of those would have used.
-        floor: a rounding error that no implementation escapes, where ``exact`` may come out far smaller than what it is
-            computed from.
+        pytorch: the same by PyTorch's own operators, in the dtype that users of those operators would use.
+        floor: an absolute rounding error that no implementation can avoid, for results that may be far smaller than the
+            values they are computed from.
 
-    NaN and infinities must be where ``exact`` has them.
+    NaN and infinities must be in the same places as in ``exact``.
     """
     assert actual.shape == exact.shape, f"shape {tuple(actual.shape)}, expected {tuple(exact.shape)}"
     actual, exact, pytorch = actual.detach().double(), exact.detach().double(), pytorch.detach().double()

@@ -1,7 +1,7 @@
-"""The CUDA kernels' own source on the CPU (tests/native/cuda_emulation.h), in place of the compiled CPU operators.
+"""The source of the CUDA kernels compiled for the CPU (tests/native/cuda_emulation.h).
 
-``load`` builds it, where CMake and a compiler are; ``use`` makes the public functions run it on what the CUDA kernels
-take; the rest keeps running on the CPU operators.
+``load`` builds this emulation, for which CMake and a compiler are needed. ``use`` makes the public functions run it for
+inputs that the CUDA kernels support; other inputs still go to the CPU operators.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from cawa_fast import _label_check, reference
 from cawa_fast._ops import backends, native
 
 NAME = "cuda emulation"
-TESTS = {"test_cross_entropy.py", "test_confusion_matrix.py", "test_cam_counts.py"}  # that it runs
+TESTS = {"test_cross_entropy.py", "test_confusion_matrix.py", "test_cam_counts.py"}  # that run on it
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "cuda_emulation"
 _PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
 
 
 def why_not() -> str | None:
-    """Why there can be no emulation here; None if there can."""
+    """Why the emulation is not available, or None if it is."""
     missing = [name for name in ("cmake", "ninja") if shutil.which(name, path=_PATH) is None]
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "c++", "g++", "clang++")):
         missing.append("a C++ compiler")
@@ -43,14 +43,14 @@ def why_not() -> str | None:
 
 @functools.cache
 def load() -> ctypes.CDLL:
-    """Builds the emulation if anything has changed, and registers ``torch.ops.cawa_fast_cuda_emulation``."""
+    """Build the emulation if a source has changed, and register ``torch.ops.cawa_fast_cuda_emulation``."""
     options = [f"-DPython_EXECUTABLE={sys.executable}", "-DCAWA_FAST_CUDA=OFF", "-DCAWA_FAST_CUDA_EMULATION=ON"]
     commands = [
         ["cmake", "-S", ROOT, "-B", BUILD, "-G", "Ninja", "-DCAWA_FAST_WERROR=ON", *options],
         ["cmake", "--build", BUILD, "--target", "cuda_emulation"],
     ]
     BUILD.mkdir(parents=True, exist_ok=True)
-    with open(BUILD / "lock", "w") as lock:  # several processes run tests
+    with open(BUILD / "lock", "w") as lock:  # tests may run in several processes
         fcntl.flock(lock, fcntl.LOCK_EX)
         for command in commands:
             run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": _PATH})
@@ -69,7 +69,7 @@ def launches() -> list[str]:
 
 
 def use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here to the end of the test the CPU's operators are the CUDA kernels', for what those take."""
+    """Until the test ends, replace the CPU operators by the emulation for inputs that the CUDA kernels support."""
     load()
     _use_for_cross_entropy(monkeypatch)
     _use_for_counts(monkeypatch)

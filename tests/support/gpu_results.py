@@ -8,7 +8,7 @@ from bench.gpu.rows import ROWS
 
 
 def fake_row(ours: float = 0.2e-3, **more: Any) -> dict[str, Any]:
-    """The row "ce-19" with ours alone, which took ``ours`` seconds; ``more`` replaces or adds fields."""
+    """The row "ce-19" with our implementation alone, which took ``ours`` seconds; ``more`` replaces or adds fields."""
     (row,) = (row for row in ROWS if row.key == "ce-19")
     floor = row.floor(gather=True)
     return {

@@ -1,4 +1,4 @@
-"""Triton's kernels on a CPU: the interpreter, with arithmetic as a GPU's, and tiles so small that there are several."""
+"""Triton's kernels on a CPU: the interpreter, changed to round as a GPU does, with tiles smaller than the inputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = {
 
 
 def _fused_multiply_add(self: Any, x: Any, y: Any, z: Any) -> Any:
-    """Rounded once, as on a GPU; the interpreter's own rounds twice."""
+    """Round once, as a GPU does; the interpreter's own version rounds twice."""
     with np.errstate(all="ignore"):
         value = x.data.astype(np.float64) * y.data.astype(np.float64) + z.data.astype(np.float64)
         return interpreter.TensorHandle(value.astype(x.data.dtype), x.dtype.scalar)
@@ -38,7 +38,7 @@ _cast = interpreter.InterpreterBuilder.cast_impl
 
 
 def _cast_to_nearest(self: Any, source: Any, to: Any) -> Any:
-    """bfloat16 to nearest even, as on a GPU; the interpreter cuts off."""
+    """Round float32 to bfloat16 to nearest even, as a GPU does; the interpreter truncates."""
     types_ = source.dtype.scalar, to.scalar
     if types_ == (tl.float32, tl.bfloat16):
         bits = source.data.view(np.uint32)
@@ -57,7 +57,10 @@ class _NothingToRestore:
 
 @contextlib.contextmanager
 def _patched_language(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The interpreter exchanges Triton's language at each call of a @triton.jit function: nine tenths of its time."""
+    """Patch Triton's language once.
+
+    By itself the interpreter does so at each call of a @triton.jit function, which takes nine tenths of its time.
+    """
     scope = interpreter._patch_lang(types.SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
     monkeypatch.setattr(interpreter, "_patch_lang", lambda function: _NothingToRestore())
     yield
@@ -67,17 +70,16 @@ def _patched_language(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @contextlib.contextmanager
 def kernels_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Within it, operators on CPU tensors run the kernels for GPUs."""
+    """Inside this context, operators on CPU tensors run the Triton kernels."""
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", _fused_multiply_add)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "cast_impl", _cast_to_nearest)
     monkeypatch.setattr(backends, "runs_triton", lambda device: True)
-    monkeypatch.setattr(
-        native, "cuda_available", lambda: False
-    )  # for CUDA tensors, where torch has CUDA and it is built
+    # where the CUDA C++ kernels are built and torch has CUDA, they would be preferred, and they need CUDA tensors
+    monkeypatch.setattr(native, "cuda_available", lambda: False)
     with contextlib.ExitStack() as stack, np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)  # which has a maximum: NaN
+        warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)  # the maximum of such a slice is NaN
         stack.enter_context(_patched_language(monkeypatch))
-        # Triton 3.6 makes an integer of an array of one value, which NumPy 2.4 refuses
+        # Triton 3.6 converts an array of one element to an integer, which NumPy 2.4 rejects
         monkeypatch.setattr(tl.core.tensor, "__index__", lambda self: int(self.handle.data.reshape(())), raising=False)
         for kernel, configuration in SMALL.items():
             stack.enter_context(_tiling.forced(kernel, configuration))

@@ -1,4 +1,4 @@
-"""The loss by its formula, from PyTorch's own operators, and when an implementation is close enough to it."""
+"""The loss by its formula, from PyTorch's own operators, and the comparison of ``CF.cross_entropy`` with it."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from tests.support.closeness import assert_no_worse
 
 
 def by_formula(dtype, logits, target, weight=None, *, ignore_index=255, reduction="mean", smoothing=0.0, corners=False):
-    """The loss in ``dtype`` as the documentation states it."""
+    """The loss in ``dtype``, as the documentation defines it."""
     z, y = logits.to(dtype), target.long()
     if z.dim() == 4 and z.shape[2:] != y.shape[1:]:
         z = F.interpolate(z, y.shape[1:], mode="bilinear", align_corners=corners)
@@ -28,7 +28,7 @@ def by_formula(dtype, logits, target, weight=None, *, ignore_index=255, reductio
 
 
 def pixel_factor(target, weight, ignore_index, reduction):
-    """What the reduction multiplies a pixel's loss with, at most."""
+    """The largest factor by which the reduction multiplies a pixel's loss."""
     labels = target.long()[target.long() != ignore_index]
     if reduction in ("sum", "none"):
         return 1.0
@@ -40,7 +40,7 @@ def pixel_factor(target, weight, ignore_index, reduction):
 
 
 def check(logits, target, weight=None, *, grad=None, smoothing=0.0, corners=False, **options):
-    """Value and gradient of ``CF.cross_entropy``, no worse than PyTorch's; returns both."""
+    """Assert that value and gradient of ``CF.cross_entropy`` are no worse than PyTorch's; return both."""
     results = []
     for dtype in (torch.float64, torch.float32):
         leaf = logits.detach().clone().requires_grad_()
@@ -57,8 +57,9 @@ def check(logits, target, weight=None, *, grad=None, smoothing=0.0, corners=Fals
     loss = CF.cross_entropy(leaf, target, weight, label_smoothing=smoothing, align_corners=corners, **options)
     loss.backward(torch.ones_like(loss) if grad is None else grad)
     (exact, exact_grad), (pytorch, pytorch_grad) = results
-    # A confident pixel's loss and gradient are far smaller than what they are computed from, the sum of exponentials
-    # (1 or more) and the label's probability (almost 1): one unit in the last place of those.
+    # A confident pixel's loss and gradient are far smaller than the values they are computed from: the sum of
+    # exponentials, which is at least 1, and the label's probability, which is almost 1. The floor is one unit in the
+    # last place of those.
     floor = 1.2e-7 * (1.0 if weight is None else weight.max().item())
     assert_no_worse(loss, exact, pytorch, floor=floor)
     per_pixel = pixel_factor(target, weight, options["ignore_index"], options.get("reduction", "mean"))

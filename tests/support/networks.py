@@ -1,4 +1,4 @@
-"""The recipes' networks in small, with random weights, for tests; and other people's libraries made importable."""
+"""Small versions of the recipes' networks, with random weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "segformer-cnn": ("segformer", {"backbone": "convnext_atto", "decoder_channels": 32}),
     "upernet": ("upernet", {"backbone": "resnet18", "decoder_channels": 32}),
 }
-"""Name to model and keywords."""
+"""For each name the model and its arguments."""
 
 PAPER = ("deeplabv3plus", "ocrnet", "segformer", "upernet")
-"""Those that the paper trains."""
+"""The networks that the paper trains."""
 
 BEFORE_CLASSIFIER = {
     "compact": "fuse",
@@ -34,11 +34,11 @@ BEFORE_CLASSIFIER = {
 """The layer whose output the classifier reads."""
 
 STRIDES = {"ocrnet": 8}
-"""Of the logits, where it is not 4."""
+"""Strides of the logits, where they are not 4."""
 
 
 def small(name: str, num_classes: int = 19, **changes: Any) -> nn.Module:
-    """A small network with the same random weights in every test; its biases are not 0, as after training."""
+    """A small network with the same random weights in every test. As after training, its biases are not 0."""
     torch.manual_seed(0)
     if name == "compact":
         model = build_model("compact", num_classes)

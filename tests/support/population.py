@@ -1,4 +1,4 @@
-"""A made-up validation set with a long tail: which image has which class, and how each class fares in each image."""
+"""A made-up long-tailed validation set: the classes of each image, and tp, fp, fn of each class in each image."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from cawa_fast.sampling import Rarest
 
 @dataclass(frozen=True)
 class Population:
-    """Per image and class present tp, fp, fn, stored by image (a table of images times classes would not fit).
+    """tp, fp, fn of each class in each image, stored only for classes present: a full table would not fit in memory.
 
     Attributes:
-        images, classes: how many.
+        images, classes: their numbers.
         start: ``(images + 1,)`` int64: where each image's entries begin.
         cls: ``(entries,)`` int64: class of each entry.
         counts: ``(entries, 3)`` int64: tp, fp, fn, in pixels.
@@ -31,14 +31,17 @@ class Population:
 
     @classmethod
     def make(cls, images: int, classes: int, *, commonest: float = 0.9, rarest: float = 0.002, seed: int) -> Population:
-        """Classes in geometric steps from those in ``commonest`` to those in ``rarest`` of the images (each in two at
-        least). Areas are log-normal; the recall varies from image to image by a beta distribution about the class's
-        own, which is better for common classes; false positives likewise."""
+        """A population whose class frequencies fall in geometric steps.
+
+        The first class occurs in the share ``commonest`` of the images, the last in the share ``rarest``, and each in
+        at least two images. Areas are log-normal. The recall in an image has a beta distribution around the recall of
+        the class, which is higher for common classes; false positives likewise.
+        """
         random = np.random.default_rng(seed)
         share = np.geomspace(commonest, rarest, classes)
         parts = []
         for index in range(classes):
-            # by the image's number: not drawn without replacement, but nearly, and 100 times faster
+            # one image from each stratum of indices: almost a draw without replacement, and 100 times faster
             count = max(2, round(share[index] * images))
             offset, step = random.random(), images / count
             here = ((np.arange(count) + random.random(count)) * step + offset * images).astype(np.int64) % images

@@ -1,7 +1,7 @@
-"""A device that is not there: CPU memory whose tensors say that they are elsewhere, as tensors on a GPU do.
+"""A pretend device: its tensors live in CPU memory and report another device, as tensors on a GPU do.
 
-What goes wrong first on a GPU shows on it without one: operators of which one tensor is on the CPU, values that the
-host reads or copies although it would have to wait for them, tests that expect a CPU.
+It shows typical faults of GPU code without a GPU: operators on tensors of different devices, reads and copies that
+would synchronise the host with the device, and tests that assume a CPU.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DEVICE = torch.device(NAME, 0)
 
 
 class PretendTensor(Tensor):
-    """``inner`` is the CPU tensor that has the values."""
+    """A tensor on the pretend device; the CPU tensor ``inner`` holds its values."""
 
     inner: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -60,7 +60,7 @@ class PretendTensor(Tensor):
 
 
 class Waited(RuntimeError):
-    """The host would have had to wait for the device."""
+    """The host would have synchronised with the device."""
 
 
 _may_wait = True
@@ -70,7 +70,7 @@ _INDEXED = {"aten::index", "aten::index_put_"}
 
 @contextlib.contextmanager
 def no_waiting() -> Iterator[None]:
-    """Raises :class:`Waited` where the host would wait for the device."""
+    """Raise :class:`Waited` where the host would synchronise with the device."""
     global _may_wait
     _may_wait = False
     try:
@@ -84,9 +84,9 @@ def _is_here(device: Any) -> bool:
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """``func`` on the CPU memory; its results are on this device unless it copies to another."""
+    """Run ``func`` on the CPU memory. Its results are on this device unless it copies to another one."""
     name = func._schema.name
-    if func.namespace == "cawa_fast":  # what is inside of it is looked at too
+    if func.namespace == "cawa_fast":  # run its implementation, so that the operators inside are checked too
         with _Factories():
             return getattr(implementations, "compute_" + name.removeprefix("cawa_fast::"))(*args, **kwargs)
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -99,7 +99,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         tensor.dtype == torch.bool for tensor in tree_leaves(args[1]) if tensor is not None
     )
     if not _may_wait and (masked or name in _READS or (copies and (away or others or not tensors))):
-        raise Waited(f"{name} makes the host wait")
+        raise Waited(f"{name} synchronises with the device")
     kwargs = dict(kwargs)
     if _is_here(kwargs.get("device")):
         kwargs["device"] = torch.device("cpu")
@@ -116,7 +116,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 class _Factories(TorchDispatchMode):
-    """Makes what is asked for on this device."""
+    """Creates tensors that are requested on this device."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -128,7 +128,7 @@ class _Factories(TorchDispatchMode):
 
 
 class _FromHost(TorchFunctionMode):
-    """``torch.tensor`` hides from the other mode."""
+    """Handles ``torch.tensor`` and the assignment of numbers, which a dispatch mode does not see."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -143,14 +143,14 @@ class _FromHost(TorchFunctionMode):
 
 @contextlib.contextmanager
 def device() -> Iterator[None]:
-    """Within it there is such a device, and tensors are made there."""
-    # (backward passes stay on this thread: NumPy's settings, which the interpreter needs, are a thread's own)
+    """Inside this context the device exists, and new tensors are created on it."""
+    # Backward passes stay on this thread, because the interpreter needs NumPy settings that are thread-local.
     with torch.autograd.set_multithreading_enabled(False), _FromHost(), _Factories(), DEVICE:
         yield
 
 
 def use_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's kernels, which the interpreter runs, serve this device."""
+    """Run Triton's kernels for this device in the interpreter."""
     from cawa_fast.kernels import _launch, cam_counts, confusion_matrix, cross_entropy, labels
 
     def launch(kernel: Any, grid: Any, arguments: Any, tile: Any, *, fuse: bool = False) -> None:

@@ -1,5 +1,8 @@
-"""``cawa-fast`` with one network more, which has an auxiliary head and no batch normalisation: its output does not
-depend on who shares a batch. ``STOP_BEFORE=2`` in the environment interrupts a run before its second epoch."""
+"""``cawa-fast`` with another network in place of "compact".
+
+It has an auxiliary head and no batch normalisation, so that its output for an image does not depend on the other images
+of the batch. ``STOP_BEFORE=2`` in the environment interrupts a run before its second epoch.
+"""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Triton 3.6, of torch 2.11, beside the newest: `make setup` puts it into a folder of its own."""
+"""Triton 3.6, which belongs to torch 2.11, beside the newest; `make setup` installs it in a folder of its own."""
 
 import sys
 from pathlib import Path
