@@ -98,7 +98,9 @@ class Row:
             return floors.cross_entropy(*shape, gather=gather)
         if self.operator == "confusion_matrix":
             return floors.confusion_matrix(*shape)
-        return floors.cam_counts(*shape, maps=maps)
+        if self.operator == "cam_counts":
+            return floors.cam_counts(*shape, maps=maps)
+        raise ValueError(f"bench/floors.py has no floor for the operator {self.operator!r}")
 
     def shrunk(self) -> Row:
         """The same with heights and widths divided by 8, for ``--quick``."""

@@ -44,7 +44,10 @@ def tiling() -> tuple[Any | None, str]:
 
 
 def uses(kernel: str, row: Row) -> bool:
-    """Whether a row's time may depend on a kernel, judged by its name; a kernel that names no operator serves all."""
+    """Whether a row's time may depend on a kernel, judged by its name.
+
+    A kernel whose name contains no operator is swept on the CAM counts, where it has the largest share of the time.
+    """
     operators = {
         "confusion_matrix": ("confusion", "argmax"),
         "cam_counts": ("cam", "maximum", "count"),
@@ -52,7 +55,7 @@ def uses(kernel: str, row: Row) -> bool:
     }
     named = [operator for operator, words in operators.items() if any(word in kernel for word in words)]
     if not named:
-        return row.operator == "cam_counts"  # the row in which such a kernel has the largest share
+        return row.operator == "cam_counts"
     return row.operator in named and (row.operator != "cross_entropy" or row.same_size == ("same" in kernel))
 
 

@@ -252,7 +252,7 @@ def test_interleave_takes_a_clock_and_a_deadline() -> None:
     assert measure.interleave([implementation], rounds=3, threads=1, clock=clock, until=0) == {"a": [0.004]}
 
 
-def test_threads_are_set_for_each_implementation_and_restored() -> None:
+def test_threads_are_set_for_each_implementation_and_then_to_those_of_the_row() -> None:
     seen: dict[str, set[int]] = {"one": set(), "two": set()}
 
     def make(name: str, threads: int | None) -> baselines.Implementation:
@@ -263,9 +263,13 @@ def test_threads_are_set_for_each_implementation_and_restored() -> None:
         return baselines.Implementation(name, run, threads=threads)
 
     before = torch.get_num_threads()
-    measure.interleave([make("one", 1), make("two", None)], rounds=1, threads=2)
-    assert seen == {"one": {1}, "two": {2}}
-    torch.set_num_threads(before)
+    torch.set_num_threads(3)
+    try:
+        measure.interleave([make("one", 1), make("two", None)], rounds=1, threads=2)
+        assert seen == {"one": {1}, "two": {2}}
+        assert torch.get_num_threads() == 2  # those of the row
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_ratio_is_the_median_of_the_rounds() -> None:

@@ -89,7 +89,9 @@ def test_names_are_unique_and_every_group_has_rows() -> None:
 
 
 def test_words_choose_rows_once_and_in_order() -> None:
-    names = [row.name for row in choose_rows(["classes", "uniform", "classes=all", "tau=.5", "ratio=none+source=argmax"])]
+    names = [
+        row.name for row in choose_rows(["classes", "uniform", "classes=all", "tau=.5", "ratio=none+source=argmax"])
+    ]
     assert names == ["classes=present", "classes=all", "uniform", "tau=0.5", "source=argmax+ratio=none"]
     own = choose_rows(["weighting=focal+gamma=1", "w-max=3", "lr=1e-3"])
     assert [row.settings for row in own] == [

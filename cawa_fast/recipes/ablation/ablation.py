@@ -61,7 +61,17 @@ from .pool import Pool
 from .results import final_values, markdown, with_statistics
 from .rows import CATALOGUE, CUSTOM, DEFAULT_ROWS, GROUPS, AblationRow, Plan, choose_rows, make_plan
 
-__all__ = ["CATALOGUE", "DEFAULT_ROWS", "GROUPS", "RARE", "Ablation", "AblationRow", "State", "choose", "rare_classes"]
+__all__ = [
+    "CATALOGUE",
+    "DEFAULT_ROWS",
+    "GROUPS",
+    "RARE",
+    "Ablation",
+    "AblationRow",
+    "State",
+    "choose_rows",
+    "rare_classes",
+]
 
 _OF_A_RUN = ("seed", "weighting")
 """Settings that differ between the runs of an ablation."""
@@ -117,7 +127,8 @@ class Ablation:
         ValueError: an argument is out of range, or a folder holds a run with different settings.
 
     Example:
-        >>> ablation = Ablation("runs/ablation", TrainConfig(epochs=1, train_images=8), choose_rows(["cawa"]), seeds=(0, 1))
+        >>> rows = choose_rows(["cawa"])
+        >>> ablation = Ablation("runs/ablation", TrainConfig(epochs=1, train_images=8), rows, seeds=(0, 1))
         >>> list(ablation.states)
         ['uniform-s0', 'cawa-s0', 'uniform-s1', 'cawa-s1']
     """
