@@ -109,17 +109,31 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
-def _is_fast(item: pytest.Item) -> bool:
-    """Whether the test belongs to the fast tier.
+FAST_SAMPLED = 6
+"""In the fast tier one combination in so many of each test, and at least one, runs in Triton's interpreter."""
 
-    That tier has no slow tests, benchmark harness, builds or doctests, and only the best instruction set of the CPU.
-    """
-    if item.get_closest_marker("slow") or isinstance(item, pytest.DoctestItem):
-        return False
-    if item.path.parent.name in ("bench", "packaging") and item.path.name != "test_layers.py":
-        return False
-    parameters = item.callspec.params if hasattr(item, "callspec") else {}
-    return not {parameters.get("backend"), parameters.get("each_set")} & set(native.instruction_sets()[:-1])
+
+def _fast_tests(items: list[pytest.Item]) -> set[pytest.Item]:
+    """The fast tier: no slow tests, no benchmark harness, no builds, no doctests; the CPU's best instruction set only;
+    a sample of what runs in Triton's interpreter."""
+    chosen = []
+    interpreted: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("slow") or isinstance(item, pytest.DoctestItem):
+            continue
+        if item.path.parent.name in ("bench", "packaging") and item.path.name != "test_layers.py":
+            continue
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if {parameters.get("backend"), parameters.get("each_set")} & set(native.instruction_sets()[:-1]):
+            continue
+        if parameters.get("backend") != "triton":
+            chosen.append(item)
+        elif not item.get_closest_marker("slow_in_interpreter"):
+            interpreted.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for combinations in interpreted.values():
+        combinations.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
+        chosen += combinations[: -(-len(combinations) // FAST_SAMPLED)]
+    return set(chosen)
 
 
 def _select(config: pytest.Config, items: list[pytest.Item], wanted: Callable[[pytest.Item], bool]) -> None:
@@ -136,7 +150,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     tier = config.getoption("tier")
     if tier != "all":
-        _select(config, items, lambda item: _is_fast(item) == (tier == "fast"))
+        fast = _fast_tests(items)
+        _select(config, items, lambda item: (item in fast) == (tier == "fast"))
     if DEVICE != "cpu":
         _select(config, items, _needs_a_device)
         items[:] = _most_important_first(items)

@@ -34,6 +34,7 @@ def batch(n=2):
     return torch.randn(n, 3, 32, 40), target
 
 
+@pytest.mark.slow_in_interpreter
 def test_the_closed_loop():
     """For three epochs, the loss is cross-entropy with the current weights, and every step changes the weights."""
     model = network()
@@ -166,6 +167,7 @@ def test_an_unknown_option_is_named():
         cf.CAWA(network(), C, temperature=3)
 
 
+@pytest.mark.slow_in_interpreter
 @pytest.mark.parametrize("backend_name", ["eager", "aot_eager"])
 def test_compiled_network(backend_name):
     torch._dynamo.reset()

@@ -214,6 +214,7 @@ def test_layouts(layout, normalize, content):
     assert lists(counts) == lists(expected)
 
 
+@pytest.mark.slow_in_interpreter
 @pytest.mark.sampled
 @pytest.mark.parametrize("content", ["noise", "smooth"])
 @pytest.mark.parametrize("ratio", ["same", "x4", "non-integer", "anisotropic"])

@@ -60,6 +60,7 @@ def test_shapes_dtypes_and_strides_without_computing(size, layout, reduction, dt
         torch.library.opcheck(OPS.cross_entropy_backward, backward, test_utils=CHEAP)
 
 
+@pytest.mark.slow_in_interpreter
 @every_backend
 @pytest.mark.parametrize("size", SIZES)
 def test_opcheck_counting(size):
@@ -69,6 +70,7 @@ def test_opcheck_counting(size):
     torch.library.opcheck(OPS.cam_counts, (logits.relu(), target, 0.5, "max", "present", 255, False))
 
 
+@pytest.mark.slow_in_interpreter
 @pytest.mark.sampled
 @every_backend
 @pytest.mark.parametrize("layout", LAYOUTS)

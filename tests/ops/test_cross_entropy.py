@@ -32,6 +32,7 @@ def test_value_and_gradient(reduction, ratio, smoothing, corners):
     check(*case, WEIGHT, reduction=reduction, smoothing=smoothing, corners=corners, grad=grad)
 
 
+@pytest.mark.slow_in_interpreter
 @pytest.mark.sampled
 @pytest.mark.parametrize("content", [name for name in FINITE if name not in ("all_ignored", "empty")])
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -86,6 +87,7 @@ def test_weight_that_float32_cannot_hold():
         CF.cross_entropy(torch.randn(1, C, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64), weight)
 
 
+@pytest.mark.slow_in_interpreter
 @pytest.mark.sampled
 @pytest.mark.parametrize("classes", [1, 2, 3, 16, 17, 150, 257])
 def test_number_of_classes(classes):
@@ -128,6 +130,7 @@ def test_shapes_of_equal_size(shape, reduction):
         torch.testing.assert_close(loss, expected)
 
 
+@pytest.mark.slow_in_interpreter
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("ratio", ["same", "x4"])
 def test_all_ignored(reduction, ratio):
@@ -163,6 +166,7 @@ def test_expanded_gradient(backend):
     torch.testing.assert_close(grads[0], grads[1], rtol=0 if exact else 1e-5, atol=0 if exact else 1e-7)
 
 
+@pytest.mark.slow_in_interpreter
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("size", [(6, 9), (24, 36)])
 def test_the_callers_tensors_are_not_changed(size, dtype):
@@ -286,6 +290,7 @@ def test_autocast():
     torch.testing.assert_close(loss, by_formula(torch.float32, out, case.target, WEIGHT), rtol=1e-5, atol=0)
 
 
+@pytest.mark.slow_in_interpreter
 def test_float16_loss_does_not_overflow():
     out = torch.zeros(1, 2, 64, 64, dtype=torch.float16)
     loss = CF.cross_entropy(out, torch.zeros(1, 512, 512, dtype=torch.uint8), reduction="sum")
@@ -331,6 +336,7 @@ def test_module_errors(options, message):
         cf.CrossEntropyLoss(**options)
 
 
+@pytest.mark.slow_in_interpreter
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(
     sizes=st.tuples(*[st.integers(1, 40)] * 4),

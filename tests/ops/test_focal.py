@@ -48,6 +48,7 @@ def test_formula(gamma, ratio, reduction):
     assert_no_worse(leaf.grad, results[1], results[3])
 
 
+@pytest.mark.slow_in_interpreter
 @pytest.mark.sampled
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -41,6 +41,7 @@ def test_the_tests_suit_another_device_than_the_cpu() -> None:
     assert int(passed[1]) > 120
 
 
+@pytest.mark.slow
 def test_selection_and_order_of_tests_on_a_device() -> None:
     """As time may run out on a device, only tests that need one run, and one combination of every test comes early."""
     from bench.gpu.steps import DEVICE_TESTS

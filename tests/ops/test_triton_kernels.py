@@ -48,6 +48,7 @@ def check_counts(logits, target, classes, corners=False, normalize="max"):
     assert all(a.equal(b) for a, b in zip(counts, expected, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", ["same", "x4"])
 @pytest.mark.parametrize("classes", [1, 2, 16, 17, 19, 33, 150])
 def test_chunks_of_classes(classes, ratio):
@@ -75,6 +76,7 @@ TINY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("corners", [False, True])
 @pytest.mark.parametrize("make", [noise, smooth, one_class])
 @pytest.mark.parametrize("sizes", [((2, 36), (3, 71)), ((7, 3), (29, 12)), ((9, 5), (4, 11)), ((6, 33), (6, 33))])
@@ -88,6 +90,7 @@ def test_many_small_tiles(sizes, make, corners):
         check_counts(*case, 5, corners)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel", "index"), [(kernel, i) for kernel, table in _tiling.TABLES.items() for i in range(len(table))]
 )
@@ -157,6 +160,7 @@ def test_most_outputs_is_the_largest_number_of_pixels_in_a_cell():
                 assert max(cells.count(cell) for cell in set(cells)) <= most, (in_size, out_size, corners)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["not_finite", "ties"])
 @pytest.mark.parametrize("normalize", reference.NORMALIZATIONS)
 def test_hostile_maps_on_small_tiles(normalize, content):
@@ -177,6 +181,7 @@ def test_classes_that_tie_at_one_sample_of_a_patch():
     assert CF.confusion_matrix(logits, target)[0, 0] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [1, -1])
 def test_classes_one_unit_in_the_last_place_apart(offset):
     """Rounding may move an interpolation of equal samples away from them, so decisions from samples need a margin."""
@@ -306,6 +311,7 @@ def test_backward_without_statistics_computes_them():
     assert backward(one, *arguments, scale, saved[:0], 255, 0.0, False).equal(with_them)
 
 
+@pytest.mark.slow
 def test_the_same_bits_twice():
     case = smooth(5, 2, (9, 13), (31, 50))
     results = []

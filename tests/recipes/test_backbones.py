@@ -87,6 +87,7 @@ def test_the_nearest_differ_only_in_how_they_are_written() -> None:
         build_model("upernet", 3, backbone="ConvNeXt-Tiny")
 
 
+@pytest.mark.slow
 def test_the_command_in_the_message_lists_the_names() -> None:
     with pytest.raises(ValueError) as caught:
         build_model("upernet", 3, backbone="resnt")
@@ -143,6 +144,7 @@ def test_images_of_the_wrong_kind(name: str) -> None:
         model(torch.zeros(2, 3, 64, 96, dtype=torch.uint8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "backbone", "size", "multiple", "example"),
     [
@@ -284,6 +286,7 @@ def test_a_torchvision_of_another_torch_is_named(monkeypatch: pytest.MonkeyPatch
         build_model("upernet", 3)
 
 
+@pytest.mark.slow
 def test_the_folder_kernels_is_not_in_the_way_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs started in the repository have its top folder first in the import path."""
     for entry in ("", str(ROOT), "."):

@@ -22,6 +22,7 @@ from cawa_fast.recipes.training.trainer import Trainer
 from tests.support.tiny_runs import TINY, arguments, invoke, run
 
 
+@pytest.mark.slow
 def test_report_takes_a_glob_twice(tmp_path: Path) -> None:
     for name in ("a", "b"):
         run(tmp_path / name)

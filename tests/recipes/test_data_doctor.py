@@ -328,6 +328,7 @@ def test_classes_are_sorted_by_share(tmp_path):
 # -- training -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fits", [True, False])
 def test_images_of_many_sizes_train_and_are_reported(tmp_path, fits, monkeypatch):
     """A tree like ADE20K's passes the doctor, a run and a report, with the images in memory and without."""

@@ -135,6 +135,7 @@ def test_street_sizes(size):
     assert image.dtype == label.dtype == np.uint8
 
 
+@pytest.mark.slow
 def test_street_has_a_long_tail():
     """Every class in both splits, the rare four together under 1 %, road and building far above; ignored 2 to 6 %."""
     for split, length in (("train", 320), ("val", 80)):

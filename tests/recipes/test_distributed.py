@@ -158,6 +158,7 @@ def test_a_sum_returns_when_nothing_refers_to_the_tensor(monkeypatch):
     assert 0.1 <= time.monotonic() - begin < 5
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_bits_of_one(tmp_path):
     """Shards are uneven; one is empty in the second step, and one has only ignored labels in the third."""
     batches = [(torch.rand(n, 4, 5, 6), torch.randint(0, 4, (n, 20, 25))) for n in (2, 1, 3, 1, 2)]
@@ -187,6 +188,7 @@ def data(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 9, 11])
 def test_a_sample_is_shared_out(data, size):
     """Three processes share samples unevenly; of two images, one process gets none."""
@@ -196,6 +198,7 @@ def test_a_sample_is_shared_out(data, size):
         same(state(data / "1-0.pt"), state(data / f"3-{rank}.pt"))
 
 
+@pytest.mark.slow
 def test_what_pads_the_last_batch_is_not_counted_twice(data):
     run(PADDED, data, 1)
     run(PADDED, data, 3)
@@ -205,6 +208,7 @@ def test_what_pads_the_last_batch_is_not_counted_twice(data):
         same(one, state(data / f"3-{rank}.pt"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["DDP", "FSDP"])
 def test_wrapped_networks(data, how):
     """FSDP distributes the classifier's bias, which the maps need, over the processes."""

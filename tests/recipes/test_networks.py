@@ -85,6 +85,7 @@ def test_segformer_is_the_papers() -> None:
         assert count / 1e6 == pytest.approx(millions, abs=0.06)
 
 
+@pytest.mark.slow
 def test_the_table_of_the_documentation() -> None:
     assert models.__doc__ is not None
     rows = [line.split() for line in models.__doc__.splitlines() if line.split("  ")[0] in models.MODELS]
@@ -293,6 +294,7 @@ def test_bfloat16_autocast_trains_and_scores(name: str) -> None:
     assert cawa.step().isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["deeplabv3plus", "ocrnet"])
 def test_compiled_it_gives_the_same_loss_and_gradients(name: str) -> None:
     torch._dynamo.reset()

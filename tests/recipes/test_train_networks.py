@@ -22,6 +22,7 @@ DEEPLAB = replace(TINY, model="deeplabv3plus", backbone="resnet18", epochs=1)
 PRETRAINED = "segmentation_models_pytorch.encoders.hf_hub_download"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["deeplabv3plus", "ocrnet", "upernet"])
 def test_the_auxiliary_loss_is_trained_with_by_its_factor_and_not_recorded(tmp_path: Path, model: str) -> None:
     """After one step without momentum, the change of the auxiliary head is proportional to the factor."""
@@ -49,6 +50,7 @@ def test_the_other_networks_train(tmp_path: Path, model: str) -> None:
     assert RunFolder(tmp_path).read_config() == config
 
 
+@pytest.mark.slow
 def test_a_stopped_run_continues_to_the_same_bits_without_a_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +88,7 @@ def test_a_stopped_run_continues_to_the_same_bits_without_a_download(
     assert "--backbone is 'resnet34', but the run" in " ".join(refused.output.split())
 
 
+@pytest.mark.slow
 def test_its_report_has_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The report builds the network from the settings, with its backbone and head, and downloads nothing."""
     run(tmp_path / "a", replace(DEEPLAB, auxiliary=0.0))

@@ -326,6 +326,7 @@ def test_caption_names_classes_without_validation_pixels(tmp_path: Path) -> None
     assert f"Not in the validation images: {absent}." in page
 
 
+@pytest.mark.slow
 def test_ratio_weight_is_shown_only_if_the_run_used_it(tmp_path: Path) -> None:
     folder = fake_run(tmp_path / "run", "cawa", checkpoint=False)
     page = report.write_report([folder], tmp_path / "page.html", images=0)

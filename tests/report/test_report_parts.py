@@ -106,6 +106,7 @@ def test_same_settings_on_two_devices_are_two_lines(tmp_path: Path) -> None:
     assert [line.method for line in table.lines] == ["cawa", "cawa, auto", "cawa"]
 
 
+@pytest.mark.slow
 def test_page_of_several_datasets(matrix: list[Path], tmp_path: Path) -> None:
     page = report.write_report(matrix, tmp_path / "page.html", images=0, png=True).read_text()
     outline = Outline(page)
@@ -145,6 +146,7 @@ def test_page_of_an_ablation(tmp_path: Path) -> None:
     assert files == {f"page-ablation-{name}.png" for name in ("rivals", "delta", "gain")}  # one row is no chart
 
 
+@pytest.mark.slow
 def test_ablation_folder_brings_its_first_runs(tmp_path: Path) -> None:
     """The folder of an ablation adds the runs of the baseline and of CAWA; the file alone adds none."""
     ablation(tmp_path / "made")
@@ -181,6 +183,7 @@ def test_ablation_with_cawa_as_baseline_loads_it_once(tmp_path: Path) -> None:
     assert [run.path.name for run in inputs.load_inputs([tmp_path / "made"]).runs] == ["cawa-s0"]
 
 
+@pytest.mark.slow
 def test_rare_classes_are_those_of_the_ablation(tmp_path: Path) -> None:
     """``cawa-fast ablate --rare 0.01``: only one class is rare, in the section of the runs as well."""
     result = ablation(tmp_path / "made")
@@ -319,6 +322,7 @@ def test_confusion_of_another_epoch_is_not_shown(pair: list[read.Run], tmp_path:
     assert "Confusion matrix" not in text
 
 
+@pytest.mark.slow
 def test_captions_depend_on_the_weighting(tmp_path: Path) -> None:
     said = {}
     for rule in ("cawa", "recall"):
@@ -375,6 +379,7 @@ def browse(page: Path) -> tuple[str, str]:
     return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_page_loads_without_errors_and_fits_a_phone(matrix: list[Path], tmp_path: Path) -> None:
     ablation(tmp_path / "made")
