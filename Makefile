@@ -1,7 +1,8 @@
 # make setup      creates .venv: torch pinned, everything built and installed
 # make check      style and types of Python and C++; half a minute
 # make test       check, then the fast tests; at most six minutes on two cores
-# make test-all   check, then all tests, doctests and coverage; about twenty minutes on two cores
+# make test-all   test, then all other tests: every instruction set, slow tests, builds, doctests; about twenty minutes
+# make coverage   the fast tests, with a report of the lines that they run; six minutes
 # make demo       trains with uniform and with adaptive weights and compares the two on a page; three minutes
 # make bench      measures every operator against its baselines on this CPU and updates README.md; ten minutes
 # make sanitize   runs the compiled code under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer; five minutes
@@ -19,15 +20,16 @@ EPOCHS ?= 24
 # Few images and few epochs need small batches, a higher learning rate than the paper's and less random scaling.
 DEMO   := --resume --no-tables --epochs $(EPOCHS) --batch-size 4 --lr 0.05 --scale 0.75,1.5
 
-.PHONY: help setup check test test-all demo bench sanitize clean
+.PHONY: help setup check test test-all coverage demo bench sanitize clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
 
 setup: $(VENV)/.done
 
-# torch first: csrc/ compiles against it, and build isolation would fetch another. torchvision without its
-# dependencies: only the baselines in tests and benchmarks import it. Triton 3.6, which came with torch 2.11, for tests beside the newest. CAWA_FAST_PORTABLE: so that the tests run what other processors run.
+# torch comes first: csrc/ compiles against it, and build isolation would download another one. torchvision comes without
+# its dependencies: only the baselines in tests and benchmarks import it. Triton 3.6, the version of torch 2.11, is tested
+# beside the newest. CAWA_FAST_PORTABLE also builds the code for processors other than x86-64, to test it here.
 $(VENV)/.done: pyproject.toml setup.py CMakeLists.txt $(wildcard cmake/* csrc/* csrc/*/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
@@ -56,7 +58,10 @@ test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --tier fast
 
 test-all: test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --tier rest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --tier rest --durations=30
+
+coverage: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --tier fast --cov --cov-report=term
 
 bench: setup
 	$(BIN)/python -m bench cpu
