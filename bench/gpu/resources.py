@@ -6,6 +6,8 @@ there is. The number of registers decides how many blocks share a multiprocessor
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import json
 import os
 import re
@@ -123,6 +125,30 @@ def _readable(mangled: str) -> tuple[str, str]:
 # -------------------------------------------------------------------------------------------------------- the result
 
 
+def source_digest() -> str:
+    """SHA-256 of everything that decides the table: the kernels' code without comments, docstrings and layout.
+
+    While it equals that of the committed table, the table describes these sources, and nobody has to compile them.
+    """
+    code = {}
+    for path in sorted((ROOT / "csrc").glob("cuda/*.*")) + sorted((ROOT / "csrc").glob("*.h")):
+        code[path.relative_to(ROOT).as_posix()] = re.sub(r"//[^\n]*|\s+", " ", path.read_text(encoding="utf-8")).split()
+    for path in [*sorted((ROOT / "kernels").glob("*.py")), ROOT / "bench" / "gpu" / "triton_resources.py"]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+        code[path.relative_to(ROOT).as_posix()] = ast.unparse(tree).split()
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()
+
+
+def is_current(compilers: dict[str, str]) -> bool:
+    """Whether the committed table is that of these sources, compiled by ``compilers``."""
+    result = json.loads(OUT.with_suffix(".json").read_text(encoding="utf-8"))
+    known = {name: result["compilers"][name] for name in compilers}
+    return known == compilers and result.get("sources") == source_digest()
+
+
 def read(path: Path = OUT) -> tuple[dict[str, str], list[Resources]]:
     """Compilers and table of the committed result."""
     result = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -174,7 +200,9 @@ def resources(out: Path) -> None:
     compilers = {"nvcc": nvcc_version(compiler), "triton": version("triton")}
     table = sorted([*compile_cuda(compiler), *triton_resources.compile_in_a_process(list(ARCHITECTURES))])
     page = resources_page(compilers, table, commit() or "unknown")
-    write_result(out, {"compilers": compilers, "kernels": [asdict(row) for row in table]}, page)
+    write_result(
+        out, {"compilers": compilers, "sources": source_digest(), "kernels": [asdict(row) for row in table]}, page
+    )
     click.echo(page)
     if faults(table):
         raise SystemExit(1)

@@ -21,6 +21,7 @@ from bench.gpu.kernel_resources import ARCHITECTURES, Resources, faults
 
 ROOT = Path(__file__).parents[2]
 NVCC = resources.nvcc()
+EVERY_ARCHITECTURE = os.environ.get("CAWA_FAST_TEST_ARCHITECTURES") == "all"
 
 PTXAS = """\
 ptxas info    : 28 bytes gmem
@@ -66,16 +67,37 @@ def test_the_committed_table_is_complete_and_without_faults():
         }
 
 
+def test_the_digest_of_the_sources_ignores_comments_and_sees_code(tmp_path, monkeypatch):
+    for folder in ("csrc", "kernels", "bench/gpu"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(resources, "ROOT", tmp_path)
+    before = resources.source_digest()
+
+    def change(name, old, new):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert old in text
+        (tmp_path / name).write_text(text.replace(old, new, 1), encoding="utf-8")
+        return resources.source_digest()
+
+    assert change("csrc/cuda/planar.h", "namespace", "// a comment\n\nnamespace") == before
+    assert change("kernels/labels.py", "import triton\n", "import triton  # a comment\n") == before
+    cuda = change("csrc/cuda/planar.h", "__syncthreads()", "__syncwarp()")
+    assert cuda != before
+    assert change("kernels/labels.py", "tl.load(", "tl.load (0 + ") not in (cuda, before)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 def test_cuda_kernels_compile_without_spills():
-    """The kernels compile for all architectures without warnings.
+    """The kernels compile without warnings, and their registers are those of the committed table.
 
-    Their registers must be those of the committed table, so that no change goes unnoticed.
+    For all architectures if the kernels have changed since the table was made, otherwise for one.
     """
     assert NVCC is not None
     version = resources.nvcc_version(NVCC)
     known = resources.supported(NVCC)
+    if resources.is_current({"nvcc": version}) and not EVERY_ARCHITECTURE:
+        known = [90]
     table = resources.compile_cuda(NVCC, known)
     assert {row.architecture for row in table} == set(known)
     assert not faults(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,3 +147,11 @@ def test_top_level_names_are_unique(folders: tuple[str, ...]) -> None:
                 defined[node.name].append(str(path.relative_to(ROOT)))
     twice = {name: where for name, where in defined.items() if len(where) > 1 and name not in SAME_EVERYWHERE}
     assert {name: where for name, where in twice.items() if not name.startswith("_")} == {}
+
+
+def test_every_package_is_installed() -> None:
+    """``pyproject.toml`` lists every folder with Python files, since setuptools leaves out what it does not list."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = set(re.findall(r'"([\w.]+)"', text[text.index("\npackages = [") : text.index("\npackage-dir")]))
+    modules = files("cawa_fast", "kernels").items()
+    assert listed == {name if path.stem == "__init__" else name.rpartition(".")[0] for name, path in modules}

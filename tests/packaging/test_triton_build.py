@@ -1,5 +1,6 @@
 """Triton's kernels compiled for six architectures without a GPU, in every configuration that can be chosen."""
 
+import os
 from importlib.metadata import version
 
 import pytest
@@ -23,7 +24,13 @@ def assert_backward_uses_no_shared_memory(table):
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_kernels_compile_without_spills(architecture):
-    """No local memory, no more shared memory than a GPU has, and registers as in the committed table."""
+    """No local memory, no more shared memory than a GPU has, and registers as in the committed table.
+
+    For all architectures if the kernels have changed since the table was made, otherwise for one.
+    """
+    every = os.environ.get("CAWA_FAST_TEST_ARCHITECTURES") == "all"
+    if architecture != 90 and not every and resources.is_current({"triton": version("triton")}):
+        pytest.skip("the committed table is that of these kernels")
     table = triton_resources.compile_in_a_process([architecture])
     assert not faults(table)
     assert_backward_uses_no_shared_memory(table)
