@@ -12,7 +12,7 @@ import torch
 
 from cawa_fast.recipes.models import MODELS, backbone_names, build_model
 from cawa_fast.recipes.models.backbones import find_backbone
-from cawa_fast.recipes.models.libraries import without_source_tree
+from cawa_fast.recipes.models.libraries import import_library, without_source_tree
 from tests.support.networks import PAPER, images, small
 
 pytestmark = pytest.mark.usefixtures("reference_libraries")
@@ -223,7 +223,9 @@ def test_pretrained_weights_of_smp(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_pretrained_weights_of_segformer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The published checkpoint is an image classifier; only its encoder is loaded."""
-    from transformers import SegformerConfig, SegformerForImageClassification, SegformerModel
+    SegformerModel = import_library("transformers", "SegformerModel")
+    SegformerConfig = import_library("transformers", "SegformerConfig")
+    SegformerForImageClassification = import_library("transformers", "SegformerForImageClassification")
 
     torch.manual_seed(7)
     published = SegformerForImageClassification(SegformerConfig())
@@ -243,6 +245,8 @@ def test_pretrained_weights_of_segformer(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 @pytest.mark.parametrize(("name", "backbone"), [("upernet", "resnet18"), ("segformer", "mit_b0")])
 def test_weights_that_cannot_be_downloaded(name: str, backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import_library("transformers", "SegformerModel")  # the folder kernels/ breaks a plain import from the source tree
+    import_library("segmentation_models_pytorch")
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     def refuse(*_: Any, **__: Any) -> None:

@@ -339,6 +339,30 @@ def test_captions_depend_on_the_weighting(tmp_path: Path) -> None:
     assert "the rule “recall” gives the base weight" in said["recall"]
 
 
+def test_sweep_shows_mean_and_standard_deviation_over_the_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mIoU 10, 20 and 60 % over three seeds: mean 30, standard deviation sqrt((20² + 10² + 30²) / 2) = 26.457513."""
+    result = ablation(tmp_path)
+    for row in result["rows"]:
+        done = [run for run in row["runs"] if run["status"] == "done"]
+        row["runs"] = [done[0] | {"seed": seed, "miou": miou} for seed, miou in enumerate((0.1, 0.2, 0.6))]
+    result["rows"] = with_statistics(result["rows"], "uniform")
+    (tmp_path / "ablation.json").write_text(json.dumps(result))
+    drawn = []
+
+    def chart(curves: Any, **_: Any) -> Figure:
+        drawn.extend(curves)
+        return Figure()
+
+    monkeypatch.setattr(ablation_section, "sweep_chart", chart)
+    report.write_report([tmp_path], tmp_path / "page.html")
+    (miou,) = [curve for curve in drawn if curve.label == "mIoU"]
+    assert miou.places == [0.0, 0.9, 1.0]
+    assert miou.means == pytest.approx([30.0] * 3)
+    assert miou.deviations == pytest.approx([26.457513] * 3)
+
+
 def test_sweep_marks_the_value_of_the_other_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = ablation(tmp_path)
     marked = []
