@@ -16,7 +16,7 @@ from cawa_fast.metrics import segmentation_metrics
 from cawa_fast.recipes.config import WEIGHTINGS, TrainConfig
 from cawa_fast.recipes.datasets import build_dataset
 from cawa_fast.recipes.runs.folder import RunFolder
-from cawa_fast.recipes.training.loaders import normalize_images, open_split
+from cawa_fast.recipes.training.loaders import Loaders, normalize_images, open_split
 from cawa_fast.recipes.training.metrics_log import metrics_record
 from cawa_fast.recipes.training.trainer import Trainer
 from tests.support.tiny_runs import TINY, Silent, camvid_with_void, run
@@ -118,6 +118,25 @@ def test_metrics_of_an_absent_class_are_none_and_left_out_of_the_mean() -> None:
     metrics = metrics_record(segmentation_metrics(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]])))
     assert metrics["iou"] == [0.75, 0.8, None]
     assert metrics["miou"] == pytest.approx(0.775)
+
+
+def test_the_seed_decides_order_and_augmentation() -> None:
+    """In each epoch. The images of the dataset are the same for all seeds."""
+
+    def drawn(seed: int, epoch: int) -> tuple[list[tuple[int, int]], torch.Tensor]:
+        train, val = (build_dataset("street", split=split, length=8, resize=(48, 96)) for split in ("train", "val"))
+        loaders = Loaders(replace(TINY, seed=seed), train, val, pinned=False)
+        loaders.sampler.set_epoch(epoch)
+        return list(loaders.sampler), loaders.train.dataset[epoch, 5][0]
+
+    order, image = drawn(3, 1)
+    again, same_image = drawn(3, 1)
+    assert again == order
+    assert torch.equal(same_image, image)
+    for seed, epoch in ((4, 1), (3, 2)):
+        other_order, other_image = drawn(seed, epoch)
+        assert [index for _, index in other_order] != [index for _, index in order]
+        assert not torch.equal(other_image, image)
 
 
 def test_images_are_normalised_as_imagenet() -> None:
