@@ -217,17 +217,14 @@ class AdaptiveClassWeights(nn.Module):
 
         Equals :meth:`observe` with ``source="argmax"``, for a validation loop that computes the matrix anyway.
         """
-        if matrix.shape != (self.num_classes, self.num_classes):
-            raise ValueError(
-                f"observe_confusion: matrix must be ({self.num_classes}, {self.num_classes}), got {tuple(matrix.shape)}"
-            )
-        self._check_device("observe_confusion: matrix", matrix)
+        self._check_matrix("observe_confusion", matrix)
         self.counts.add_(_of_confusion(matrix))
 
     def observe_metrics(self, matrix: Tensor) -> None:
         """Add a batch's confusion matrix ``(C, C)`` int64 (rows = target) to what :attr:`metrics` is computed from."""
         if self.confusion is None:
             raise RuntimeError("observe_metrics: pass metrics=True to AdaptiveClassWeights, to keep a confusion matrix")
+        self._check_matrix("observe_metrics", matrix)
         self.confusion.add_(matrix)
 
     def begin_sample(self, probability: Tensor) -> None:
@@ -395,6 +392,13 @@ class AdaptiveClassWeights(nn.Module):
                 f"observe: cam has {cam.shape[1]} channels, but num_classes={self.num_classes}; got {tuple(cam.shape)}"
             )
         self._check_device("observe: cam", cam)
+
+    def _check_matrix(self, name: str, matrix: Tensor) -> None:
+        if matrix.shape != (self.num_classes, self.num_classes):
+            raise ValueError(
+                f"{name}: matrix must be ({self.num_classes}, {self.num_classes}), got {tuple(matrix.shape)}"
+            )
+        self._check_device(f"{name}: matrix", matrix)
 
     def _check_device(self, argument: str, tensor: Tensor) -> None:
         if tensor.device != self.counts.device:  # moving it here would be a hidden synchronisation

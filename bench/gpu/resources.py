@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -126,11 +127,12 @@ def _readable(mangled: str) -> tuple[str, str]:
 
 
 def source_digest() -> str:
-    """SHA-256 of everything that decides the table: the kernels' code without comments, docstrings and layout.
+    """SHA-256 of what decides the table: the kernels' code, the compiler's options and the calls that choose Triton's
+    configurations; without comments, docstrings and layout.
 
     While it equals that of the committed table, the table describes these sources, and nobody has to compile them.
     """
-    code = {}
+    code = {"options": inspect.getsource(compile_cuda).split()}
     for path in sorted((ROOT / "csrc").glob("cuda/*.*")) + sorted((ROOT / "csrc").glob("*.h")):
         code[path.relative_to(ROOT).as_posix()] = re.sub(r"//[^\n]*|\s+", " ", path.read_text(encoding="utf-8")).split()
     for path in [*sorted((ROOT / "kernels").glob("*.py")), ROOT / "bench" / "gpu" / "triton_resources.py"]:

@@ -152,6 +152,35 @@ def test_momentum_is_in_the_state():
     same(one, other)
 
 
+def test_metrics_from_confusion_matrices_without_a_loop():
+    """Two batches: 3 + 2 of 8 pixels of class 0 and 1 of 2 of class 1 are right."""
+    weights = cf.AdaptiveClassWeights(2, source="argmax", metrics=True)
+    for matrix in ([[3, 1], [0, 1]], [[2, 2], [1, 0]]):
+        weights.observe_metrics(torch.tensor(matrix))
+        weights.observe_confusion(torch.tensor(matrix))
+    weights.step()
+    assert weights.metrics.iou.tolist() == [5 / 9, 1 / 5]
+    assert weights.metrics.pixel_accuracy == 0.6
+    assert not weights.confusion.any()
+
+
+@pytest.mark.parametrize("name", ["observe_metrics", "observe_confusion"])
+def test_confusion_matrices_that_do_not_fit_are_named(name):
+    weights = cf.AdaptiveClassWeights(3, source="argmax", metrics=True)
+    for wrong in (torch.zeros(2, 2, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)):
+        with pytest.raises(
+            ValueError, match=rf"{name}: matrix must be \(3, 3\), got \({', '.join(map(str, wrong.shape))}"
+        ):
+            getattr(weights, name)(wrong)
+    with pytest.raises(ValueError, match=f"{name}: matrix is on meta, but the weights are on cpu"):
+        getattr(weights, name)(torch.zeros(3, 3, dtype=torch.int64, device="meta"))
+
+
+def test_metrics_that_were_not_asked_for_are_refused():
+    with pytest.raises(RuntimeError, match="observe_metrics: pass metrics=True"):
+        cf.AdaptiveClassWeights(3).observe_metrics(torch.zeros(3, 3, dtype=torch.int64))
+
+
 def test_metrics_are_those_of_torchmetrics(reference_libraries):
     from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
