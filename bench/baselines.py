@@ -1,7 +1,8 @@
 """The implementations that a benchmark times: this library, its baselines, and reference measurements such as a copy.
 
-Baselines are written in their cheapest obvious form and compute the same from the same problem; tests/test_bench.py
-compares the results. Their labels are converted to int64, which PyTorch requires, before the timing starts.
+Baselines are written in their cheapest obvious form and compute the same from the same problem;
+tests/bench/test_bench.py compares the results. Their labels are converted to int64, which PyTorch requires, before the
+timing starts.
 """
 
 from __future__ import annotations

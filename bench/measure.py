@@ -155,8 +155,9 @@ def commit() -> str | None:
     """The commit of the sources, with a plus where they have been changed since; None outside of a clone."""
     try:
         head = _git("rev-parse", "--short=10", "HEAD")
-        # only these folders affect what is measured
-        changed = _git("status", "--porcelain", "--", "cawa_fast", "csrc", "bench/*.py", "CMakeLists.txt")
+        # only these affect what is measured
+        measured = ("cawa_fast", "csrc", "kernels", "cmake", "CMakeLists.txt", "bench/*.py")
+        changed = _git("status", "--porcelain", "--", *measured)
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+" if changed else "")

@@ -16,7 +16,7 @@ from torch import Tensor
 RATIOS = ("paper", "smoothed", "none")
 
 RecallRule = Callable[[Tensor], Tensor]
-"""From the recall ``(K,)`` of the classes with ground truth to their raw weights ``(K,)``, at least 0."""
+"""From the recall ``(K,)`` float64 of the classes with ground truth to their raw weights ``(K,)``, at least 0."""
 
 # Sinha et al. divide by the accuracy of the worst class. This term keeps the quotient finite while it is 0.
 _BIAS_EPS = 0.01
@@ -221,7 +221,8 @@ def next_weights(rule: str | RecallRule, counts: Tensor, **options: Any) -> Weig
     held = options.get("held")
     new = ~update.pixel_accuracy.isnan() if held is None else ~update.pixel_accuracy.isnan() & ~held
     recall = update.pixel_accuracy[new]
-    raw = formula(recall).to(recall.dtype)
+    # All classes may be held. Rules that look for the best and the worst class need at least one.
+    raw = torch.as_tensor(formula(recall), dtype=recall.dtype) if len(recall) else recall
     if raw.shape != recall.shape or not bool(((raw >= 0) & raw.isfinite()).all()):
         raise ValueError(
             f"AdaptiveClassWeights: rule must return one finite value of at least 0 for each of the {len(recall)} "

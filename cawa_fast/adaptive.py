@@ -74,9 +74,9 @@ class AdaptiveClassWeights(nn.Module):
             fills it; without a CAWA, call :meth:`observe_metrics`.
         rule: ``"cawa"``: the equations above. ``"recall"``: ``1 - PA`` (recall loss, Tian et al. 2022, here per step
             instead of per batch). ``"difficulty"``: ``(1 - PA)^gamma`` (Sinha et al. 2020) with the paper's dynamic
-            exponent. Or a function from the recall ``(K,)`` of the classes with ground truth to their raw weights,
-            finite and at least 0. All but ``"cawa"`` are divided by their mean and not clipped; use them with
-            ``source="argmax"``, for which they are defined.
+            exponent. Or a function from the recall ``(K,)``, float64 on the CPU, of the classes with ground truth to
+            their raw weights, finite and at least 0. All but ``"cawa"`` are divided by their mean and not clipped; use
+            them with ``source="argmax"``, for which they are defined.
 
     Attributes:
         weight: ``(C,)`` float32, mean 1; ones before the first step.
@@ -289,10 +289,9 @@ class AdaptiveClassWeights(nn.Module):
         else:
             truth = counts[0] + counts[2]
             score = Estimate(counts, torch.zeros_like(truth, dtype=torch.float32).where(truth > 0, torch.nan))
+        average = None
         if self.average is not None and self.average_variance is not None:
             average = Average(self.average.cpu(), self.average_variance.cpu()).add(score, self.momentum)
-            self.average.copy_(average.counts)
-            self.average_variance.copy_(average.variance)
             score = average.estimate()
         # A class that the sample lacks may still occur in the validation set: its weight is held.
         held = ~(score.error <= self.max_error) if sampled else torch.zeros_like(score.error, dtype=torch.bool)
@@ -310,6 +309,10 @@ class AdaptiveClassWeights(nn.Module):
             last_weight=self.weight.cpu(),
             held=held if sampled else None,
         )
+        # No buffer changes before this line: a rule that raises leaves the state as it was.
+        if average is not None and self.average is not None and self.average_variance is not None:
+            self.average.copy_(average.counts)
+            self.average_variance.copy_(average.variance)
         results = update._asdict() | {"standard_error": score.error}
         for name, value in results.items():
             getattr(self, name).copy_(value)

@@ -73,8 +73,8 @@ def cross_entropy(
 
     **Memory.** The forward pass also computes the gradient on a CPU, and on a GPU with the CUDA C++ kernels if the
     logits have the size of the labels. Exceptions are ``reduction="none"`` and float16 input. On a CPU the process
-    keeps the memory of the last freed gradient of 4 MiB or more, and reuses it for the next one. In the other cases on
-    a GPU the forward pass stores 4 to 17 bytes per label pixel for the backward pass (4.3 bytes at ratio 4).
+    keeps the memory of the last freed gradient of 4 MiB or more, and reuses it for the next one. With a resize on a
+    GPU, the forward pass stores 4 to 17 bytes per label pixel for the backward pass (4.3 bytes at ratio 4).
 
     Source: ``torch.nn.functional.cross_entropy``; label smoothing: Szegedy et al. 2016, section 7;
     ``reduction="class_mean"``: CAWASeg, Eq. 10.
@@ -209,7 +209,7 @@ def confusion_matrix(
         classes = input.shape[1]
         if num_classes is not None and num_classes != classes:
             raise ValueError(
-                f"{name}: num_classes={num_classes}, but input has {classes} channels; pass that or nothing"
+                f"{name}: num_classes={num_classes}, but input has {classes} channels; leave num_classes out"
             )
     else:
         _validate.check_label_dtype(name, "input", input, target)

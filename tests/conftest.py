@@ -34,6 +34,10 @@ from bench.libraries import import_torchvision
 from cawa_fast._ops import backends, native
 from tests.support import emulation, interpreter
 
+if expected := os.environ.get("CAWA_FAST_TEST_EXTENSION"):  # set by tests/native/sanitize.sh
+    assert native._extension is not None, native.why_not()
+    assert str(native._extension.__file__).startswith(expected), native._extension.__file__
+
 # Collecting doctests imports every file, and importing this one registers a device.
 collect_ignore = [] if DEVICE == "pretend" else ["support/pretend.py"]
 
@@ -100,12 +104,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """In the fast tier, fail a test that takes longer than ``SLOW_SECONDS`` without the marker ``slow``."""
+    """In the fast tier, fail a test that takes longer than ``SLOW_SECONDS`` without a marker that says so."""
     report = yield
     fast = item.config.getoption("tier") == "fast" and report.when == "call" and report.passed
     if fast and call.duration > SLOW_SECONDS:
         report.outcome = "failed"
-        report.longrepr = f"{item.nodeid} took {call.duration:.0f} s: mark it with @pytest.mark.slow"
+        mark = "slow_in_interpreter" if "[triton" in item.nodeid else "slow"
+        report.longrepr = f"{item.nodeid} took {call.duration:.0f} s: mark it with @pytest.mark.{mark}"
     return report
 
 

@@ -97,7 +97,7 @@ def doctor_data(
     """Check a dataset and show what it contains.
 
     Finds images without a label map and label maps without an image, unreadable files, sizes that differ within a pair,
-    label values outside the classes (with counts and files), labels whose zero was subtracted twice, classes that never
+    label values outside the classes (with counts and files), labels that were reduced by one twice, classes that never
     occur, and images that are in two splits. Shows each class's share of the pixels and the number of images that
     contain it. Exits with status 1 if there are errors, or with --strict if there are warnings.
     """

@@ -25,9 +25,7 @@ def error_messages(stopped: Callable[[], str] = lambda: "Stopped.") -> Iterator[
         if message := stopped():
             click.echo(f"\n{message}")
         sys.exit(INTERRUPTED)
-    except ImportError as error:
-        if "pip install" in str(error):  # says which extra, or more
-            raise click.ClickException(str(error)) from error
+    except ModuleNotFoundError as error:
         raise click.ClickException(f"{error.name} is not installed: pip install 'cawa_fast[train]'") from error
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ImportError, ValueError, OSError, FloatingPointError) as error:
         raise click.ClickException(str(error)) from error

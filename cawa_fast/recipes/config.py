@@ -65,7 +65,8 @@ class TrainConfig:
     )
     pretrained: bool = _setting(False, "Start from a backbone trained on ImageNet, downloaded once.")
     auxiliary: float = _setting(
-        0.4, "deeplabv3plus, ocrnet, upernet: factor of the auxiliary head's loss; 0 turns the loss off."
+        0.4,
+        "deeplabv3plus, ocrnet, upernet: factor of the auxiliary loss; 0: no such loss (ocrnet keeps the head).",
     )
     weighting: str = _setting("cawa", "Class weights or loss: cawa, or one of the baselines.", WEIGHTINGS)
     epochs: int = _setting(50, "Passes over the training images.")

@@ -1,10 +1,12 @@
 """The baselines of CAWA: rules on tables worked by hand, and losses against the formulas of their papers."""
 
+import copy
 import functools
 import inspect
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -133,13 +135,37 @@ def test_a_rule_may_be_a_function_of_the_recall():
     close(weights.step(), [0.5, 1.5, 1.0])
 
 
-@pytest.mark.parametrize("raw", [[1.0], [1.0, -1.0], [1.0, math.nan], [[1.0, 1.0]]])
-def test_what_a_rule_returns_is_checked(raw):
-    weights = cf.AdaptiveClassWeights(3, source="argmax", rule=lambda recall: torch.tensor(raw))
+AS = pytest.mark.parametrize("make", [torch.tensor, np.array, list], ids=["tensor", "numpy", "list"])
+
+
+@AS
+@pytest.mark.parametrize("raw", [[1.0], [1.0, -1.0], [1.0, math.nan], [[1.0, 1.0]]], ids=str)
+def test_what_a_rule_returns_is_checked(raw, make):
+    """And a step that fails leaves the state as it was."""
+    weights = cf.AdaptiveClassWeights(3, source="argmax", momentum=0.5, rule=lambda recall: make(raw))
     weights.observe_confusion(confusion([100, 40, 0], [90, 20, 0]))
+    before = copy.deepcopy(weights.state_dict())
     with pytest.raises(ValueError, match="rule must return one finite value of at least 0 for each of the 2 classes"):
         weights.step()
-    assert weights.weight.tolist() == [1.0, 1.0, 1.0]
+    torch.testing.assert_close(weights.state_dict(), before, rtol=0, atol=0, equal_nan=True)
+
+
+@AS
+def test_a_rule_may_return_an_array_or_a_list(make):
+    weights = cf.AdaptiveClassWeights(3, source="argmax", rule=lambda recall: make([1.0, 3.0]))
+    weights.observe_confusion(confusion([100, 40, 0], [90, 20, 0]))
+    close(weights.step(), [0.5, 1.5, 1.0])
+
+
+@pytest.mark.parametrize("rule", ["recall", "difficulty"])
+def test_a_step_that_holds_all_classes_changes_no_weight(rule):
+    matrix = confusion(TRUTH, HITS)
+    tp = matrix.diagonal()
+    counts = torch.stack((tp, matrix.sum(0) - tp, matrix.sum(1) - tp))
+    last = torch.tensor([0.25, 2.5, 0.25, 1.0])
+    options = {"delta": 0.9, "eps": 1e-6, "ratio": "none", "ratio_eps": 0.01, "w_min": 0.1, "w_max": 20.0}
+    state = {"class_counts": None, "last_csps": torch.full((4,), NAN), "last_weight": last, "held": last > 0}
+    assert torch.equal(_rules.next_weights(rule, counts, **options, **state).weight.float(), last)
 
 
 def test_cawa_has_every_argument_of_its_weights():

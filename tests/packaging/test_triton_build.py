@@ -1,4 +1,4 @@
-"""Triton's kernels compiled for six architectures without a GPU, in every configuration that can be chosen."""
+"""Triton's kernels compiled without a GPU, in every configuration that can be chosen."""
 
 import os
 from importlib.metadata import version

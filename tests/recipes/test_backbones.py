@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from cawa_fast.cli import main
 from cawa_fast.recipes.models import MODELS, backbone_names, build_model
 from cawa_fast.recipes.models.backbones import find_backbone
 from cawa_fast.recipes.models.libraries import import_library, without_source_tree
@@ -279,15 +281,19 @@ def test_a_missing_extra_is_named(name: str, missing: str, monkeypatch: pytest.M
     build_model("compact", 3)
 
 
-def test_a_torchvision_of_another_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torchvision_of_another_torch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(module: str) -> None:
         raise RuntimeError("operator torchvision::nms does not exist")
 
     monkeypatch.setattr("cawa_fast.recipes.models.libraries.importlib.import_module", fail)
     with pytest.raises(
-        ImportError, match=r"torchvision was built for another version of PyTorch than .*torchvision::nms.*inst"
+        ImportError,
+        match=r"torchvision was built for another version of PyTorch than .*torchvision::nms.*; install the",
     ):
         build_model("upernet", 3)
+    shown = CliRunner().invoke(main, ["train", "--model", "upernet", "--run-dir", str(tmp_path / "run")])
+    assert shown.exit_code == 1
+    assert "Error: torchvision was built for another version of PyTorch than" in shown.output
 
 
 @pytest.mark.slow

@@ -214,6 +214,13 @@ def test_ablation_file_beside_an_unrelated_run_is_ignored(tmp_path: Path) -> Non
     assert inputs.load_inputs([run]).rare_part("street") == 0.2
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": 1}', '{"format": 1, "rows": [{}]}', "\x00", "null"])
+def test_a_broken_ablation_file_beside_a_run_is_ignored(tmp_path: Path, content: str) -> None:
+    (tmp_path / "ablation.json").write_text(content)
+    run = fake_run(tmp_path / "another", "cawa", checkpoint=False)
+    assert inputs.load_inputs([run]).rare_part("street") == 0.2
+
+
 def test_unknown_ablation_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ablation.json").write_text('{"format": 99}')
     with pytest.raises(ValueError, match=r"ablation\.json is not a result"):

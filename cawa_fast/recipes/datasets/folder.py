@@ -31,8 +31,9 @@ class FolderDataset(FileDataset):
         **options: of :class:`FileDataset`, such as ``length``.
 
     Raises:
-        FileNotFoundError: the root, the class list, the split, or one file of a pair is missing. ValueError: the class
-        list cannot be read. When a pair is read: a file is broken, sizes differ, or a value is no class.
+        FileNotFoundError: the root, the class list, the split, or one file of a pair is missing.
+        ValueError: the class list cannot be read. When a pair is read: a file is broken, sizes differ, or a value is no
+            class.
     """
 
     name = "folder"

@@ -138,9 +138,9 @@ class Network(nn.Module):
     """A network whose forward pass ends with its 1x1 classifier at low resolution.
 
     Attributes:
-        classifier: the 1x1 convolution whose output the network returns. auxiliary_logits: ``(N, C, h', w')``, the
-        output of the auxiliary head in the last forward pass in training mode,
-            with its graph; None without such a head, in ``eval()`` mode, and in a copy.
+        classifier: the 1x1 convolution whose output the network returns.
+        auxiliary_logits: ``(N, C, h', w')``, the output of the auxiliary head in the last forward pass in training
+            mode, with its graph; None without such a head, in ``eval()`` mode, and in a copy.
         auxiliary_factor: the factor of the auxiliary loss: ``loss + auxiliary_factor * criterion(auxiliary_logits,
             labels)``.
     """

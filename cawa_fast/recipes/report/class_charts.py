@@ -46,13 +46,16 @@ class ClassChange:
 
 
 def change_caption(classes: Sequence[ClassChange]) -> str:
-    """Which classes :func:`change_chart` leaves out; empty if it shows all.
+    """Which classes :func:`change_chart` leaves out, and which were not trained; empty if there are none.
 
-    >>> change_caption([ClassChange("road", 0.4, [(1.0, None)]), ClassChange("rider", 0.1, [(None, None)])])
-    'Not in the validation images: rider.'
+    >>> classes = [ClassChange("road", 0.4, [(1.0, None)]), ClassChange("bus", 0.0, [(0.0, None)])]
+    >>> change_caption([*classes, ClassChange("rider", 0.1, [(None, None)])])
+    'Not in the training images: bus. Not in the validation images: rider.'
     """
     known = sum(one.known for one in classes)
     sentences = [f"The chart shows the {MOST_ROWS} classes that changed most."] if known > MOST_ROWS else []
+    if untrained := [one.label for one in classes if not one.share]:
+        sentences.append(f"Not in the training images: {', '.join(untrained)}.")
     if unknown := [one.label for one in classes if not one.known]:
         sentences.append(f"Not in the validation images: {', '.join(unknown)}.")
     return " ".join(sentences)

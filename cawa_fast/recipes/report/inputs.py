@@ -83,10 +83,15 @@ def _first_runs(ablation: dict[str, Any], folder: Path) -> list[Run]:
 
 
 def _ablations_of_run(path: Path) -> list[dict[str, Any]]:
-    """The ablation that trained the run in this folder; empty if the run was trained alone."""
+    """The ablation that trained the run in this folder; empty if the run was trained alone.
+
+    The user has not asked for a file that lies beside the run: what it does not hold is no error.
+    """
     file = path.parent / ABLATION_FILE
-    ablation = read_object(file) if file.is_file() else {}
-    if ablation.get("format") != 1:
+    try:
+        ablation = read_object(file)
+        names = {run["run"] for row in ablation["rows"] for run in row["runs"]}
+        _ = ablation["settings"]["dataset"], ablation["rare"]["part"]
+    except (OSError, ValueError, KeyError, TypeError):
         return []
-    names = {run["run"] for row in ablation["rows"] for run in row["runs"]}
-    return [ablation] if path.name in names else []
+    return [ablation] if ablation.get("format") == 1 and path.name in names else []
