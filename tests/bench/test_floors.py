@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from bench import floors
+from bench.cpu import rows as cpu_rows
 from bench.floors import Floor, Limits
 
 # An H200: a copy at 4.3 TB/s; 132 multiprocessors at 1.755 GHz with 16 exponentials and 128 multiply-adds per clock.
@@ -56,3 +59,10 @@ def test_counting() -> None:
     assert floors.confusion_matrix(1, 3, (2, 2), (8, 8)) == Floor(bytes=48 + 64 + 8 * 9, fmas=12)
     assert floors.cam_counts(1, 3, (2, 2), (8, 8)) == Floor(bytes=48 + 64 + 24 * 3, fmas=24)
     assert floors.cam_counts(1, 3, (2, 2), (8, 8), maps=1) == Floor(bytes=16 + 64 + 24 * 3, fmas=8)
+
+
+def test_an_operator_without_a_floor_is_an_error() -> None:
+    """A new operator must not silently get the floor of another one."""
+    row = dataclasses.replace(cpu_rows.ROWS[0], operator="new_operator")
+    with pytest.raises(ValueError, match="no floor for the operator 'new_operator'"):
+        row.floor(gather=True)
