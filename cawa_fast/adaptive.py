@@ -330,6 +330,13 @@ class AdaptiveClassWeights(nn.Module):
         self._drawn = self._rows = None
         return others
 
+    def reset(self) -> None:
+        """Forget what was observed since the last step. The weights and the history stay."""
+        self.counts.zero_()
+        if self.confusion is not None:
+            self.confusion.zero_()
+        self._drawn = self._rows = None
+
     def _gather(
         self, group: dist.ProcessGroup | None, others: Sequence[int]
     ) -> tuple[Tensor, Tensor | None, list[int]]:

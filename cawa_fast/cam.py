@@ -14,13 +14,18 @@ Shapes in this module: ``N`` images, ``C`` classes, ``K`` channels of the layer,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ._classifier import Candidate, find_classifier, find_logits, resolve
+from ._listener import Listener
+from ._output_check import Call
+
+__all__ = ["METHODS", "GradCAM", "closed_form", "find_classifier"]
 
 METHODS = ("gradcam", "gradcam++", "hirescam", "layercam")
 
@@ -86,40 +91,50 @@ class GradCAM:
         model: nn.Module,
         target_layer: nn.Module | str | None = None,
         *,
-        classifier: nn.Conv2d | str | None = None,
+        classifier: nn.Module | str | None = None,
         num_classes: int | None = None,
         method: str = "gradcam",
+        verify: bool = True,
     ) -> None:
         if method not in METHODS:
             raise ValueError(f"GradCAM: method must be one of {', '.join(METHODS)}; got {method!r}")
         self.model = model
         self.method = method
         self.target_layer = None if target_layer is None else resolve(model, target_layer, "target_layer")
-        self.classifier: nn.Conv2d | None = None
-        if target_layer is None or classifier is not None:
-            self.classifier = find_classifier(model, num_classes, classifier)
-        self._guessed = classifier is None and num_classes is None
+        self._listener: Listener | None = None
+        self._scored = model
+        if target_layer is None:
+            self._listener = Listener("GradCAM", model, num_classes, classifier, verify=verify)
+        elif classifier is not None:
+            self._scored = find_classifier(model, num_classes, classifier)
         self._record: tuple[Tensor, Tensor] | None = None  # (activations, scores' logits) of the last forward pass
         self._activations: Tensor | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._grad_mode: torch.enable_grad | None = None
 
+    @property
+    def classifier(self) -> nn.Conv2d | None:
+        """The 1x1 convolution whose maps are computed; None with ``target_layer``."""
+        return None if self._listener is None else self._listener.candidate.convolution
+
+    def explain(self) -> str:
+        """Which layer computes the logits, and how the network's output follows from it, in words."""
+        return f"GradCAM listens to {self.target_layer}." if self._listener is None else self._listener.explain()
+
     def __enter__(self) -> GradCAM:
-        if self.target_layer is None:
-            assert self.classifier is not None
-            self._handles = [self.classifier.register_forward_hook(self._record_classifier)]
-            if self._guessed:
-                self._handles.append(self.model.register_forward_hook(self._check_guess))
+        if self._listener is not None:
+            self._listener.attach()
+            self._handles = [self._listener.root.register_forward_hook(self._check)]
             return self
+        assert self.target_layer is not None
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
                 "GradCAM: target_layer needs gradients, which inference_mode forbids; use torch.no_grad() around the "
                 "context instead, or leave target_layer out for the closed form"
             )
-        scored = self.model if self.classifier is None else self.classifier
         self._handles = [
             self.target_layer.register_forward_hook(self._record_activations),
-            scored.register_forward_hook(self._record_scores),
+            self._scored.register_forward_hook(self._record_scores),
         ]
         self._grad_mode = torch.enable_grad()
         self._grad_mode.__enter__()
@@ -128,6 +143,8 @@ class GradCAM:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._listener is not None:
+            self._listener.detach()
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -145,29 +162,19 @@ class GradCAM:
         Raises:
             RuntimeError: the network has not run inside the context.
         """
-        if self._record is None:
+        if self._record is None and (self._listener is None or not self._listener.has_run()):
             raise RuntimeError("GradCAM: no forward pass has run; call model(x) inside `with GradCAM(model) as cam:`")
-        activations, logits = self._record
-        if self.target_layer is None:
-            assert self.classifier is not None
-            return closed_form(self.classifier, activations, logits, self.method)
-        return _by_autograd(activations, logits, self.method)
+        if self._listener is not None:
+            call = self._listener.last()
+            return maps_at_classifier(self._listener.candidates[call.candidate], call, self.method)
+        assert self._record is not None
+        return _by_autograd(*self._record, self.method)
 
-    def _record_classifier(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self._record = inputs[0].detach(), output.detach()
-
-    def _check_guess(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """Raise if the 1x1 convolution that was found is not the head: its outputs are then not the classes."""
-        assert self.classifier is not None
-        try:
-            outputs = find_logits(output).shape[1]
-        except ValueError:
-            return
-        if outputs != self.classifier.out_channels:
-            raise ValueError(
-                f"GradCAM: the last 1x1 convolution has {self.classifier.out_channels} outputs, but the network has "
-                f"{outputs}; pass the right one as classifier=, or pass a target_layer"
-            )
+    def _check(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Raise within the forward pass if no layer computes what the network returns."""
+        if self._listener is not None and not torch.compiler.is_compiling() and self._listener.has_run():
+            self._listener.last(wait=False)
+            self._listener.drop_graph()
 
     def _record_activations(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
         if not isinstance(output, Tensor) or output.dim() != 4:
@@ -195,113 +202,18 @@ class GradCAM:
         self._activations = None
 
 
-def find_classifier(
-    model: nn.Module, num_classes: int | None = None, classifier: nn.Module | str | None = None
-) -> nn.Conv2d:
-    """The convolution that computes the logits: ``classifier`` if given, else the last 1x1 convolution of the network.
-
-    "Last" refers to the order of ``model.named_modules()``. Many models define auxiliary heads after the main head. A
-    convolution is therefore used only as a last resort if a part of its name begins with ``aux``.
-
-    Args:
-        model: the network.
-        num_classes: ``C``. If given, only convolutions with as many outputs are considered.
-        classifier: a 1x1 ``nn.Conv2d``, or its dotted name.
-
-    Returns:
-        The ``nn.Conv2d``: kernel 1x1, stride 1, one group, no padding.
+def maps_at_classifier(candidate: Candidate, call: Call, method: str) -> Tensor:
+    """The maps ``(N, C, h, w)`` of a run of the classifier, by :func:`closed_form`.
 
     Raises:
-        ValueError: there is no such convolution, or ``classifier`` is not one, or has another number of outputs.
-
-    Example:
-        >>> find_classifier(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 1)))
-        Conv2d(8, 5, kernel_size=(1, 1), stride=(1, 1))
+        ValueError: the layer is an adapter (LoRA) around the 1x1 convolution, and ``method`` needs its whole weight.
     """
-    if classifier is not None:
-        module = resolve(model, classifier, "classifier")
-        if not isinstance(module, nn.Conv2d) or not _is_pointwise(module):
-            raise ValueError(
-                f"classifier must be a 1x1 nn.Conv2d (stride 1, one group), got {module}; for another kind of layer "
-                "pass a target_layer to GradCAM"
-            )
-        if num_classes is not None and module.out_channels != num_classes:
-            raise ValueError(
-                f"classifier has {module.out_channels} outputs, but num_classes={num_classes}; make them equal"
-            )
-        return module
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d)
-        and _is_pointwise(module)
-        and (num_classes is None or module.out_channels == num_classes)
-    ]
-    main = [pair for pair in found if not any(part.startswith("aux") for part in pair[0].split("."))]
-    if not found:
-        outputs = "" if num_classes is None else f" with num_classes={num_classes} outputs"
+    if candidate.layer is not candidate.convolution and method not in ("gradcam", "hirescam"):
         raise ValueError(
-            f"no 1x1 nn.Conv2d{outputs} in {type(model).__name__}; pass the layer as classifier=, or pass GradCAM a "
-            "target_layer, which works with any network"
+            f"method {method!r} needs the weight of {candidate.name!r}, an adapter around a 1x1 convolution; use "
+            "'gradcam' or 'hirescam', which need its output alone"
         )
-    return (main or found)[-1][1]
-
-
-def resolve(model: nn.Module, layer: nn.Module | str, argument: str) -> nn.Module:
-    """The module itself, or the submodule of ``model`` with that dotted name.
-
-    Args:
-        model: the network.
-        layer: a module, or a dotted name as ``model.named_modules()`` lists it.
-        argument: name of the argument, for the error message.
-
-    Raises:
-        ValueError: ``model`` has no submodule of that name.
-
-    Example:
-        >>> resolve(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), "1", "target_layer")
-        ReLU()
-    """
-    if isinstance(layer, nn.Module):
-        return layer
-    try:
-        return model.get_submodule(layer)
-    except AttributeError:
-        raise ValueError(
-            f"{argument}: {type(model).__name__} has no submodule {layer!r}; "
-            "`for name, _ in model.named_modules()` lists them"
-        ) from None
-
-
-def find_logits(output: Any) -> Tensor:
-    """The logits in the output of a network.
-
-    Args:
-        output: the logits, a mapping with the key ``"out"`` or ``"logits"``, an object with the attribute ``.logits``,
-            or a tuple or list whose first item they are.
-
-    Returns:
-        ``(N, C, H, W)``, any floating dtype.
-
-    Raises:
-        ValueError: ``output`` has none of these forms.
-
-    Example:
-        >>> find_logits({"out": torch.zeros(2, 5, 8, 8)}).shape
-        torch.Size([2, 5, 8, 8])
-    """
-    if isinstance(output, Mapping):
-        output = next((output[key] for key in ("out", "logits") if key in output), output)
-    elif hasattr(output, "logits"):
-        output = output.logits
-    elif isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    if not isinstance(output, Tensor) or output.dim() != 4:
-        raise ValueError(
-            f"no logits (N, C, H, W) in the network's output of type {type(output).__name__}; pass the "
-            "classifier as classifier="
-        )
-    return output
+    return closed_form(candidate.convolution, call.activations, call.logits, method)
 
 
 def closed_form(classifier: nn.Conv2d, activations: Tensor, logits: Tensor, method: str = "gradcam") -> Tensor:
@@ -381,12 +293,3 @@ def _from_gradient(activations: Tensor, grad: Tensor, method: str) -> Tensor:
     else:
         alpha = _gradcam_plus_plus(grad, activations.sum((-2, -1), keepdim=True)).sum((-2, -1), keepdim=True)
     return (alpha * activations).sum(1).relu_()
-
-
-def _is_pointwise(module: nn.Conv2d) -> bool:
-    return (
-        module.kernel_size == (1, 1)
-        and module.stride == (1, 1)
-        and module.groups == 1
-        and module.padding in ((0, 0), "valid", "same")
-    )

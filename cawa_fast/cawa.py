@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,38 +13,40 @@ from torch import Tensor, nn
 
 from . import _validate
 from . import functional as CF
+from ._classifier import tensors_of
+from ._listener import Listener
+from ._output_check import Call
 from ._rules import RecallRule
 from ._state import as_bytes, from_bytes
 from .adaptive import AdaptiveClassWeights
-from .cam import METHODS, closed_form, find_classifier
+from .cam import METHODS, maps_at_classifier
 from .nn import CrossEntropyLoss
 from .sampling import HasPresence, ValidationSampler, as_presence
 
 
-class _Listener:
-    """The forward hook of the classifier. In a copy of the network (a weight average, a saved file) it does nothing."""
-
-    def __init__(self, owner: CAWA | None = None) -> None:
-        self._owner = (lambda: None) if owner is None else weakref.ref(owner)
-
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        owner = self._owner()
-        if owner is not None:
-            owner._remember(module, inputs, output)
-
-    def is_detached(self) -> bool:
-        return self._owner() is None
-
-    def __reduce__(self) -> tuple[type[_Listener], tuple[()]]:  # also what copy.deepcopy goes by
-        return _Listener, ()
-
-
 class CAWA(nn.Module):
-    """Class-activation adaptive weights for a network that you already train.
+    r"""Class-activation adaptive weights for a network that you already train.
 
     Finds the 1x1 convolution that computes the network's logits and registers a forward hook on it. The loss reads the
-    low-resolution logits before any upsampling, and the activation maps follow from them in closed form. Layers after
-    the classifier are not used.
+    low-resolution logits before any upsampling, and the activation maps follow from them in closed form.
+
+    **Which layer.** Several 1x1 convolutions may have C outputs. On the first forward pass in training mode, and the
+    first in evaluation mode, their outputs, resized, are compared with what the network returned, at a few hundred
+    positions. The layer that agrees is used, with the ``align_corners`` that agrees. If none does, or several do, an
+    error lists them. :meth:`explain` says what was found. On a GPU nothing waits for the comparison: until it has
+    finished, the loss is computed from the network's own output.
+
+    **Without a hook.** ``CAWA(None, num_classes)`` works with any network, with windows, scales and mirrored images:
+    pass the logits to :meth:`loss` and :meth:`observe` as ``logits=``. With ``source="cam"`` the maps are then Grad-CAM
+    at the logits themselves. The score of class c is the sum of its logits, whose gradient is 1 at every position of
+    class c, so that the map is :math:`\mathrm{ReLU}(z_c)` for every method. At the classifier's input it is
+    :math:`\mathrm{ReLU}(z_c - b_c)`. The bias :math:`b_c` of the classifier, which does not depend on the image, is
+    the difference: a class with a positive bias gets a larger pseudo mask at the logits, one with a negative bias a
+    smaller one.
+
+    **Which pass.** :meth:`loss` and :meth:`observe` use the last forward pass. It is an error to observe a pass twice,
+    to observe one of the training, and to use one after others that were not used. Pass ``logits=`` to say which logits
+    you mean; then nothing of this is checked.
 
     The module holds the adaptive weights but not the network. ``state_dict()`` contains the state of :attr:`weights`
     and of the budget; save it beside the network's.
@@ -60,11 +61,15 @@ class CAWA(nn.Module):
     buffers and waits for processes that have no images left.
 
     Args:
-        model: the network, bare or wrapped in DDP. The caller keeps it; CAWA only adds a hook.
+        model: the network, bare or wrapped in DDP. The caller keeps it; CAWA only adds hooks. None: the logits are
+            passed to :meth:`loss` and :meth:`observe`.
         num_classes: ``C``.
         classifier: the 1x1 ``nn.Conv2d`` that computes the logits, or its dotted name. Default: search for it.
-        reduction, label_smoothing, ignore_index, align_corners: as in :class:`cawa_fast.CrossEntropyLoss`. The last two
-            apply to the scores too.
+        reduction, label_smoothing, ignore_index: as in :class:`cawa_fast.CrossEntropyLoss`. The last applies to the
+            scores too.
+        align_corners: sample positions of the resize, for loss and scores, as in ``F.interpolate``. Default: those of
+            the network's own resize; False if it has none.
+        verify: whether to compare the output of the classifier with what the network returns.
         budget: fraction of the training time that adaptive weighting may take in total, in ``(0, 1)``; or a number of
             images per step, an int of at least 2. Use :meth:`sampler` for the validation loader. None: all images.
         every: :meth:`due` is true at every ``every``-th call; at least 1.
@@ -95,14 +100,15 @@ class CAWA(nn.Module):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | None,
         num_classes: int,
         *,
-        classifier: nn.Conv2d | str | None = None,
+        classifier: nn.Module | str | None = None,
         reduction: str = "mean",
         label_smoothing: float = 0.0,
         ignore_index: int = -100,
-        align_corners: bool = False,
+        align_corners: bool | None = None,
+        verify: bool = True,
         budget: float | None = None,
         every: int = 1,
         method: str = "gradcam",
@@ -135,7 +141,17 @@ class CAWA(nn.Module):
             raise ValueError("CAWA: metrics=True needs all images, and budget= observes a part; leave out one of them")
         _validate.check_choice("CAWA", "method", method, METHODS)
         self.method = method
-        module = find_classifier(model, num_classes, classifier)
+        if model is None and classifier is not None:
+            raise ValueError(f"CAWA: classifier={classifier!r} needs the network; pass it instead of None")
+        # Not a submodule: its layers are the network's, whose state would be saved twice.
+        self._listener: Listener | None = None
+        device = None
+        if model is not None:
+            self._listener = Listener(
+                "CAWA", model, num_classes, classifier, align_corners=align_corners, verify=verify
+            )
+            device = self._listener.candidate.convolution.weight.device
+        corners = bool(align_corners)
         self.weights = AdaptiveClassWeights(
             num_classes,
             delta=delta,
@@ -151,24 +167,24 @@ class CAWA(nn.Module):
             ratio_eps=ratio_eps,
             normalize=normalize,
             classes=classes,
-            align_corners=align_corners,
+            align_corners=corners,
             momentum=momentum,
             max_error=max_error,
             metrics=metrics,
             rule=rule,
-        ).to(module.weight.device)
-        # In a tuple: as submodules, their state would be saved twice.
-        self._parts = (module, CrossEntropyLoss(self.weights, ignore_index, reduction, label_smoothing, align_corners))
-        self._record: tuple[Tensor, Tensor] | None = None
+        ).to(device)
+        # In a tuple: as a submodule, it would save the state of the weights twice.
+        self._parts = (CrossEntropyLoss(self.weights, ignore_index, reduction, label_smoothing, corners),)
         self.budget, self.every = budget, every
         self._asked = 0
         self._sampler: ValidationSampler | None = None
         self._sampler_state: dict[str, Any] | None = None  # of a checkpoint, for a later sampler()
-        self._listen()
+        if self._listener is not None:
+            self._listener.attach()
 
     @property
     def criterion(self) -> CrossEntropyLoss:
-        return self._parts[1]
+        return self._parts[0]
 
     @property
     def weight(self) -> Tensor:
@@ -178,29 +194,72 @@ class CAWA(nn.Module):
     @property
     def logits(self) -> Tensor:
         """``(N, C, h, w)``: the output of the classifier in the last forward pass, with its autograd graph."""
-        return self._last()[1]
+        call = self._heard("logits").last(wait=False)
+        self._adopt_corners()
+        return call.logits
 
     def maps(self) -> Tensor:
         """``(N, C, h, w)``: activation maps of the last forward pass, after the ReLU, before normalisation."""
-        return closed_form(self._parts[0], *self._last(), self.method)
+        call = self._heard("maps").last()
+        return self._maps(call)
 
-    def loss(self, target: Tensor) -> Tensor:
-        """Weighted cross-entropy between the last forward pass and labels ``(N, H, W)`` of any resolution."""
-        logits = self.logits
+    def loss(
+        self, target: Tensor, *, logits: Tensor | None = None, output: Any = None, weighted: bool = True
+    ) -> Tensor:
+        """Weighted cross-entropy between the last forward pass and labels.
+
+        Args:
+            target: labels ``(N, H, W)`` of any resolution.
+            logits: ``(N, C, h, w)`` of any resolution, in place of those of the last forward pass.
+            output: what DDP or FSDP returned in the last forward pass, in any form. The gradient then passes through
+                its tensors too, with zeros, as the wrapper expects. Needed for ``DistributedDataParallel(...,
+                static_graph=True)`` and for ``fully_shard`` of the whole network alone, which otherwise do not
+                synchronise the gradients. The value does not change.
+            weighted: whether to use the class weights. False for the loss of a validation set: the weights change from
+                step to step, so that weighted losses cannot be compared.
+
+        Returns:
+            The loss, as :class:`cawa_fast.CrossEntropyLoss` returns it.
+
+        Raises:
+            RuntimeError: the network has not run, or it is not clear that its last forward pass was that of the batch.
+            ValueError: no layer has computed what the network returned; or ``output`` has no tensor with a gradient.
+        """
+        if logits is None:
+            logits = self._heard("loss").use("loss").logits
+            self._adopt_corners()
+        elif self._sampler is not None and logits.requires_grad:
+            self._sampler.train()  # a hook says so otherwise
         self._follow(logits.device)
-        return self.criterion(logits, target)
+        loss = self.criterion(logits, target) if weighted else self.criterion.unweighted(logits, target)
+        return loss if output is None else _attach(loss, output)
 
-    def observe(self, target: Tensor, *, mask: Tensor | Sequence[bool] | None = None) -> None:
+    def observe(
+        self, target: Tensor, *, logits: Tensor | None = None, mask: Tensor | Sequence[bool] | None = None
+    ) -> None:
         """Score the last forward pass, of a validation batch, against its labels. Does not synchronise.
 
         Args:
             target: labels ``(N, H, W)`` of any resolution.
+            logits: ``(N, C, h, w)`` of any resolution, in place of those of the last forward pass.
             mask: ``(N,)`` bool: the images to count, see :meth:`AdaptiveClassWeights.observe`.
+
+        Raises:
+            RuntimeError: the network has not run, or it is not clear that its last forward pass was that of the batch.
+            ValueError: no layer has computed what the network returned, or an argument does not fit.
         """
-        logits, weights = self.logits, self.weights
-        self._follow(logits.device)
+        weights = self.weights
         target = _validate.masked(target, mask, weights.ignore_index)
-        scored = self.maps() if weights.source == "cam" else logits
+        call = None
+        if logits is not None:
+            scored = logits.detach().relu() if weights.source == "cam" else logits.detach()
+        else:
+            first = self.budget is not None and not self._needs_sampler().taken
+            call = self._heard("observe").use("observe", wait=True, first=first)
+            self._adopt_corners()
+            logits = call.logits
+            scored = self._maps(call) if weights.source == "cam" else logits
+        self._follow(logits.device)
         if self.budget is not None:
             sampler = self._needs_sampler()
             if not sampler.taken:
@@ -217,6 +276,37 @@ class CAWA(nn.Module):
                 weights.observe(scored, target)
         else:
             weights.observe(scored, target)
+        if call is not None:
+            self._heard("observe").observed(call)
+
+    def reset(self) -> None:
+        """Forget what was observed since the last step, and the last forward pass. The weights stay.
+
+        For passes that shall not count: a trial run before the training, or predictions in between.
+        """
+        self.weights.reset()
+        if self._sampler is not None:
+            self._sampler.taken = 0
+        if self._listener is not None:
+            self._listener.forget()
+
+    def explain(self) -> str:
+        """Which layer CAWA listens to, and how the network's output follows from it, in words.
+
+        Example:
+            >>> import torch, cawa_fast as cf
+            >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 1), torch.nn.UpsamplingBilinear2d(scale_factor=2))
+            >>> cawa = cf.CAWA(model, num_classes=5)
+            >>> cawa.explain()
+            "CAWA listens to '0'. It was not compared with the network's output yet."
+            >>> _ = model(torch.rand(1, 3, 8, 8))
+            >>> _ = cawa.loss(torch.zeros(1, 16, 16, dtype=torch.uint8))
+            >>> cawa.explain()  # doctest: +ELLIPSIS
+            "CAWA listens to '0': its output, resized bilinearly from 8x8 to 16x16 with align_corners=True, is ..."
+        """
+        if self._listener is None:
+            return "CAWA listens to no network: the logits are passed to loss() and observe()."
+        return self._listener.explain()
 
     def step(self, group: dist.ProcessGroup | None = None) -> Tensor:
         """Call after the last validation batch: the new weights ``(C,)``, see :meth:`AdaptiveClassWeights.step`."""
@@ -266,6 +356,8 @@ class CAWA(nn.Module):
         self._sampler = ValidationSampler(as_presence(index, self.weights.num_classes), self.budget, seed)
         if self._sampler_state is not None:
             self._sampler.restore(self._sampler_state)
+        if self._listener is not None:
+            self._listener.clock = self._sampler
         return self._sampler
 
     def get_extra_state(self) -> Tensor:
@@ -287,40 +379,54 @@ class CAWA(nn.Module):
         return self._sampler
 
     def close(self) -> None:
-        """Remove the hook from the network and release the last output."""
-        self._handle.remove()
-        self._record = None
-
-    def _listen(self) -> None:
-        hooks = self._parts[0]._forward_hooks
-        for key in [key for key, hook in hooks.items() if isinstance(hook, _Listener) and hook.is_detached()]:
-            del hooks[key]  # came with a copy of the network
-        self._handle = self._parts[0].register_forward_hook(_Listener(self))
-
-    # A CAWA that is copied together with its network hooks the copied network and has no forward pass recorded.
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state["_record"] = None
-        del state["_handle"]
-        return state
+        """Remove the hooks from the network and release the last output."""
+        if self._listener is not None:
+            self._listener.detach()
+            self._listener.forget()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._listen()
+        if self._listener is not None:
+            self._listener.clock = self._sampler
 
-    def _remember(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self._record = inputs[0].detach(), output
-        if module.training and self._sampler is not None:
-            self._sampler.train()
+    def _heard(self, purpose: str) -> Listener:
+        if self._listener is None:
+            raise RuntimeError(f"CAWA.{purpose}: there is no network to listen to; pass the logits as logits=")
+        return self._listener
 
-    def _last(self) -> tuple[Tensor, Tensor]:
-        if self._record is None:
-            raise RuntimeError(
-                "CAWA: the classifier has not run yet; call model(images) first. A network that was compiled and run "
-                "before CAWA was created does not call new hooks: create CAWA first, or call torch._dynamo.reset()"
-            )
-        return self._record
+    def _maps(self, call: Call) -> Tensor:
+        return maps_at_classifier(self._heard("maps").candidates[call.candidate], call, self.method)
+
+    def _adopt_corners(self) -> None:
+        """Use the network's own sample positions, once they are known."""
+        corners = self._heard("loss").align_corners
+        if corners is not None and corners != self.weights.align_corners:
+            self.weights.align_corners = self.criterion.align_corners = corners
 
     def _follow(self, device: torch.device) -> None:
         if self.weights.weight.device != device:  # the network was moved after CAWA was made
             self.weights.to(device)
+
+
+class _Attach(torch.autograd.Function):
+    """The loss, with zero gradients for other tensors, so that a wrapper's hooks on these tensors run."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *outputs: Tensor) -> Tensor:
+        ctx.shapes = [(output.shape, output.dtype, output.device) for output in outputs]
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        zeros = (torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.shapes)
+        return grad, *zeros
+
+
+def _attach(loss: Tensor, output: Any) -> Tensor:
+    tensors = [tensor for tensor in tensors_of(output) if tensor.requires_grad]
+    if torch.is_grad_enabled() and loss.requires_grad and not tensors:
+        raise ValueError(
+            f"CAWA.loss: output, of type {type(output).__name__}, holds no tensor with a gradient; pass what the "
+            "wrapped network returned for this batch"
+        )
+    return _Attach.apply(loss, *tensors) if tensors else loss

@@ -74,10 +74,17 @@ class CrossEntropyLoss(nn.Module):
         self.align_corners = align_corners
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return self._loss(input, target, self.weight if self.adaptive is None else self.adaptive.weight)
+
+    def unweighted(self, input: Tensor, target: Tensor) -> Tensor:
+        """The loss without the class weights, for a validation set."""
+        return self._loss(input, target, None)
+
+    def _loss(self, input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         return CF.cross_entropy(
             input,
             target,
-            self.weight if self.adaptive is None else self.adaptive.weight,
+            weight,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,

@@ -1,0 +1,294 @@
+"""The layers of a network that may compute its logits, and the logits in what it returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+MAIN_KEYS = ("out", "logits")
+"""Keys and attributes under which networks return their logits, beside other tensors."""
+
+
+_WRAPPED = {
+    "OptimizedModule": "_orig_mod",  # of torch.compile
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+    "FullyShardedDataParallel": "module",
+}
+
+
+class Candidate(NamedTuple):
+    """A layer that may compute the logits.
+
+    Attributes:
+        name: dotted name of ``layer`` in the network.
+        layer: the module whose output the logits may be: ``convolution``, or an adapter around it (LoRA).
+        convolution: the 1x1 convolution, whose weight and bias the closed form of Grad-CAM needs.
+    """
+
+    name: str
+    layer: nn.Module
+    convolution: nn.Conv2d
+
+    @property
+    def is_auxiliary(self) -> bool:
+        return _is_auxiliary(self.name)
+
+
+def find_classifier(
+    model: nn.Module, num_classes: int | None = None, classifier: nn.Module | str | None = None
+) -> nn.Conv2d:
+    """The convolution that seems to compute the logits: ``classifier``, or the last 1x1 convolution of the network.
+
+    "Last" refers to the order of ``model.named_modules()``. Many models define auxiliary heads after the main head. A
+    convolution is therefore used only as a last resort if a part of its name begins with ``aux``. This is a guess from
+    the network's structure. :class:`cawa_fast.CAWA` and :class:`cawa_fast.GradCAM` compare it with the output of the
+    network.
+
+    Args:
+        model: the network.
+        num_classes: ``C``. If given, only convolutions with as many outputs are considered.
+        classifier: a 1x1 ``nn.Conv2d``, or its dotted name.
+
+    Returns:
+        The ``nn.Conv2d``: kernel 1x1, stride 1, one group, no padding.
+
+    Raises:
+        ValueError: there is no such convolution, or ``classifier`` is not one, or has another number of outputs.
+
+    Example:
+        >>> find_classifier(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 1)))
+        Conv2d(8, 5, kernel_size=(1, 1), stride=(1, 1))
+    """
+    return best_guess(find_candidates(model, num_classes, classifier)).convolution
+
+
+def find_candidates(
+    model: nn.Module, num_classes: int | None = None, classifier: nn.Module | str | None = None
+) -> list[Candidate]:
+    """The layers that may compute the logits, in the order of ``model.named_modules()``; at least one.
+
+    Without ``num_classes``, those with as many outputs as the layer that :func:`find_classifier` returns.
+
+    Raises:
+        ValueError: as :func:`find_classifier`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 5, 3))
+        >>> [candidate.name for candidate in find_candidates(model)]
+        ['0', '1']
+    """
+    names = {module: name for name, module in model.named_modules()}
+    if classifier is not None:
+        module = resolve(model, classifier, "classifier")
+        layer, module = module, getattr(module, "base_layer", module)  # of an adapter of peft
+        if not isinstance(module, nn.Conv2d) or not _is_pointwise(module):
+            raise ValueError(
+                f"classifier must be a 1x1 nn.Conv2d (stride 1, one group), got {module}; for another kind of layer "
+                "pass the logits to CAWA's loss() and observe() as logits=, or pass a target_layer to GradCAM"
+            )
+        if num_classes is not None and module.out_channels != num_classes:
+            raise ValueError(
+                f"classifier has {module.out_channels} outputs, but num_classes={num_classes}; make them equal"
+            )
+        return [_candidate(names.get(layer, "classifier"), layer, module, model)]
+    found = [
+        _candidate(name, module, module, model)
+        for module, name in names.items()
+        if isinstance(module, nn.Conv2d)
+        and _is_pointwise(module)
+        and (num_classes is None or module.out_channels == num_classes)
+        and not _is_inside_adapter(name, model)
+    ]
+    if not found:
+        outputs = "" if num_classes is None else f" with num_classes={num_classes} outputs"
+        raise ValueError(
+            f"no 1x1 nn.Conv2d{outputs} in {type(model).__name__}; pass the layer as classifier=. For a network that "
+            f"ends otherwise, pass the logits yourself: cawa = CAWA(None, {num_classes or 'num_classes'}), "
+            "cawa.loss(labels, logits=z) and cawa.observe(labels, logits=z). GradCAM takes a target_layer, which works "
+            "with any network"
+        )
+    channels = best_guess(found).convolution.out_channels
+    return [candidate for candidate in found if candidate.convolution.out_channels == channels]
+
+
+def best_guess(candidates: list[Candidate]) -> Candidate:
+    """The last candidate that is not auxiliary, or the last one.
+
+    Example:
+        >>> heads = [Candidate(name, nn.Conv2d(8, 5, 1), nn.Conv2d(8, 5, 1)) for name in ("head", "aux_head.1")]
+        >>> best_guess(heads).name
+        'head'
+    """
+    return ([candidate for candidate in candidates if not candidate.is_auxiliary] or candidates)[-1]
+
+
+def resolve(model: nn.Module, layer: nn.Module | str, argument: str) -> nn.Module:
+    """The module itself, or the submodule of ``model`` with that dotted name.
+
+    Args:
+        model: the network.
+        layer: a module, or a dotted name as ``model.named_modules()`` lists it.
+        argument: name of the argument, for the error message.
+
+    Raises:
+        ValueError: ``model`` has no submodule of that name.
+
+    Example:
+        >>> resolve(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), "1", "target_layer")
+        ReLU()
+    """
+    if isinstance(layer, nn.Module):
+        return layer
+    try:
+        return model.get_submodule(layer)
+    except AttributeError:
+        raise ValueError(
+            f"{argument}: {type(model).__name__} has no submodule {layer!r}; "
+            "`for name, _ in model.named_modules()` lists them"
+        ) from None
+
+
+def find_logits(output: Any) -> Tensor:
+    """The logits in the output of a network.
+
+    Args:
+        output: the logits, a mapping with the key ``"out"`` or ``"logits"``, an object with the attribute ``.logits``,
+            or a tuple or list whose first item they are.
+
+    Returns:
+        ``(N, C, H, W)``, any floating dtype.
+
+    Raises:
+        ValueError: ``output`` has none of these forms.
+
+    Example:
+        >>> find_logits({"out": torch.zeros(2, 5, 8, 8)}).shape
+        torch.Size([2, 5, 8, 8])
+    """
+    if isinstance(output, Mapping):
+        output = next((output[key] for key in MAIN_KEYS if key in output), output)
+    elif hasattr(output, "logits"):
+        output = output.logits
+    elif isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    if not isinstance(output, Tensor) or output.dim() != 4:
+        raise ValueError(
+            f"no logits (N, C, H, W) in the network's output of type {type(output).__name__}; pass the "
+            "classifier as classifier="
+        )
+    return output
+
+
+class Output(NamedTuple):
+    """A tensor in what a network returned: ``(N, C, H, W)``, floating.
+
+    Attributes:
+        name: how to get it from the output, such as ``output["aux"]``.
+        tensor: the tensor.
+        is_main: whether it stands where networks return their logits (:func:`find_logits`).
+    """
+
+    name: str
+    tensor: Tensor
+    is_main: bool
+
+
+def outputs_of(output: Any) -> list[Output]:
+    """All maps ``(N, C, H, W)`` in what a network returned, the logits first, if their place is a usual one.
+
+    Args:
+        output: a tensor; or tensors in mappings, sequences, dataclasses and objects, nested up to four deep.
+
+    Example:
+        >>> maps = outputs_of({"aux": torch.zeros(1, 5, 2, 2), "out": torch.zeros(1, 5, 4, 4), "loss": torch.zeros(())})
+        >>> [(map.name, map.is_main) for map in maps]
+        [("output['out']", True), ("output['aux']", False)]
+    """
+    try:
+        main = find_logits(output)
+    except ValueError:
+        main = None
+    found = [
+        Output(name, tensor, tensor is main)
+        for name, tensor in _named_tensors(output, "output", 4)
+        if tensor.dim() == 4 and tensor.is_floating_point()
+    ]
+    return sorted(found, key=lambda map: not map.is_main)  # stable
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """All tensors in what a network returned.
+
+    Example:
+        >>> len(tensors_of({"logits": torch.zeros(1, 5, 2, 2), "hidden": (torch.zeros(3), None)}))
+        2
+    """
+    return [tensor for _, tensor in _named_tensors(output, "output", 4)]
+
+
+def _named_tensors(value: Any, name: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+        return
+    if depth == 0 or isinstance(value, (str, bytes, nn.Module)):
+        return
+    parts: list[tuple[str, Any]]
+    if isinstance(value, Mapping):
+        parts = [(f"{name}[{key!r}]", part) for key, part in value.items()]
+    elif isinstance(value, (tuple, list)):
+        parts = [(f"{name}[{index}]", part) for index, part in enumerate(value)]
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = [(f"{name}.{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value)]
+    else:
+        parts = [(f"{name}.{key}", part) for key, part in getattr(value, "__dict__", {}).items()]
+    for part_name, part in parts:
+        yield from _named_tensors(part, part_name, depth - 1)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside ``DistributedDataParallel``, ``DataParallel``, FSDP and ``torch.compile``.
+
+    Example:
+        >>> network = nn.Conv2d(3, 5, 1)
+        >>> unwrapped(nn.DataParallel(network)) is network
+        True
+    """
+    while True:
+        attribute = _WRAPPED.get(type(model).__name__)
+        if attribute is None:
+            return model
+        model = getattr(model, attribute)
+
+
+def _candidate(name: str, layer: nn.Module, convolution: nn.Conv2d, model: nn.Module) -> Candidate:
+    """The candidate, or the adapter around it, whose output replaces that of the convolution."""
+    parent, _, child = name.rpartition(".")
+    if child == "base_layer":
+        return Candidate(parent, model.get_submodule(parent), convolution)
+    return Candidate(name, layer, convolution)
+
+
+def _is_inside_adapter(name: str, model: nn.Module) -> bool:
+    """Whether it is a part of an adapter of peft, such as ``lora_B``, and not the layer that the adapter is around."""
+    parts = name.split(".")
+    return any(
+        hasattr(model.get_submodule(".".join(parts[:end])), "base_layer") and parts[end] != "base_layer"
+        for end in range(1, len(parts))
+    )
+
+
+def _is_auxiliary(name: str) -> bool:
+    return any(part.startswith("aux") for part in name.split("."))
+
+
+def _is_pointwise(module: nn.Conv2d) -> bool:
+    return (
+        module.kernel_size == (1, 1)
+        and module.stride == (1, 1)
+        and module.groups == 1
+        and module.padding in ((0, 0), "valid", "same")
+    )
