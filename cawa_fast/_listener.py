@@ -43,6 +43,13 @@ class _Hook:
         else:
             owner.end(output)
 
+    @property
+    def __name__(self) -> str:
+        raise AttributeError(
+            "torch.jit.script cannot compile the hooks of CAWA and GradCAM, nor those in a copy of the network. Call "
+            "CAWA.close() before you script or copy the network, or use torch.jit.trace, torch.export or torch.compile"
+        )
+
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:  # also what copy.deepcopy goes by
         return _Hook, ()
 
@@ -118,7 +125,7 @@ class Listener:
         self._comparison: tuple[bool, Comparison] | None = None  # one that a GPU has not finished
         self._observed: weakref.ref[Tensor] | None = None
         self._passes, self._last_trains = 0, False
-        self._inside = self._replica = False
+        self._inside = self._replica = self._with_gradients = False
 
     def drop_graph(self) -> None:
         """Release the autograd graph of the last forward pass."""
@@ -141,7 +148,7 @@ class Listener:
     def begin(self) -> None:
         """A forward pass of the network begins."""
         if not torch.compiler.is_compiling() and not _in_backward():
-            self._inside = True
+            self._inside, self._with_gradients = True, torch.is_grad_enabled()
             for runs in self._runs:
                 runs.calls, runs.count = (), 0
 
@@ -259,6 +266,12 @@ class Listener:
                 f"{self.who}.loss: the last forward pass was one in evaluation mode, and the network is in training "
                 f"mode now; call model(images) for the batch first. {_PASS_LOGITS}"
             )
+        elif self._with_gradients and call.training and not call.logits.requires_grad and self._is_trained(call):
+            raise RuntimeError(
+                f"{self.who}.loss: the classifier ran without gradients within a forward pass that has them, as in "
+                "checkpoint(..., use_reentrant=True) or under no_grad, and the loss would train nothing. Use "
+                "use_reentrant=False, or pass the network's output as logits="
+            )
         if self._passes > 1 and not first:
             raise RuntimeError(
                 f"{self.who}.{purpose}: {self._passes} forward passes have run since the last one was used, and only "
@@ -299,11 +312,15 @@ class Listener:
     # ---------------------------------------------------------------------------------------------------- comparison
 
     def _compare(self, trains: bool, wait: bool) -> Tensor | None:
-        """Find the layer of the logits. Returns the network's own logits while a GPU has not finished, else None."""
+        """Find the layer of the logits.
+
+        Returns:
+            None; or the logits that the network returned, if they do not tell, or a GPU has not finished.
+        """
         outputs = [] if self._output is None else outputs_of(self._output)
         if self._comparison is None or self._comparison[0] != trains:
-            if not outputs:
-                self._unseen("the network's output was not seen: were its parts called, and not the network itself?")
+            if self._output is None:
+                self._unseen("were parts of the network called, and not the network itself?")
                 return None
             comparison = Comparison(
                 self.who,
@@ -316,15 +333,17 @@ class Listener:
             )
             self._comparison = trains, comparison
         comparison = self._comparison[1]
-        if not wait and not comparison.is_ready():
-            main = next((output.tensor for output in outputs if output.is_main), None)
-            if main is not None and main.shape[1] == self.num_classes:
-                return main
+        logits = next((output.tensor for output in outputs if output.is_main), None)
+        if logits is not None and logits.shape[1] != self.num_classes:
+            logits = None
+        if not wait and logits is not None and not comparison.is_ready():
+            return logits
         self._comparison = None
         choice = comparison.decide()
         if choice is None:
-            self._unseen(comparison.why_undecided())
-            return None
+            if not comparison.outputs:
+                self._unseen(f"its output holds no map with {self.num_classes} channels")
+            return logits
         self._tries += 1
         self.choices[trains] = choice._replace(certain=choice.certain or self._tries >= _TRIES)
         return None
@@ -361,6 +380,9 @@ class Listener:
         """The guess, among the candidates that have run."""
         ran = [index for index, runs in enumerate(self._runs) if runs.calls]
         return self.guess if self.guess in ran else self.candidates.index(best_guess([self.candidates[i] for i in ran]))
+
+    def _is_trained(self, call: Call) -> bool:
+        return any(parameter.requires_grad for parameter in self.candidates[call.candidate].layer.parameters())
 
     def _why_deaf(self) -> str:
         name = self.candidates[self.guess].name

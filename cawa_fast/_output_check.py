@@ -171,12 +171,6 @@ class Comparison:
             self._warn_of_others(found, choice)
         return choice
 
-    def why_undecided(self) -> str:
-        """Why :meth:`decide` has returned None."""
-        if not self.outputs:
-            return f"its output holds no map with {self.num_classes} channels"
-        return "its output was constant 0 or not finite, or no such layer ran on these images"
-
     def _agrees(self, row: _Row, value: float) -> bool:
         call, output = self.calls[row.candidate][row.call], self.outputs[row.output].tensor
         return value <= _tolerance(call.logits, output) and not row.mixed
@@ -197,8 +191,8 @@ class Comparison:
         runs = len(self.calls[candidate])
         which = "" if runs == 1 else f", run {row.call + 1} of {runs}"
         words = (
-            f"{self.candidates[candidate].name or 'the network itself'!r}{which}: its output, {how}, is {name} "
-            f"(difference {value:.0e} of its size)"
+            f"{self.candidates[candidate].name or 'the network itself'!r}{which}: its output, {how}, is {name}, "
+            f"with a relative difference of {value:.0e}"
         )
         if self.align_corners is not None and align_corners not in (None, self.align_corners):
             words += f", whereas align_corners={self.align_corners} was passed"
@@ -228,7 +222,7 @@ class Comparison:
             else:
                 why = f"{100 * value:.3g} % off{_other_resize(call, whole)}"
             lines.append(f"{name}{tuple(call.shape)}, {why}")
-        layers = "the layer passed as classifier= does" if self.explicit else "no 1x1 convolution does"
+        layers = "the layer passed as classifier= does not do" if self.explicit else "no 1x1 convolution does"
         return (
             f"{self.who}: {output.name} of the network, {tuple(output.tensor.shape)}, should be the bilinearly resized "
             f"output of its classifier, but {layers} that:\n" + "\n".join(lines) + f"\n{self._way_out()}"

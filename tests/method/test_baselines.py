@@ -169,12 +169,15 @@ def test_a_step_that_holds_all_classes_changes_no_weight(rule):
 
 
 def test_cawa_has_every_argument_of_its_weights():
-    """``CAWA`` has every argument of ``AdaptiveClassWeights``, with the same default and annotation."""
+    """``CAWA`` has every argument of ``AdaptiveClassWeights``, with the same default and annotation.
+
+    But for ``align_corners``, which it finds out by default.
+    """
     of_weights = inspect.signature(cf.AdaptiveClassWeights).parameters
     of_loop = inspect.signature(cf.CAWA).parameters
-    assert {name: of_loop[name] for name in of_weights if name != "num_classes"} == {
-        name: parameter for name, parameter in of_weights.items() if name != "num_classes"
-    }
+    others = of_weights.keys() - {"num_classes", "align_corners"}
+    assert {name: of_loop[name] for name in others} == {name: of_weights[name] for name in others}
+    assert of_loop["align_corners"].default is None
     assert not [name for name, parameter in of_loop.items() if parameter.kind is parameter.VAR_KEYWORD]
 
 

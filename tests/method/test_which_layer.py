@@ -1,0 +1,532 @@
+"""Which layer computes the logits: found by comparing the candidates with what the network returns."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import warnings
+from collections import namedtuple
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import cawa_fast as cf
+from cawa_fast import _output_check
+
+C = 5
+SIZE = (32, 40)
+
+
+class Net(nn.Module):
+    """Stride 4, heads by name, and a function from features and heads to the output."""
+
+    def __init__(self, output: Any, **heads: nn.Module) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=4, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        for name, head in heads.items():
+            self.add_module(name, head)
+        self.output = output
+
+    def forward(self, x: Tensor) -> Any:
+        return self.output(self, self.norm(self.stem(x)).relu())
+
+
+def head(channels: int = C) -> nn.Conv2d:
+    return nn.Conv2d(8, channels, 1)
+
+
+def up(z: Tensor, **options: Any) -> Tensor:
+    return F.interpolate(z, SIZE, **({"mode": "bilinear"} | options))
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    return torch.randn(2, 3, *SIZE), torch.randint(0, C, (2, *SIZE))
+
+
+def listen(model: nn.Module, **options: Any) -> tuple[cf.CAWA, Any, Tensor]:
+    """CAWA after a forward pass, the output, and the loss."""
+    cawa = cf.CAWA(model, C, **options)
+    images, labels = batch()
+    output = model(images)
+    return cawa, output, cawa.loss(labels)
+
+
+def check(model: nn.Module, logits: Any, **options: Any) -> cf.CAWA:
+    """The loss, its gradients and the counts are those of the network's own logits, in training and evaluation."""
+    cawa = cf.CAWA(model, C, source="argmax", **options)
+    images, labels = batch()
+    loss = (model.train()(images), cawa.loss(labels))[1]
+    expected = F.cross_entropy(up_to(logits(model(images))), labels)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    ours, theirs = (torch.autograd.grad(part, parameters, allow_unused=True) for part in (loss, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+    cawa.reset()
+    with torch.no_grad():
+        predicted = up_to(logits(model.eval()(images))).argmax(1)
+        cawa.observe(labels)
+    assert cawa.weights.counts[0].tolist() == [int(((predicted == c) & (labels == c)).sum()) for c in range(C)]
+    return cawa
+
+
+def up_to(z: Tensor) -> Tensor:
+    return z if z.shape[-2:] == SIZE else F.interpolate(z, SIZE, mode="bilinear")
+
+
+# --------------------------------------------------------------------------------------- what agrees is taken
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_the_networks_own_align_corners(align_corners: bool) -> None:
+    model = Net(lambda net, x: up(net.head(x), align_corners=align_corners), head=head())
+    cawa = check(model, lambda output: output)
+    assert cawa.weights.align_corners is cawa.criterion.align_corners is align_corners
+    assert f"'head': its output, resized bilinearly from 8x10 to 32x40 with align_corners={align_corners}" in (
+        cawa.explain()
+    )
+
+
+Pair = namedtuple("Pair", "main side")
+
+
+@dataclasses.dataclass
+class Result:
+    loss: None
+    masks: Tensor
+
+
+FORMS = {
+    "tensor": (lambda z: z, lambda output: output),
+    "tuple": (lambda z: (z, z.mean()), lambda output: output[0]),
+    "named tuple": (lambda z: Pair(z, None), lambda output: output.main),
+    "scales": (lambda z: [z, z[..., ::2, ::2]], lambda output: output[0]),
+    "features first": (lambda z: (torch.zeros(2, 7, 4, 4), z), lambda output: output[1]),
+    "out": (lambda z: {"aux": z.new_zeros(2, C, 4, 4), "out": z}, lambda output: output["out"]),
+    "another key": (lambda z: {"loss": None, "semantic": z}, lambda output: output["semantic"]),
+    "nested": (lambda z: {"heads": [{"seg": z}]}, lambda output: output["heads"][0]["seg"]),
+    "attribute": (lambda z: SimpleNamespace(logits=z), lambda output: output.logits),
+    "dataclass": (lambda z: Result(None, z), lambda output: output.masks),
+    "logarithm of the softmax": (lambda z: z.log_softmax(1), lambda output: output),
+    "low resolution": (lambda z: z, lambda output: output),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_the_output(form: str) -> None:
+    """The layer after it, which has as many outputs and is the guess from the structure, is not taken."""
+    make, logits = FORMS[form]
+    resize = (lambda z: z) if form == "low resolution" else up
+
+    def forward(net: Net, x: Tensor) -> Any:
+        net.other(x)
+        return make(resize(net.head(x)))
+
+    model = Net(forward, head=head(), other=head())
+    assert cf.cam.find_classifier(model, C) is model.other
+    cawa = check(model, logits)
+    assert "'head'" in cawa.explain()
+
+
+def test_evaluation_may_return_another_form() -> None:
+    """In training logits and auxiliary logits at low resolution, in evaluation probabilities at full resolution."""
+
+    def forward(net: Net, x: Tensor) -> Any:
+        z = net.head(x)
+        return {"out": z, "side": net.side(x)} if net.training else up(z).softmax(1)
+
+    model = Net(forward, head=head(), side=head())
+    cawa = cf.CAWA(model, C)
+    images, labels = batch()
+    output = model(images)
+    torch.testing.assert_close(cawa.loss(labels), F.cross_entropy(up(output["out"]), labels))
+    with torch.no_grad():
+        model.eval()(images)
+        cawa.observe(labels)
+    assert "in training, to 'head'" in cawa.explain()
+    assert "in evaluation, to 'head'" in cawa.explain()
+
+
+def test_a_head_that_runs_twice_in_a_pass() -> None:
+    """The main logits first, then auxiliary ones with the same weights; in evaluation only the main ones."""
+
+    def forward(net: Net, x: Tensor) -> Any:
+        z = net.head(x)
+        return {"out": up(z), "aux": up(net.head(x * 0.5))} if net.training else {"out": up(z)}
+
+    cawa = check(Net(forward, head=head()), lambda output: output["out"])
+    assert "run 1 of 2" in cawa.explain()
+
+
+def test_a_squeeze_with_as_many_channels() -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        return up(net.head(x * net.expand(net.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()))
+
+    check(Net(forward, head=head(), squeeze=head(), expand=nn.Conv2d(C, 8, 1)), lambda output: output)
+
+
+class Adapter(nn.Module):
+    """As peft's LoRA: the layer, and a correction that is 0 at first."""
+
+    def __init__(self, base_layer: nn.Conv2d) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_A = nn.ModuleDict({"default": nn.Conv2d(8, 2, 1, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Conv2d(2, C, 1, bias=False)})
+        nn.init.zeros_(self.lora_B["default"].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + 2 * self.lora_B["default"](self.lora_A["default"](x))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_an_adapter_around_the_classifier(trained: bool) -> None:
+    model = Net(lambda net, x: up(net.head(x)), head=Adapter(head()))
+    if trained:
+        nn.init.normal_(model.head.lora_B["default"].weight)
+    cawa = check(model, lambda output: output)
+    assert "'head'" in cawa.explain()
+    images, _ = batch()
+    with torch.no_grad():
+        z = model.head(model.norm(model.stem(images)).relu())
+        model(images)
+    torch.testing.assert_close(cawa.maps(), (z - model.head.base_layer.bias.view(-1, 1, 1)).relu())
+    layercam = cf.CAWA(model, C, method="layercam")
+    model(images)
+    with pytest.raises(ValueError, match=r"'layercam' needs the weight of 'head', an adapter"):
+        layercam.maps()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        net.other(x)
+        return up(net.head(x).to(dtype), align_corners=True)
+
+    model = Net(forward, head=head(), other=head())
+    cawa, _, _ = listen(model)
+    assert "'head'" in cawa.explain()
+    assert cawa.weights.align_corners is True
+
+
+def test_a_map_that_does_not_vary_leaves_align_corners_open() -> None:
+    model = Net(lambda net, x: up(net.head(x), align_corners=True), head=head())
+    nn.init.zeros_(model.head.weight)
+    nn.init.normal_(model.head.bias)
+    cawa, _, _ = listen(model)
+    assert "align_corners not seen yet" in cawa.explain()
+    assert cawa.weights.align_corners is False
+    nn.init.normal_(model.head.weight)
+    images, labels = batch()
+    output = model(images)
+    torch.testing.assert_close(cawa.loss(labels), F.cross_entropy(output, labels))
+    assert cawa.weights.align_corners is True
+
+
+@pytest.mark.parametrize("value", [0.0, torch.nan, torch.inf])
+def test_an_output_that_tells_nothing(value: float) -> None:
+    """With a classifier that is 0 at first, or a network that has diverged, the loss is that of the output itself."""
+    model = Net(lambda net, x: (net.other(x), up(net.head(x)))[1], head=head(), other=head())
+    for part in (model.head, model.other):
+        nn.init.constant_(part.weight, value)
+        nn.init.zeros_(part.bias)
+    cawa, _, loss = listen(model)
+    assert "not compared" in cawa.explain()
+    loss.backward()
+    assert model.other.weight.grad is None
+    assert model.head.weight.grad is not None
+    nn.init.normal_(model.head.weight)
+    nn.init.normal_(model.other.weight)
+    images, labels = batch()
+    output = model(images)
+    torch.testing.assert_close(cawa.loss(labels), F.cross_entropy(output, labels))
+    assert "'head'" in cawa.explain()
+
+
+# ------------------------------------------------------------------------------------------------ what does not agree
+
+
+MISMATCHES: dict[str, tuple[Any, dict[str, nn.Module], str]] = {
+    "sum of heads": (lambda net, x: up(net.low(x) + net.high(x)), {"low": head(), "high": head()}, r"% off"),
+    "scale": (lambda net, x: up(net.head(x) * 3), {"head": head()}, r"head: \(2, 5, 8, 10\), .*% off"),
+    "temperature that is learned": (
+        lambda net, x: up(net.scale(net.head(x))),
+        {"head": head(), "scale": nn.BatchNorm2d(C)},
+        "% off",
+    ),
+    "nearest": (lambda net, x: up(net.head(x), mode="nearest"), {"head": head()}, "mode='nearest'"),
+    "bicubic": (lambda net, x: up(net.head(x), mode="bicubic"), {"head": head()}, "mode='bicubic'"),
+    "resized twice": (
+        lambda net, x: up(F.interpolate(net.head(x), scale_factor=2, mode="bilinear")),
+        {"head": head()},
+        "% off",
+    ),
+    "cropped": (
+        lambda net, x: F.interpolate(net.head(x), scale_factor=5, mode="bilinear")[..., 4:-4, 5:-5],
+        {"head": head()},
+        "% off",
+    ),
+    "dropout": (lambda net, x: up(F.dropout(net.head(x), 0.5)), {"head": head()}, "% off"),
+    "3x3 after it": (
+        lambda net, x: up(net.last(net.head(x))),
+        {"head": head(), "last": nn.Conv2d(C, C, 3, padding=1)},
+        "% off",
+    ),
+    "channels permuted": (lambda net, x: up(net.head(x))[:, [1, 0, 2, 3, 4]], {"head": head()}, "% off"),
+    "did not run": (
+        lambda net, x: up(net.last(x)) + net.tiny(x).sum() * 0,
+        {"unused": head(), "tiny": head(), "last": nn.Conv2d(8, C, 3, padding=1)},
+        r"unused: did not run\n  tiny",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISMATCHES)
+def test_no_layer_agrees(name: str) -> None:
+    forward, heads, message = MISMATCHES[name]
+    model = Net(forward, **copy.deepcopy(heads))
+    with pytest.raises(ValueError, match=r"should be the bilinearly resized output of its classifier") as error:
+        listen(model)
+    assert error.match(message)
+    assert error.match(r"classifier=.*CAWA\(None, 5\), cawa.loss\(labels, logits=z\).*verify=False")
+    for part in heads:
+        assert part in str(error.value) or not isinstance(heads[part], nn.Conv2d) or heads[part].kernel_size != (1, 1)
+    images, _ = batch()
+    with cf.GradCAM(model, num_classes=C), pytest.raises(ValueError, match="target_layer, which works with any"):
+        model(images)
+
+
+LEARNED = {
+    "scale of 1": lambda net, x: net.head(x) * net.factor,
+    "adapter of 0": lambda net, x: net.head(x) + net.right(net.left(x)),
+    "residual": lambda net, x: net.head(x) * (1 + net.right.weight.sum()),
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_what_changes_nothing_before_training_is_seen(name: str) -> None:
+    model = Net(
+        lambda net, x: up(LEARNED[name](net, x)),
+        head=head(),
+        left=nn.Conv2d(8, 2, 1),
+        right=nn.Conv2d(2, C, 1, bias=False),
+    )
+    model.factor = nn.Parameter(torch.ones(()))
+    nn.init.zeros_(model.right.weight)
+    with pytest.raises(ValueError, match=r"head.*agrees now, but other trained layers are between it and the output"):
+        listen(model, classifier="head")
+
+
+def test_dropout_after_the_classifier_agrees_in_evaluation_only() -> None:
+    model = Net(lambda net, x: up(net.drop(net.head(x))), head=head(), drop=nn.Dropout(0.5))
+    images, labels = batch()
+    cawa = cf.CAWA(model, C)
+    with torch.no_grad():
+        model.eval()(images)
+        cawa.observe(labels)
+    model.train()(images)
+    with pytest.raises(ValueError, match="% off"):
+        cawa.loss(labels)
+
+
+def test_dropout_before_the_classifier() -> None:
+    cawa, _, loss = listen(Net(lambda net, x: up(net.head(net.drop(x))), head=head(), drop=nn.Dropout2d(0.5)))
+    assert "'head'" in cawa.explain()
+    assert loss.isfinite()
+
+
+@pytest.mark.parametrize("keys", [("segmentation", "depth"), ("a", "b")])
+def test_two_tasks_with_as_many_channels(keys: tuple[str, str]) -> None:
+    model = Net(lambda net, x: {keys[0]: up(net.one(x)), keys[1]: up(net.two(x))}, one=head(), two=head())
+    with pytest.raises(ValueError, match=r"several outputs.*have 5 channels") as error:
+        listen(model)
+    assert error.match(rf"one: output\['{keys[0]}'\]\n  two: output\['{keys[1]}'\]\nPass the layer.*classifier=")
+    for name, key in zip(("one", "two"), keys, strict=True):
+        check(model, lambda output, key=key: output[key], classifier=name)
+
+
+def test_a_sum_and_its_part_under_unknown_keys() -> None:
+    model = Net(lambda net, x: {"low": net.low(x), "sum": net.low(x) + net.high(x)}, low=head(), high=head())
+    with pytest.raises(ValueError, match=r"no 1x1 convolution: output\['sum'\]"):
+        listen(model)
+
+
+def test_the_first_of_several_maps_is_taken_and_said() -> None:
+    model = Net(lambda net, x: (up(net.head(x)), up(net.dsn(x))), head=head(), dsn=head())
+    with pytest.warns(UserWarning, match=r"The first, of 'head', is taken.*'dsn' \(output\[1\]\).*classifier='head'"):
+        listen(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(model, lambda output: output[0], classifier="head")
+        check(model, lambda output: output[1], classifier="dsn")
+        auxiliary = Net(lambda net, x: (up(net.head(x)), net.aux(x)), head=head(), aux=head())
+        check(auxiliary, lambda output: output[0])
+
+
+def test_the_wrong_layer_by_name() -> None:
+    model = Net(lambda net, x: {"out": up(net.head(x)), "n": net.side(x).mean()}, head=head(), side=head())
+    with pytest.raises(ValueError, match=r"but the layer passed as classifier= does not do that:\n  side: .*% off"):
+        listen(model, classifier="side")
+    cawa, _, _ = listen(model, classifier="side", verify=False)
+    assert cawa.explain() == "CAWA listens to 'side', and does not compare it with the output (verify=False)."
+
+
+def test_another_number_of_channels_than_the_network_has() -> None:
+    model = Net(lambda net, x: up(net.last(net.inner(x))), inner=head(), last=nn.Conv2d(C, 7, 1))
+    with pytest.raises(ValueError, match=r"'inner'.*has 5 outputs, but the network has 7 \(output is \(2, 7, 32, 40\)"):
+        listen(model)
+
+
+def test_align_corners_that_the_user_passes_stays(caplog: pytest.LogCaptureFixture) -> None:
+    model = Net(lambda net, x: up(net.head(x)), head=head())
+    cawa, _, _ = listen(model, align_corners=True)
+    assert cawa.weights.align_corners is True
+    assert "align_corners=True was passed, but the network resizes its logits with align_corners=False" in caplog.text
+    assert "whereas align_corners=True was passed" in cawa.explain()
+
+
+def test_parts_of_the_network_called_by_hand() -> None:
+    model = Net(None, head=head(), other=head())
+    cawa = cf.CAWA(model, C)
+    images, labels = batch()
+    with pytest.warns(UserWarning, match=r"compared.*: were parts of the network called, and not"):
+        (model.head(model.stem(images)), cawa.loss(labels))
+    model.head(model.stem(images))
+    cawa.loss(labels)  # said once
+    quiet = cf.CAWA(model, C, classifier="head")
+    model.head(model.stem(images))
+    quiet.loss(labels)
+
+
+def test_a_network_that_returns_losses() -> None:
+    """As those of MMSegmentation do in training. The first pass that returns a map is compared."""
+
+    def forward(net: Net, x: Tensor) -> Any:
+        z = net.head(x) + net.high(x)
+        return {"loss": z.mean()} if net.training else up(z)
+
+    model = Net(forward, head=head(), high=head())
+    with pytest.warns(UserWarning, match="output holds no map with 5 channels"):
+        cawa, _, _ = listen(model)
+    images, labels = batch()
+    with torch.no_grad():
+        model.eval()(images)
+    with pytest.raises(ValueError, match="% off"):
+        cawa.observe(labels)
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        (nn.Conv2d(8, C, 3, padding=1), "no 1x1 nn.Conv2d with num_classes=5 outputs"),
+        (nn.ConvTranspose2d(8, C, 2, stride=2), r"pass the logits yourself: cawa = CAWA\(None, 5\)"),
+        (nn.Conv2d(8, C * 2, 1, groups=2), r"cawa.observe\(labels, logits=z\)"),
+        (nn.Linear(8, C), r"cawa.loss\(labels, logits=z\)"),
+    ],
+)
+def test_heads_of_other_kinds_are_refused_with_the_way_out(last: nn.Module, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cf.CAWA(nn.Sequential(nn.Conv2d(3, 8, 3), last), C)
+
+
+def test_compiled() -> None:
+    torch._dynamo.reset()
+    model = Net(lambda net, x: {"out": up(net.low(x) + net.high(x))}, low=head(), high=head())
+    cawa = cf.CAWA(model, C)
+    images, labels = batch()
+    torch.compile(model, backend="eager", fullgraph=True)(images)
+    with pytest.raises(ValueError, match="% off"):
+        cawa.loss(labels)
+    right = Net(lambda net, x: (up(net.head(x), align_corners=True), net.other(x).mean()), head=head(), other=head())
+    cawa = cf.CAWA(right, C)
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(right, backend=counter, fullgraph=True)
+    for _ in range(3):
+        output = compiled(images)
+        torch.testing.assert_close(cawa.loss(labels), F.cross_entropy(output[0], labels))
+    assert counter.frame_count == 1
+    assert cawa.weights.align_corners is True
+
+
+# ------------------------------------------------------------------------------------------------ Grad-CAM, and costs
+
+
+def test_gradcam_takes_what_agrees() -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        net.other(x)
+        return up(net.head(x), align_corners=True)
+
+    model = Net(forward, head=head(), other=head()).eval()
+    images, _ = batch()
+    with torch.no_grad(), cf.GradCAM(model) as cam:
+        model(images)
+        maps = cam()
+    assert cam.classifier is model.head
+    assert "'head'" in cam.explain()
+    features = model.norm(model.stem(images)).relu()
+    torch.testing.assert_close(maps, F.conv2d(features, model.head.weight).relu())
+    unverified = cf.GradCAM(model, verify=False)
+    assert unverified.classifier is model.other
+
+
+def test_until_a_gpu_has_finished_the_loss_is_of_the_networks_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing waits: the loss is right from the first pass on, and observe, which may not guess, decides."""
+    model = Net(lambda net, x: (net.other(x), up(net.head(x), align_corners=True))[1], head=head(), other=head())
+    ready = [False]
+    monkeypatch.setattr(_output_check.Comparison, "is_ready", lambda self: ready[0])
+    decide, decided = _output_check.Comparison.decide, []
+    monkeypatch.setattr(_output_check.Comparison, "decide", lambda self: (decided.append(self), decide(self))[1])
+    cawa = cf.CAWA(model, C, source="argmax")
+    images, labels = batch()
+    for _ in range(3):
+        output = model(images)
+        assert cawa.logits is output
+        torch.testing.assert_close(cawa.loss(labels), F.cross_entropy(output, labels))
+    assert not decided
+    ready[0] = True
+    output = model(images)
+    torch.testing.assert_close(cawa.loss(labels), F.cross_entropy(output, labels))
+    assert len(decided) == 1
+    assert cawa.logits.shape[-2:] == (8, 10)
+    ready[0] = False
+    with torch.no_grad():
+        model.eval()(images)
+        cawa.observe(labels)
+    assert len(decided) == 2
+
+
+def test_a_comparison_is_made_once_for_training_and_once_for_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    init = _output_check.Comparison.__init__
+    monkeypatch.setattr(
+        _output_check.Comparison, "__init__", lambda self, *a, **k: (made.append(a), init(self, *a, **k))[1]
+    )
+    model = Net(lambda net, x: up(net.head(x)), head=head())
+    cawa = cf.CAWA(model, C)
+    images, labels = batch()
+    for _ in range(3):
+        model.train()(images)
+        cawa.loss(labels).backward()
+        with torch.no_grad():
+            model.eval()(images)
+            cawa.observe(labels)
+        cawa.step()
+    assert len(made) == 2
+    assert cawa._listener._output is None
+
+
+def test_the_lattice_is_the_resize() -> None:
+    for low, high in [((8, 10), (32, 40)), ((3, 5), (7, 4)), ((1, 6), (9, 6)), ((16, 16), (45, 45)), ((4, 4), (4, 9))]:
+        z = torch.randn(2, 3, *low, dtype=torch.float64)
+        for align_corners in (False, True):
+            whole = F.interpolate(z, high, mode="bilinear", align_corners=align_corners)
+            wanted, places = _output_check._lattice(whole)
+            found = _output_check._resized_at(z, high, places, align_corners)
+            torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
