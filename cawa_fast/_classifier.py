@@ -12,14 +12,6 @@ MAIN_KEYS = ("out", "logits")
 """Keys and attributes under which networks return their logits, beside other tensors."""
 
 
-_WRAPPED = {
-    "OptimizedModule": "_orig_mod",  # of torch.compile
-    "DistributedDataParallel": "module",
-    "DataParallel": "module",
-    "FullyShardedDataParallel": "module",
-}
-
-
 class Candidate(NamedTuple):
     """A layer that may compute the logits.
 
@@ -247,21 +239,6 @@ def _named_tensors(value: Any, name: str, depth: int) -> Iterator[tuple[str, Ten
         parts = [(f"{name}.{key}", part) for key, part in getattr(value, "__dict__", {}).items()]
     for part_name, part in parts:
         yield from _named_tensors(part, part_name, depth - 1)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside ``DistributedDataParallel``, ``DataParallel``, FSDP and ``torch.compile``.
-
-    Example:
-        >>> network = nn.Conv2d(3, 5, 1)
-        >>> unwrapped(nn.DataParallel(network)) is network
-        True
-    """
-    while True:
-        attribute = _WRAPPED.get(type(model).__name__)
-        if attribute is None:
-            return model
-        model = getattr(model, attribute)
 
 
 def _candidate(name: str, layer: nn.Module, convolution: nn.Conv2d, model: nn.Module) -> Candidate:

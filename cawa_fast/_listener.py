@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ._classifier import Candidate, best_guess, find_candidates, outputs_of, unwrapped
+from ._classifier import Candidate, best_guess, find_candidates, outputs_of
 from ._output_check import Call, Choice, Comparison
+from ._wrappers import in_static_graph, is_sharded_as_a_whole, unwrapped
 
 _MOST_RUNS = 16
 """Runs of a layer in one forward pass that are kept for the comparison."""
@@ -96,6 +97,7 @@ class Listener:
         self.wanted_corners = align_corners
         self.choices: dict[bool, Choice] = {}  # for passes that train, and for others
         self.clock: HasClock | None = None
+        self._needs_output: bool | None = None
         self._tries, self._warned = 0, False
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self.forget()
@@ -125,7 +127,7 @@ class Listener:
         self._comparison: tuple[bool, Comparison] | None = None  # one that a GPU has not finished
         self._observed: weakref.ref[Tensor] | None = None
         self._passes, self._last_trains = 0, False
-        self._inside = self._replica = self._with_gradients = False
+        self._inside = self._replica = self._with_gradients = self._static_graph = False
 
     def drop_graph(self) -> None:
         """Release the autograd graph of the last forward pass."""
@@ -149,6 +151,7 @@ class Listener:
         """A forward pass of the network begins."""
         if not torch.compiler.is_compiling() and not _in_backward():
             self._inside, self._with_gradients = True, torch.is_grad_enabled()
+            self._static_graph = in_static_graph()
             for runs in self._runs:
                 runs.calls, runs.count = (), 0
 
@@ -284,6 +287,17 @@ class Listener:
                 owner._passes = 0
         self._output = None
         return call
+
+    def check_wrapper(self) -> None:
+        """Raise if a wrapper synchronises gradients only where they pass through what it returns."""
+        if self._needs_output is None:
+            self._needs_output = is_sharded_as_a_whole(self.candidate, self.root)
+        if self._static_graph or self._needs_output:
+            wrapper = "DistributedDataParallel(..., static_graph=True)" if self._static_graph else "fully_shard"
+            raise RuntimeError(
+                f"{self.who}.loss: {wrapper} synchronises the gradients only if they pass through what the wrapped "
+                "network returned; pass that too, as loss(labels, output=model(images))"
+            )
 
     def observed(self, call: Call) -> None:
         """The pass was observed, and may not be observed again."""

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from . import _validate
 from . import functional as CF
-from ._classifier import tensors_of
 from ._listener import Listener
 from ._output_check import Call
 from ._rules import RecallRule
 from ._state import as_bytes, from_bytes
+from ._wrappers import attach
 from .adaptive import AdaptiveClassWeights
 from .cam import METHODS, maps_at_classifier
 from .nn import CrossEntropyLoss
@@ -212,9 +212,8 @@ class CAWA(nn.Module):
             target: labels ``(N, H, W)`` of any resolution.
             logits: ``(N, C, h, w)`` of any resolution, in place of those of the last forward pass.
             output: what DDP or FSDP returned in the last forward pass, in any form. The gradient then passes through
-                its tensors too, with zeros, as the wrapper expects. Needed for ``DistributedDataParallel(...,
-                static_graph=True)`` and for ``fully_shard`` of the whole network alone, which otherwise do not
-                synchronise the gradients. The value does not change.
+                its tensors too, with zeros; the value stays. ``DistributedDataParallel(..., static_graph=True)`` and
+                ``fully_shard`` of the whole network alone need that to synchronise the gradients.
             weighted: whether to use the class weights. False for the loss of a validation set: the weights change from
                 step to step, so that weighted losses cannot be compared.
 
@@ -222,17 +221,20 @@ class CAWA(nn.Module):
             The loss, as :class:`cawa_fast.CrossEntropyLoss` returns it.
 
         Raises:
-            RuntimeError: the network has not run, or it is not clear that its last forward pass was that of the batch.
+            RuntimeError: the network has not run, or it is not clear that its last forward pass was that of the batch;
+                or a wrapper needs ``output``.
             ValueError: no layer has computed what the network returned; or ``output`` has no tensor with a gradient.
         """
         if logits is None:
             logits = self._heard("loss").use("loss").logits
             self._adopt_corners()
+            if output is None and weighted and logits.requires_grad:
+                self._heard("loss").check_wrapper()
         elif self._sampler is not None and logits.requires_grad:
             self._sampler.train()  # a hook says so otherwise
         self._follow(logits.device)
         loss = self.criterion(logits, target) if weighted else self.criterion.unweighted(logits, target)
-        return loss if output is None else _attach(loss, output)
+        return loss if output is None else attach(loss, output)
 
     def observe(
         self, target: Tensor, *, logits: Tensor | None = None, mask: Tensor | Sequence[bool] | None = None
@@ -406,27 +408,3 @@ class CAWA(nn.Module):
     def _follow(self, device: torch.device) -> None:
         if self.weights.weight.device != device:  # the network was moved after CAWA was made
             self.weights.to(device)
-
-
-class _Attach(torch.autograd.Function):
-    """The loss, with zero gradients for other tensors, so that a wrapper's hooks on these tensors run."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, *outputs: Tensor) -> Tensor:
-        ctx.shapes = [(output.shape, output.dtype, output.device) for output in outputs]
-        return loss.view_as(loss)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        zeros = (torch.zeros((), dtype=dtype, device=device).expand(shape) for shape, dtype, device in ctx.shapes)
-        return grad, *zeros
-
-
-def _attach(loss: Tensor, output: Any) -> Tensor:
-    tensors = [tensor for tensor in tensors_of(output) if tensor.requires_grad]
-    if torch.is_grad_enabled() and loss.requires_grad and not tensors:
-        raise ValueError(
-            f"CAWA.loss: output, of type {type(output).__name__}, holds no tensor with a gradient; pass what the "
-            "wrapped network returned for this batch"
-        )
-    return _Attach.apply(loss, *tensors) if tensors else loss

@@ -18,7 +18,7 @@ LAYERS = (
     {"cawa"},
     {"adaptive", "cam", "nn", "sampling", "estimation", "metrics", "weighting"},
     {"_listener"},
-    {"_output_check"},
+    {"_output_check", "_wrappers"},
     {"_classifier"},
     {"functional"},
     {"_ops"},

@@ -112,6 +112,53 @@ dist.destroy_process_group()
 """
 
 
+GRADIENTS = """
+import copy, sys, torch, torch.distributed as dist
+import torch.nn.functional as F
+import cawa_fast as cf
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+rank, processes, folder, how = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
+images, labels, presence, model = torch.load(f"{folder}/data.pt", weights_only=False)
+labels = labels.long() % 5
+plain, mesh = copy.deepcopy(model), init_device_mesh("cpu", (processes,))
+trained = model
+if how == "static graph":
+    trained = DistributedDataParallel(model, static_graph=True)
+else:
+    for part in {"whole": (), "body": (model[0],), "head": (model[2],)}[how]:
+        fully_shard(part, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+cawa = cf.CAWA(model, 5)  # made from the bare network, which does not tell how it is wrapped
+passes_output = how in ("static graph", "whole")
+optimizers = [torch.optim.SGD(network.parameters(), lr=0.1) for network in (trained, plain)]
+parts = [slice(other, 10, processes) for other in range(processes)]
+for _ in range(3):
+    output = trained(images[parts[rank]])
+    ours = cawa.loss(labels[parts[rank]], **({"output": output} if passes_output else {}))
+    logits = [F.interpolate(plain(images[part]), labels.shape[1:], mode="bilinear") for part in parts]
+    theirs = sum(F.cross_entropy(z, labels[part]) for z, part in zip(logits, parts))
+    for optimizer, loss in zip(optimizers, (ours, theirs / processes)):
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+for a, b in zip(model.parameters(), plain.parameters()):
+    torch.testing.assert_close(a.full_tensor() if hasattr(a, "full_tensor") else a, b, rtol=1e-5, atol=1e-6)
+if passes_output:
+    trained(images[:2])
+    try:
+        cawa.loss(labels[:2])
+    except RuntimeError as error:
+        assert "synchronises the gradients only if they pass through what the wrapped network returned" in str(error)
+    else:
+        raise AssertionError("nothing was said")
+dist.destroy_process_group()
+"""
+
+
 def run(script, folder, processes, *arguments):
     """Run the script in several processes. All must succeed within a minute."""
     (folder / "rendezvous").unlink(missing_ok=True)
@@ -220,6 +267,13 @@ def test_wrapped_networks(data, how):
     assert (one["weight"] - 1).abs().max() > 0.05
     # gradients are means of the means of each process, which differ slightly from the mean over all
     torch.testing.assert_close(one["weight"], alone["weight"], rtol=0.05, atol=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["static graph", "whole", "body", "head"])
+def test_gradients_are_synchronised_or_an_error_says_how(data, how):
+    """After three steps, the parameters are those of one process that trains plain PyTorch on all images."""
+    run(GRADIENTS, data, 2, how)
 
 
 # -------------------------------------------------------------------------------------------------- cawa-fast train
