@@ -63,18 +63,20 @@ class GradCAM:
         model: the network. Its output is logits ``(N, C, H, W)``, a mapping that holds them as ``"out"`` or
             ``"logits"``, an object that holds them as ``.logits``, or a sequence whose first item they are.
         target_layer: a layer with output ``(N, K, h, w)``, or its dotted name. Default: the input of the classifier.
-        classifier: the 1x1 ``nn.Conv2d`` that computes the logits, or its dotted name. Needed if the last 1x1
-            convolution is not the right one. With ``target_layer``, the scores come from the output of ``classifier``
-            if given, otherwise from the output of the network.
+        classifier: the 1x1 ``nn.Conv2d`` that computes the logits, or its dotted name. Needed if several outputs of the
+            network may be the logits. With ``target_layer``, the scores come from the output of ``classifier`` if
+            given, otherwise from the output of the network.
         num_classes: ``C``. Restricts the search for the classifier to convolutions with as many outputs.
         method: ``"gradcam"``, ``"gradcam++"``, ``"hirescam"`` or ``"layercam"``.
+        verify: without ``target_layer``, compare the outputs of the 1x1 convolutions with what the network returns, and
+            take the one that agrees (see :class:`cawa_fast.CAWA`). False: take the last one.
 
     Raises:
         ValueError: no classifier is found, ``classifier`` does not fit, a name does not exist, or ``method`` is
-            unknown. The forward pass raises it if the classifier that was found does not have the outputs of the
-            network, or the output of ``target_layer`` or of the network does not fit.
-        RuntimeError: ``target_layer`` is used under ``inference_mode`` or ``no_grad``, or does not run before the
-            logits.
+            unknown. The forward pass raises it if no 1x1 convolution computes what the network returns, or if the
+            output of ``target_layer`` or of the network does not fit.
+        RuntimeError: ``target_layer`` is used under ``inference_mode`` or ``no_grad``, does not run before the logits,
+            or runs several times in a forward pass.
 
     Example:
         >>> import torch, cawa_fast as cf
@@ -109,6 +111,9 @@ class GradCAM:
             self._scored = find_classifier(model, num_classes, classifier)
         self._record: tuple[Tensor, Tensor] | None = None  # (activations, scores' logits) of the last forward pass
         self._activations: Tensor | None = None
+        self._num_classes = num_classes
+        self._image_size: tuple[int, ...] | None = None
+        self._runs = 0
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._grad_mode: torch.enable_grad | None = None
 
@@ -133,6 +138,7 @@ class GradCAM:
                 "context instead, or leave target_layer out for the closed form"
             )
         self._handles = [
+            self.model.register_forward_pre_hook(self._begin, with_kwargs=True),
             self.target_layer.register_forward_hook(self._record_activations),
             self._scored.register_forward_hook(self._record_scores),
         ]
@@ -176,12 +182,30 @@ class GradCAM:
             self._listener.last(wait=False)
             self._listener.drop_graph()
 
+    def _begin(self, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        images = (value for value in (*inputs, *options.values()) if isinstance(value, Tensor) and value.dim() == 4)
+        self._image_size = next((tuple(image.shape[-2:]) for image in images), None)
+        self._runs = 0
+
+    def _check_layout(self, what: str, maps: Tensor) -> None:
+        """Raise if only the second and third axis have the shape of the images: the channels are then last."""
+        if self._image_size is None:
+            return
+        height, width = self._image_size
+        first, middle, last = maps.shape[1:]
+        if _distortion(first, middle, height, width) <= 1 and _distortion(middle, last, height, width) > 4:
+            raise ValueError(
+                f"GradCAM: {what} is {tuple(maps.shape)} for images of {height}x{width}: it seems to have its channels "
+                "last, and (N, K, h, w) is needed; choose another layer, or permute it in a module of its own"
+            )
+
     def _record_activations(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
         if not isinstance(output, Tensor) or output.dim() != 4:
             found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ValueError(
                 f"GradCAM: target_layer must output a tensor (N, K, h, w), got {found}; choose another layer"
             )
+        self._check_layout("the output of target_layer", output)
         if not torch.is_grad_enabled():
             raise RuntimeError(
                 "GradCAM: target_layer needs gradients, but the forward pass runs under no_grad; remove no_grad or put "
@@ -191,6 +215,7 @@ class GradCAM:
             output.requires_grad_()
         # The next layer may modify its input in place, as ReLU(inplace=True) does. It gets a copy.
         self._activations = output
+        self._runs += 1
         return output.clone()
 
     def _record_scores(self, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -198,7 +223,18 @@ class GradCAM:
             raise RuntimeError(
                 "GradCAM: target_layer did not run before the logits were computed; pass a layer that does"
             )
-        self._record = self._activations, find_logits(output)
+        if self._runs > 1:
+            raise RuntimeError(
+                f"GradCAM: target_layer ran {self._runs} times in the forward pass, as a module that is used in "
+                "several places does; pass a layer that runs once, such as the block around it"
+            )
+        logits = find_logits(output)
+        self._check_layout("the output of the network", logits)
+        if self._num_classes is not None and logits.shape[1] != self._num_classes:
+            raise ValueError(
+                f"GradCAM: the logits are {tuple(logits.shape)}, but num_classes={self._num_classes}; make them equal"
+            )
+        self._record = self._activations, logits
         self._activations = None
 
 
@@ -293,3 +329,8 @@ def _from_gradient(activations: Tensor, grad: Tensor, method: str) -> Tensor:
     else:
         alpha = _gradcam_plus_plus(grad, activations.sum((-2, -1), keepdim=True)).sum((-2, -1), keepdim=True)
     return (alpha * activations).sum(1).relu_()
+
+
+def _distortion(h: int, w: int, height: int, width: int) -> float:
+    """By how many positions ``h x w`` differs from the shape of ``height x width`` at some stride."""
+    return abs(h * width - w * height) / max(height, width)

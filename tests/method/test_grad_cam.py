@@ -348,3 +348,49 @@ def test_an_output_without_logits(net, images):
     with cf.GradCAM(wrapped, "relu"), pytest.raises(ValueError, match=r"no logits.*dict.*classifier="):
         wrapped(images)
     assert maps_of(wrapped, images, "relu", classifier="classifier").shape == (2, C, 12, 16)
+
+
+class ChannelsLast(nn.Module):
+    """A block as in Swin and ConvNeXt, whose output is ``(N, h, w, K)``."""
+
+    def forward(self, x):
+        return x.permute(0, 2, 3, 1)
+
+
+class ChannelsFirst(nn.Module):
+    def forward(self, x):
+        return x.permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("size", [(24, 32), (32, 32), (25, 47)])
+def test_channels_that_are_last(size):
+    stem, head = nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.Conv2d(6, C, 1)
+    images = torch.randn(2, 3, *size)
+    model = nn.Sequential(stem, ChannelsLast(), ChannelsFirst(), head)
+    with cf.GradCAM(model, "1"), pytest.raises(ValueError, match=r"output of target_layer is \(2, 1.*channels last"):
+        model(images)
+    for layer in ("0", "2"):
+        maps_of(model, images, layer)
+    output_last = nn.Sequential(stem, head, ChannelsLast())
+    with cf.GradCAM(output_last, "0"), pytest.raises(ValueError, match=r"output of the network is .*channels last"):
+        output_last(images)
+
+
+def test_scores_of_another_number_of_classes(net, images):
+    with (
+        cf.GradCAM(net, "relu", num_classes=7),
+        pytest.raises(ValueError, match=r"\(2, 5, 24, 32\), but num_classes=7"),
+    ):
+        net(images)
+
+
+def test_a_layer_that_runs_several_times(images):
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), relu, nn.Conv2d(6, 6, 3), relu, nn.Conv2d(6, C, 1))
+    with cf.GradCAM(model, "1"), pytest.raises(RuntimeError, match=r"ran 2 times.*the block around it"):
+        model(images)
+    assert maps_of(model, images, "2").shape == (2, C, 20, 28)
+    with cf.GradCAM(model, "2") as cam:
+        for _ in range(2):
+            model(images)
+        assert cam().shape == (2, C, 20, 28)
