@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .class_list import find_class_list, read_class_list
-from .files import IMAGE_SUFFIXES, FileDataset, Listing, listed_pairs, open_root, pair_folders
+from .files import FileDataset
+from .pairing import IMAGE_SUFFIXES, Listing, listed_pairs, open_root, pair_folders
 
 _IMAGES, _MASKS = ("images", "image", "imgs", "img"), ("masks", "mask", "labels", "label", "annotations", "annotation")
 _IMAGE_ENDS = (*IMAGE_SUFFIXES, ".tif", ".tiff", ".bmp", ".webp")
@@ -57,7 +58,7 @@ class FolderDataset(FileDataset):
         file = find_class_list(base) if classes is None else Path(classes)
         if not file.is_file():
             raise FileNotFoundError(f"classes={str(classes)!r} is not a file; give the class list")
-        self.class_names, self.palette, rule = read_class_list(file)
+        self.class_names, self.palette, rule, self.class_list = read_class_list(file)
         listing = base / f"{split}.txt"
         found = listed_pairs(base, listing) if listing.is_file() else _folder_pairs(base, split)
         super().__init__(base, split, found, rule, resize=resize, **options)
