@@ -111,6 +111,19 @@ def test_repeated_lines_are_kept_and_known(root):
     assert [repeated.where for repeated in data.repeated] == [f"{root}/val.txt, line {k}" for k in (4, 5)]
 
 
+def test_label_maps_in_jpeg_are_named_where_there_are_no_others(root):
+    for file in list((root / "masks" / "val").iterdir()):
+        file.rename(file.with_suffix(".jpg"))
+    with pytest.raises(FileNotFoundError, match=r"holds no label maps \(\*\.png, .*\); JPEG cannot hold labels"):
+        FolderDataset(root, "val")
+
+
+def test_a_missing_partner_is_named_with_its_suffixes(root):
+    (root / "masks" / "val" / "2.png").rename(root / "masks" / "val" / "2.jpg")
+    with pytest.raises(FileNotFoundError, match=r"2\.jpg has no partner named 2\.\* \(\.png, \.tif, \.tiff, \.bmp, \.gif\) in"):
+        FolderDataset(root, "val")
+
+
 # -- lists of names -------------------------------------------------------------------------------------------------
 
 

@@ -75,13 +75,14 @@ def read_header(file: str | Path, *, decode: bool = False) -> Header:
         decode: read the pixels too, as training does.
 
     Raises:
-        ValueError: the file is no image, or, with ``decode``, its pixels cannot be read.
+        ValueError: the file is no image, or its pixels, which are read with ``decode`` or if they are floats or 32-bit
+            integers, cannot be used.
     """
     with named_errors(file), Image.open(file) as image:
         orientation, size, frames = orientation_of(image), (image.size[1], image.size[0]), frame_count(image)
         raw = str(image.tile[0][3]) if image.tile else ""
         mode = image.mode + (";16" if ";16" in raw and ";16" not in image.mode and image.mode != "I" else "")
-    if decode:
+    if decode or mode in ("I", "F"):  # whose values may have no 8-bit scale
         read_rgb(file)
     if orientation > 4 and image.format != "TIFF":  # Pillow gives the size of an upright TIFF
         size = size[::-1]

@@ -85,8 +85,8 @@ def collect_label_statistics(
     only files that have changed are read again.
 
     Args:
-        dataset: the dataset. The statistics depend on its ``resize``, and on its rule only for the meaning of colours and
-            of pixels that are marked as no data.
+        dataset: the dataset. The statistics depend on its ``resize``, and on its rule only for the meaning of colours
+            and of pixels that are marked as no data.
         progress: called as ``progress(done, total)``.
         workers: number of processes, >= 1; None takes one per core.
         cache: use and write the cache.

@@ -103,7 +103,10 @@ def pair_folders(
     if not left:
         raise FileNotFoundError(f"{images} holds no images (*{', *'.join(image_ends)})")
     if not right:
-        raise FileNotFoundError(f"{labels} holds no label maps (*{', *'.join(label_ends)})")
+        hint = ""
+        if any(labels.rglob("*.jp*g")):
+            hint = "; JPEG cannot hold labels, since its compression changes values: export them as PNG"
+        raise FileNotFoundError(f"{labels} holds no label maps (*{', *'.join(label_ends)}){hint}")
     listing = Listing([Pair(left[stem], right[stem]) for stem in sorted(left.keys() & right.keys())])
     listing.shadowed = hidden_images + hidden_labels
     for stem in sorted(left.keys() ^ right.keys()):
@@ -115,9 +118,10 @@ def pair_folders(
 
 
 def _lonely(missing: str, file: Path, stem: str, ends: Sequence[str], folder: Path) -> Unpaired:
-    return Unpaired(
-        missing, file, f"{file} has no partner named {stem}{ends[0] if len(ends) == 1 else '.*'} in {folder}"
-    )
+    name = stem + ends[0]
+    if len(ends) > 1:
+        name = f"{stem}.* ({', '.join(dict.fromkeys(os.path.splitext(end)[1] or end for end in ends))})"
+    return Unpaired(missing, file, f"{file} has no partner named {name} in {folder}")
 
 
 def _by_stem(folder: Path, ends: Sequence[str], excluded: str | None = None) -> tuple[dict[str, Path], list[Shadowed]]:

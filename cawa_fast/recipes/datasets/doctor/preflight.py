@@ -14,9 +14,6 @@ from ..label_statistics import sample_label_statistics
 from .checks import Finding, Findings, check_split, class_totals
 from .splits import check_across
 
-SECONDS = 2.0
-"""Time for reading files of a split, and for comparing the images of both."""
-
 _GOES_ON = ("same-image",)  # errors in which training can go on
 
 
@@ -38,7 +35,7 @@ def preflight(
     splits: Mapping[str, FileDataset],
     pixels: Mapping[str, Sequence[int]],
     *,
-    seconds: float = SECONDS,
+    seconds: float = 2.0,
     progress: Progress | None = None,
 ) -> Preflight:
     """Check the splits of a run on what is known of their label files, and on a sample of the others.
@@ -46,7 +43,7 @@ def preflight(
     Args:
         splits: "train" and "val".
         pixels: pixels per class in all label maps of each, after their ``resize``.
-        seconds: for reading files of each split, > 0.
+        seconds: for reading files of each split, and for comparing the images of both, > 0.
         progress: called as ``progress(done, total)`` once reading has taken a second.
 
     Raises:
