@@ -120,7 +120,9 @@ def test_label_maps_in_jpeg_are_named_where_there_are_no_others(root):
 
 def test_a_missing_partner_is_named_with_its_suffixes(root):
     (root / "masks" / "val" / "2.png").rename(root / "masks" / "val" / "2.jpg")
-    with pytest.raises(FileNotFoundError, match=r"2\.jpg has no partner named 2\.\* \(\.png, \.tif, \.tiff, \.bmp, \.gif\) in"):
+    with pytest.raises(
+        FileNotFoundError, match=r"2\.jpg has no partner named 2\.\* \(\.png, \.tif, \.tiff, \.bmp, \.gif\) in"
+    ):
         FolderDataset(root, "val")
 
 

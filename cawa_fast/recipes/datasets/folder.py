@@ -19,10 +19,11 @@ _TAGS = ("_mask", "_label", "_labels", "_labelIds", "_labelTrainIds", "_gt", "_s
 class FolderDataset(FileDataset):
     """Your own images and masks, with a class list.
 
-    Masks have class indices (grey or palette, 8 or 16 bits), or the colours of the class list. The value 255 is
-    ignored, and so is every class named "ignore", "void" or "unlabelled". If all colours of the list are greys, such as
-    0 and 255 for two classes, grey masks have these. :func:`~cawa_fast.recipes.datasets.class_list.read_class_list`
-    describes the formats of class lists.
+    Masks have the ids of the class list (grey or palette, 1 to 32 bits), or its colours. Where the list has no ids, the
+    positions of the classes are the ids. The value 255 is ignored unless a class has it, and so is every class named
+    "ignore", "void" or "unlabelled". If all colours of the list are greys, such as 0 and 255 for two classes, grey
+    masks have these. :func:`~cawa_fast.recipes.datasets.class_list.read_class_list` describes the formats of class
+    lists, and :func:`~cawa_fast.recipes.datasets.pairing.listed_pairs` those of lists of files.
 
     Args:
         root: folder that holds the tree.
@@ -39,7 +40,8 @@ class FolderDataset(FileDataset):
 
     name = "folder"
     tree = (
-        "classes.txt                            a class a line: 'road', 'road #804080' or 'road 128 64 128'\n"
+        "classes.txt                            a class a line: 'road', '7 road', 'road #804080', 'road 128 64 128'; or\n"
+        "classes.csv .json .yaml                ids decide; without them the order of the classes\n"
         "images/{train,val}/**  masks/{train,val}/**    the same names, masks may add _mask or _label; or\n"
         "{train,val}/images/**  {train,val}/masks/**    'labels' or 'annotations' for 'masks'; or\n"
         'train.txt  val.txt                     lists of "image mask", relative to the root'
