@@ -291,7 +291,16 @@ def test_sizes_that_fit_in_no_way_are_refused(tmp_path):
     trees.folder(tmp_path, "val", [UPRIGHT])
     oriented(tmp_path / "images" / "val" / "0.jpg", np.rot90(np.stack([UPRIGHT] * 3, axis=2)), 6)
     trees.write_label(tmp_path / "masks" / "val" / "0.png", np.zeros((6, 8)))
-    with pytest.raises(ValueError, match=r"0\.jpg is 9x6 pixels \(W x H\), .*0\.png is 8x6; use images and"):
+    with pytest.raises(
+        ValueError, match=r"0\.jpg is 9x6 pixels \(W x H\), .*0\.png is 8x6; EXIF data rotate .*0\.jpg:"
+    ):
+        FolderDataset(tmp_path, "val").read(0)
+    trees.write_image(tmp_path / "images" / "val" / "0.jpg", (6, 9))
+    oriented(tmp_path / "masks" / "val" / "0.png", UPRIGHT, 8)
+    with pytest.raises(ValueError, match=r"0\.png is 6x9; EXIF data rotate .*0\.png: rotate the pixels, and remove"):
+        FolderDataset(tmp_path, "val").read(0)
+    oriented(tmp_path / "masks" / "val" / "0.png", UPRIGHT[:5], None)
+    with pytest.raises(ValueError, match=r"0\.png is 9x5; use images and annotations of the same version"):
         FolderDataset(tmp_path, "val").read(0)
 
 
@@ -379,3 +388,14 @@ def test_other_modes_become_rgb(tmp_path, mode):
     file = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     image.save(file, **({"transparency": bytes([0, 255])} if mode == "P" else {}))
     assert (rgb(file) == 255).all()
+
+
+def test_many_unknown_values_may_come_from_smoothing(tmp_path):
+    file = written(tmp_path, png(trees.stripes(range(10, 18)), 8))
+    with pytest.raises(ValueError, match=r"labels \[10, .*outside 0..3 \(255 is ignored\); remap them$"):
+        RULE.to_labels(read_codes(file, RULE), file)
+    file = written(tmp_path, png(trees.stripes(range(10, 19)), 8))
+    with pytest.raises(
+        ValueError, match=r"; remap them. 9 different values may also come from smoothing or lossy comp"
+    ):
+        RULE.to_labels(read_codes(file, RULE), file)

@@ -69,6 +69,7 @@ _WORDS = {
     "colour": "color, colour, rgb, hex, color rgb, hex color, rgb color",
     "other": "ratio, train, val, stuff, supercategory, isthing, parts, actions, catid, hasinstances, ignoreineval, a",
 }
+_OF_CLASSES = re.compile(r"(?!.*\b(instance|parent|super|image|train)).*\b(id|idx|index|value)")
 _ROLES = {word: role for role, words in _WORDS.items() for word in words.split(", ")}
 _NUMBER = re.compile(r"-?\d+")
 _NAME_ORDER = _WORDS["name"].split(", ")
@@ -76,7 +77,8 @@ _NAME_ORDER = _WORDS["name"].split(", ")
 
 def _column(word: str) -> str | None:
     """What a column or key with this name holds: a key of ``_WORDS``, or None."""
-    return _ROLES.get(_plain(word))
+    plain = _plain(word)
+    return _ROLES.get(plain) or ("id" if _OF_CLASSES.fullmatch(plain) else None)
 
 
 def _plain(word: object) -> str:
@@ -112,13 +114,25 @@ def _from_table(file: Path) -> list[ClassEntry]:
     if not rows and header and not _names_column(header):
         raise ValueError(f"{file}: no name; the first line must name the columns: name,r,g,b")
     columns = [_plain(word) for word in header]
-    roles = [_ROLES.get(column) for column in columns]
+    roles = [_column(column) for column in columns]
     # a column "class" of numbers beside one of names is that of the ids
     named = [
         k
         for k, role in enumerate(roles)
         if role == "name" and not all(_NUMBER.fullmatch(row[k]) for _, row in rows if k < len(row))
     ]
+    for k, (column, role) in enumerate(zip(columns, roles, strict=True)):
+        values = [row[k] if k < len(row) else "" for _, row in rows]
+        order = [str(place) for place in range(len(rows) + 1)]
+        if (
+            role is None
+            and "id" not in roles
+            and values != order[:-1]
+            and sorted(values) in (sorted(order[:-1]), sorted(order[1:]))
+        ):
+            raise ValueError(
+                f"{file}: is {column!r} the value of the classes in the masks? Call that column 'id', or remove it"
+            )
     entries = []
     for number, row in rows:
         where = f"{file}, line {number}"
@@ -244,7 +258,7 @@ def _from_object(item: Any, where: str) -> ClassEntry:
 
     def integer(roles: tuple[str, ...]) -> int | None:
         for key, value in plain.items():
-            if _ROLES.get(key) in roles and isinstance(value, int) and not isinstance(value, bool):
+            if _column(key) in roles and isinstance(value, int) and not isinstance(value, bool):
                 return value
         return None
 
@@ -252,7 +266,7 @@ def _from_object(item: Any, where: str) -> ClassEntry:
     if value is None:
         value = integer(("name",))  # "class" or "label" as a number
     for key, content in plain.items():
-        if value is None and _ROLES.get(key) == "id" and content is not None:
+        if value is None and _column(key) == "id" and content is not None:
             raise ValueError(f"{where}: {key} is {content!r}; an id is a whole number")
     ignored = plain.get("evaluate") is False or plain.get("ignoreineval") is True or train in (-1, 255)
     if value is None:

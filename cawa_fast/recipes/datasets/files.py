@@ -185,9 +185,13 @@ def check_sizes(
     """Raise if the sizes ``(H, W)`` of a pair differ. The label may fit the image as it was before EXIF turned it."""
     stored = image_size[::-1] if orientation > 4 else image_size
     if tuple(label_size) not in (tuple(image_size), tuple(stored)):
+        advice = "use images and annotations of the same version of the dataset"
+        turned = [str(file) for file in (image, label) if file.suffix != ".mat" and read_header(file).orientation > 4]
+        if turned:
+            advice = f"EXIF data rotate {' and '.join(turned)}: rotate the pixels, and remove the tag"
         raise ValueError(
             f"{image} is {image_size[1]}x{image_size[0]} pixels (W x H), {label} is {label_size[1]}x{label_size[0]}; "
-            "use images and annotations of the same version of the dataset"
+            f"{advice}"
         )
 
 

@@ -40,8 +40,7 @@ class FolderDataset(FileDataset):
 
     name = "folder"
     tree = (
-        "classes.txt                            a class a line: 'road', '7 road', 'road #804080', 'road 128 64 128'; or\n"
-        "classes.csv .json .yaml                ids decide; without them the order of the classes\n"
+        "classes.txt, .csv, .json or .yaml      a class a line: 'road', '7 road', 'road #804080', 'road 128 64 128'\n"
         "images/{train,val}/**  masks/{train,val}/**    the same names, masks may add _mask or _label; or\n"
         "{train,val}/images/**  {train,val}/masks/**    'labels' or 'annotations' for 'masks'; or\n"
         'train.txt  val.txt                     lists of "image mask", relative to the root'

@@ -21,6 +21,7 @@ from .label_formats import apply_form, label_form
 IGNORE = 255
 COLOUR = 1 << 24
 """Added to the codes of colours to tell them from indices."""
+_MANY = 8  # unknown codes in a file. More are rarely a class that the list lacks.
 
 
 class Hint(NamedTuple):
@@ -92,7 +93,15 @@ class LabelRule:
 
     def advice(self, values: Iterable[int]) -> str:
         """What to do about unknown codes."""
-        return next((self.hints[value].text for value in values if value in self.hints), self.remedy)
+        values = list(values)
+        if hint := next((self.hints[value] for value in values if value in self.hints), None):
+            return hint.text
+        if len(values) <= _MANY:
+            return self.remedy
+        return (
+            f"{self.remedy}. {len(values)} different values may also come from smoothing or lossy compression of the "
+            "label maps: resize them to the nearest pixel, and keep them as PNG"
+        )
 
     @cached_property
     def _bytes(self) -> np.ndarray:

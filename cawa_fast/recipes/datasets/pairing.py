@@ -118,10 +118,11 @@ def pair_folders(
 
 
 def _lonely(missing: str, file: Path, stem: str, ends: Sequence[str], folder: Path) -> Unpaired:
-    name = stem + ends[0]
-    if len(ends) > 1:
-        name = f"{stem}.* ({', '.join(dict.fromkeys(os.path.splitext(end)[1] or end for end in ends))})"
-    return Unpaired(missing, file, f"{file} has no partner named {name} in {folder}")
+    text = f"{file} has no partner named {stem}{ends[0] if len(ends) == 1 else '.*'} in {folder}"
+    others = [folder / f"{stem}{end}" for end in (".jpg", ".jpeg")] if missing == "label" else []
+    if lossy := next((other for other in others if other.exists()), None):
+        text += f"; {lossy.name} cannot hold labels, since JPEG changes values: export it as PNG"
+    return Unpaired(missing, file, text)
 
 
 def _by_stem(folder: Path, ends: Sequence[str], excluded: str | None = None) -> tuple[dict[str, Path], list[Shadowed]]:
