@@ -75,16 +75,17 @@ def read_header(file: str | Path, *, decode: bool = False) -> Header:
         decode: read the pixels too, as training does.
 
     Raises:
-        ValueError: the file is no image, or its pixels, which are read with ``decode`` or if they are floats or 32-bit
-            integers, cannot be used.
+        ValueError: the file is no image, or, with ``decode``, its pixels cannot be used.
     """
     with named_errors(file), Image.open(file) as image:
-        orientation, size, frames = orientation_of(image), (image.size[1], image.size[0]), frame_count(image)
+        orientation, frames, size = orientation_of(image), frame_count(image), (image.size[1], image.size[0])
+        if image.format == "TIFF":  # of which some versions of Pillow give the stored size, and some the upright one
+            size = image.tag_v2[257], image.tag_v2[256]
         raw = str(image.tile[0][3]) if image.tile else ""
         mode = image.mode + (";16" if ";16" in raw and ";16" not in image.mode and image.mode != "I" else "")
-    if decode or mode in ("I", "F"):  # whose values may have no 8-bit scale
+    if decode:
         read_rgb(file)
-    if orientation > 4 and image.format != "TIFF":  # Pillow gives the size of an upright TIFF
+    if orientation > 4:
         size = size[::-1]
     return Header(size, mode, orientation, frames)
 
@@ -173,7 +174,7 @@ def turned_alike(label: np.ndarray, label_file: str | Path, size: tuple[int, int
     one belongs to the stored pixels and is turned with them.
 
     Args:
-        label: (H, W), of the file.
+        label: (H, W) uint8, of the file.
         label_file: its file.
         size: ``(H, W)`` of the upright image.
         orientation: of the image, 1..8.
@@ -184,16 +185,7 @@ def turned_alike(label: np.ndarray, label_file: str | Path, size: tuple[int, int
     with named_errors(label_file), Image.open(label_file) as image:
         if orientation_of(image) != 1:
             return label
-    turned = {
-        2: lambda: label[:, ::-1],
-        3: lambda: label[::-1, ::-1],
-        4: lambda: label[::-1],
-        5: lambda: label.T,
-        6: lambda: label[::-1].T,
-        7: lambda: label[::-1, ::-1].T,
-        8: lambda: label.T[::-1],
-    }
-    return np.ascontiguousarray(turned[orientation]())
+    return np.asarray(Image.fromarray(label).transpose(_TURNS[orientation]))
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from ..files import atomic
 from ..parallel import map_chunks
 from .base import Progress
 from .files import FileDataset, resized
-from .image_files import Header, read_header
+from .image_files import Header, read_header, read_rgb
 from .labels import IGNORE, LabelRule, code_histogram, read_codes
 
 _CHUNK = 16  # pairs between two looks at the clock
@@ -222,7 +222,10 @@ def _read_label(file: str, rule: LabelRule, resize: tuple[int, int] | None) -> L
 
 def _read_image(file: str, decode: bool) -> ImageRecord:
     try:
-        return ImageRecord(read_header(file, decode=decode))
+        header = read_header(file, decode=decode)
+        if header.mode in ("I", "F") and not decode:  # whose values may have no 8-bit scale
+            read_rgb(file)
+        return ImageRecord(header)
     except ValueError as error:
         return ImageRecord(Header((0, 0), "", 1, 1), str(error))
 
