@@ -25,18 +25,18 @@ _TURNS = {
 }
 # how files begin that people take for images, and what to do with them
 _NO_IMAGES = (
-    (b"\x93NUMPY", "is a NumPy array, not an image; write its values as an 8-bit PNG by Image.fromarray(array).save"),
-    (b"MATLAB 5.0", "is a MATLAB file, not an image; write its array as an 8-bit PNG by imwrite"),
-    (b"\x89HDF", "is an HDF5 or MATLAB 7.3 file, not an image; write its array as an 8-bit PNG"),
-    (b"PK\x03\x04", "is a ZIP archive (or .npz), not an image; unpack it"),
+    (b"\x93NUMPY", "is a NumPy array; write its values as an 8-bit PNG by Image.fromarray(array).save"),
+    (b"MATLAB 5.0", "is a MATLAB file; write its array as an 8-bit PNG by imwrite"),
+    (b"\x89HDF", "is an HDF5 or MATLAB 7.3 file; write its array as an 8-bit PNG"),
+    (b"PK\x03\x04", "is a ZIP archive (or .npz); unpack it"),
     (b"\x1f\x8b", "is compressed by gzip; unpack it"),
-    (b"version https://git-lfs", "is a pointer of Git LFS, not the image; run: git lfs pull"),
-    (b"%PDF", "is a PDF file, not an image; export it as PNG"),
-    (b"<svg", "is an SVG drawing, not an image of pixels; export it as PNG"),
-    (b"<?xml", "is an XML file, not an image; export the annotation as PNG"),
-    (b"<!doctype html", "is a web page, not an image; download the file again"),
-    (b"<html", "is a web page, not an image; download the file again"),
-    (b"{", "is JSON text, not an image; convert the annotation to PNG, as labelme2voc does"),
+    (b"version https://git-lfs", "is a pointer of Git LFS; run: git lfs pull"),
+    (b"%PDF", "is a PDF file; export it as PNG"),
+    (b"<svg", "is an SVG drawing; export it as PNG"),
+    (b"<?xml", "is an XML file; export the annotation as PNG"),
+    (b"<!doctype html", "is a web page; download the file again"),
+    (b"<html", "is a web page; download the file again"),
+    (b"{", "is JSON text; convert the annotation to PNG, as labelme2voc does"),
 )
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 

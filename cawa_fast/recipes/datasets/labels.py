@@ -96,6 +96,8 @@ class LabelRule:
         values = list(values)
         if hint := next((self.hints[value] for value in values if value in self.hints), None):
             return hint.text
+        if values and all(value % 257 == 0 and value // 257 in self.classes for value in values):
+            return "these are 257 times the values of classes: divide them, and save the label maps with 8 bits"
         if len(values) <= _MANY:
             return self.remedy
         return (
