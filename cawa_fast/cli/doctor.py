@@ -96,10 +96,11 @@ def doctor_data(
 ) -> None:
     """Check a dataset and show what it contains.
 
-    Finds images without a label map and label maps without an image, unreadable files, sizes that differ within a pair,
-    label values outside the classes (with counts and files), labels that were reduced by one twice, classes that never
-    occur, and images that are in two splits. Shows each class's share of the pixels and the number of images that
-    contain it. Exits with status 1 if there are errors, or with --strict if there are warnings.
+    Finds images without a label map and label maps without an image, files that are unreadable, compressed lossily or
+    left out, sizes that differ within a pair, label values outside the classes (with counts and files), labels that
+    were reduced by one twice, classes that never occur, and images that are in two splits. Says what it understood of
+    the class list. Shows each class's share of the pixels and the number of images that contain it. Exits with status 1
+    if there are errors, or with --strict if there are warnings.
     """
     from ..recipes.datasets.doctor.examine import examine
     from ..recipes.datasets.doctor.view import save_picture, show

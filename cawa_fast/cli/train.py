@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -13,6 +14,13 @@ from ..recipes.config import TrainConfig
 from ..recipes.parallel import cpu_count
 from .errors import error_messages
 from .options import settings_options
+
+if TYPE_CHECKING:
+    from ..recipes.training.progress import TrainingDisplay
+    from ..recipes.training.trainer import Trainer
+
+PREFLIGHT_SECONDS = 2.0
+"""Time for looking at files of each split before the first batch."""
 
 
 @click.command(context_settings={"max_content_width": 110})
@@ -33,6 +41,9 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
     Writes config.json, dataset.json, metrics.jsonl (one line per epoch), confusion.json, TensorBoard events, latest.pt
     and best.pt into the run folder. A stopped or killed run continues with --resume. On the CPU it ends with the same
     bits as an uninterrupted run.
+
+    Before the first batch it prints what cawa-fast doctor data would warn of, after a look at as many files as two
+    seconds allow.
 
     Under torchrun the processes share every batch and the validation set. --batch-size is the total over all processes.
     """
@@ -71,6 +82,8 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
             distributed.barrier()  # all have looked before the first one writes
             with sigterm_interrupts(), TrainingDisplay(console, tables=tables) as display:
                 trainer = Trainer(config, folder, display)
+                if distributed.rank() == 0:
+                    _say_what_the_doctor_knows(trainer, display)
                 trainer.fit()
         final = trainer.records[-1]
         console.print(
@@ -79,6 +92,21 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
             highlight=False,
             markup=False,
         )
+
+
+def _say_what_the_doctor_knows(trainer: Trainer, display: TrainingDisplay) -> None:
+    """Print the warnings of ``cawa-fast doctor data``, and raise for its errors."""
+    from ..recipes.datasets import FileDataset
+    from ..recipes.datasets.doctor.preflight import preflight
+    from ..recipes.datasets.doctor.view import show_preflight
+
+    train_set, val_set = trainer.train_set, trainer.val_set
+    if not (isinstance(train_set, FileDataset) and isinstance(val_set, FileDataset)):
+        return
+    pixels = {"train": trainer.train_pixels.tolist(), "val": trainer.val_pixels.tolist()}
+    progress = functools.partial(display.prepare, "a sample of the files")
+    result = preflight({"train": train_set, "val": val_set}, pixels, seconds=PREFLIGHT_SECONDS, progress=progress)
+    show_preflight(result, display.console, trainer.config.dataset, str(trainer.config.root))
 
 
 def _resumed(ctx: click.Context, given: TrainConfig, stored: TrainConfig, path: Path) -> TrainConfig:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .ade20k_classes import NAMES, PALETTE
-from .files import FileDataset, need_folder, open_root, pair_folders
+from .files import FileDataset
 from .labels import IGNORE, Hint, LabelRule
+from .pairing import need_folder, open_root, pair_folders
 
 _FOLDERS = {"train": "training", "val": "validation"}
 

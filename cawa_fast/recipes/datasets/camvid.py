@@ -10,17 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .colours import colours
-from .files import (
-    IMAGE_SUFFIXES,
-    FileDataset,
-    Listing,
-    check_sizes,
-    header_size,
-    listed_pairs,
-    open_root,
-    pair_folders,
-)
+from .files import FileDataset, check_sizes, header_size
+from .image_files import read_header
 from .labels import IGNORE, LabelRule
+from .pairing import IMAGE_SUFFIXES, Listing, listed_pairs, open_root, pair_folders
 
 _UNLABELLED = 11
 
@@ -30,8 +23,9 @@ _NAMES = "sky, building, column_pole, road, sidewalk, tree, sign_symbol, fence, 
 class CamVidDataset(FileDataset):
     """CamVid with SegNet's 11 classes; its label 11, unlabelled, becomes 255.
 
-    A list file, if there is one, decides which pairs there are; :func:`~cawa_fast.recipes.datasets.files.listed_pairs`
-    reads it. The dataset is small, so that opening it also compares the sizes of every pair.
+    A list file, if there is one, decides which pairs there are; it is read by
+    :func:`~cawa_fast.recipes.datasets.pairing.listed_pairs`. The dataset is small, so that opening it also compares the
+    sizes of every pair.
 
     Args:
         root: folder that holds the splits.
@@ -65,8 +59,9 @@ class CamVidDataset(FileDataset):
         if not options.get("allow_unpaired"):
             sizes = set()
             for image, label in self.pairs:
-                sizes.add(size := header_size(image))
-                check_sizes(image, size, label, header_size(label))
+                size, _, orientation, _ = read_header(image)
+                check_sizes(image, size, label, header_size(label), orientation)
+                sizes.add(size)
             self._size = resize or (sizes.pop() if len(sizes) == 1 else None)
             self._size_known = True
 

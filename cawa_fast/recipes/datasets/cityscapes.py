@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .colours import colours
-from .files import FileDataset, need_folder, open_root, pair_folders
+from .files import FileDataset
 from .labels import IGNORE, Hint, LabelRule
+from .pairing import need_folder, open_root, pair_folders
 
 LABEL_IDS = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, **{i: i - 13 for i in range(19, 29)}, 31: 16, 32: 17, 33: 18}
 """From the values in ``*_labelIds.png`` to the 19 classes."""

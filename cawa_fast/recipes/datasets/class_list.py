@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from .class_entry import ClassEntry, Colour
+from .class_list_formats import read_entries
 from .colours import voc_colour
-from .labels import IGNORE, Hint, LabelRule, pack
+from .labels import COLOUR, IGNORE, Hint, LabelRule, pack
+from .text_files import some
 
-FILES = ("classes.txt", "classes.json", "classes.csv", "class_dict.csv", "labelmap.txt")
+FILES = (
+    *("classes.txt", "classes.json", "classes.csv", "class_dict.csv", "labelmap.txt", "classes.yaml", "classes.yml"),
+    *("classes.tsv", "labels.txt", "class_names.txt", "label_colors.txt", "labels.csv", "labels.json"),
+    *("id2label.json", "config.json", "data.yaml", "data.yml"),
+)
 """File names of class lists, in the order in which they are looked for."""
 
-IGNORED_NAMES = ("ignore", "void", "unlabelled", "unlabeled")
+_LABELME = "__ignore__"
+
+IGNORED_NAMES = ("ignore", "void", "unlabelled", "unlabeled", _LABELME)
 """Names that mark a line as no class; its pixels are ignored."""
-
-_Colour = tuple[int, int, int]
-
-
-class ClassEntry(NamedTuple):
-    """One line of a list: a name and perhaps a colour. Its position in the list is its value in index masks."""
-
-    name: str
-    colour: _Colour | None
 
 
 class ClassList(NamedTuple):
-    """The classes without ignored ones, and the rule of the masks."""
+    """The classes without ignored ones in the order of their values, the rule of the masks, and a line about both."""
 
     names: tuple[str, ...]
-    palette: tuple[_Colour, ...]
+    palette: tuple[Colour, ...]
     rule: LabelRule
+    summary: str
 
 
 def find_class_list(root: Path) -> Path:
@@ -53,31 +51,35 @@ def find_class_list(root: Path) -> Path:
 def read_class_list(file: Path) -> ClassList:
     """Read a class list.
 
-    Formats:
+    The values in index masks are the ids of the list. Only where it has none they are the positions of the classes,
+    from 0; after labelme's first line ``__ignore__``, which is -1, from 0 again. Ids may have gaps. -1 is ignored, and
+    so is 255 unless a class has it.
 
-    - ``.txt`` with one class a line: ``name``, ``name #rrggbb``, ``name r g b``, or CVAT's ``name:r,g,b::``. Lines that
-      begin with ``#`` are comments.
-    - ``.csv`` with a header and the columns ``name,r,g,b``, of which the colours may be missing.
-    - ``.json`` with a list of names, a list of ``{"name": ..., "color": [r, g, b]}``, or an object from names to
-      colours.
+    Formats, in UTF-8 or UTF-16:
+
+    - ``.txt`` with one class a line: ``name``, ``name #rrggbb``, ``name r g b``, ``r g b name``, each perhaps with an
+      id: ``7 name``, ``7: name``, ``name, 7``; or CVAT's ``name:r,g,b::``. Lines that begin with ``#`` are comments.
+    - ``.csv`` or ``.tsv`` with a header, separated by commas, semicolons or tabs. Columns such as ``id`` or
+      ``Pixel Value``, ``name`` or ``Class``, ``r,g,b`` or ``color`` are read, others are not.
+    - ``.json`` or ``.yaml`` with a list of names, a list of ``{"name": ..., "id": ..., "color": [r, g, b]}``, or an
+      object from ids to names, names to ids or names to colours; also under ``names``, ``classes``, ``labels``,
+      ``categories`` (COCO), ``id2label`` or ``label2id``. YAML needs PyYAML.
 
     Args:
         file: the list.
 
     Raises:
-        ValueError: a line cannot be read, a name or colour occurs twice, only some classes have colours, or there are
-            no classes or more than 255.
+        ValueError: something in the list is not understood, a name, id or colour occurs twice, only some classes have
+            ids or colours, or there are no classes or more than 255.
     """
-    readers = {".json": _from_json, ".csv": _from_csv}
-    try:
-        entries = readers.get(file.suffix.lower(), _from_text)(file)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not a text file ({error}); save it as UTF-8") from error
-    return _class_list(file, entries)
+    return _class_list(file, read_entries(file))
 
 
-def _class_list(file: Path, entries: list[ClassEntry]) -> ClassList:
-    for what, found in (("class", [e.name for e in entries]), ("colour", [e.colour for e in entries if e.colour])):
+def _class_list(file: Path, listed: list[ClassEntry]) -> ClassList:
+    by_id = any(entry.value is not None for entry in listed)
+    entries = _with_values(file, listed)
+    kept = [entry for entry in entries if not entry.ignored]
+    for what, found in (("class", [e.name for e in kept]), ("colour", [e.colour for e in entries if e.colour])):
         if twice := [value for k, value in enumerate(found) if value in found[:k]]:
             raise ValueError(f"{file}: the {what} {twice[0]} occurs twice; every class needs its own")
     coloured = [entry for entry in entries if entry.colour is not None]
@@ -86,108 +88,111 @@ def _class_list(file: Path, entries: list[ClassEntry]) -> ClassList:
         raise ValueError(
             f"{file}: {bare!r} has no colour but {coloured[0].name!r} has one; give all classes colours, or none"
         )
-    kept = [entry for entry in entries if entry.name.lower() not in IGNORED_NAMES]
     if not 1 <= len(kept) <= IGNORE:
         raise ValueError(f"{file} lists {len(kept)} classes; there must be 1 to {IGNORE}")
-    classes = dict.fromkeys(entries, IGNORE) | {entry: index for index, entry in enumerate(kept)}
-    codes: dict[int, int] = {}
-    if coloured and all(len(set(entry.colour or ())) == 1 for entry in entries):
+    classes = {id(entry): IGNORE for entry in entries} | {id(entry): index for index, entry in enumerate(kept)}
+    codes = {entry.value: classes[id(entry)] for entry in entries if entry.value is not None}
+    grey = bool(coloured) and all(len(set(entry.colour or ())) == 1 for entry in entries)
+    if grey:
         # If all are greys, the values in grey masks are the greys, such as 0 and 255.
-        codes = {entry.colour[0]: index for entry, index in classes.items() if entry.colour}
-        allowed = f"the greys of {file.name}: {', '.join(map(str, sorted(codes)))}"
+        greys = {entry.colour[0]: classes[id(entry)] for entry in entries if entry.colour}
+        for value in greys.keys() & codes.keys() if by_id else ():
+            if greys[value] != codes[value]:
+                raise ValueError(
+                    f"{file}: {value} is the id of one class and the grey of another; leave out one of the two"
+                )
+        codes = greys | (codes if by_id else {})
+        allowed = f"the greys of {file.name}: {', '.join(map(str, sorted(greys)))}"
     else:
-        codes = {value: classes[entry] for value, entry in enumerate(entries)}
-        codes.setdefault(IGNORE, IGNORE)
-        allowed = f"0..{len(entries) - 1} ({IGNORE} is ignored), the classes of {file.name}"
+        if -1 in codes or IGNORE not in codes:
+            codes.setdefault(IGNORE, IGNORE)
+        regular = [entry.value for entry in entries if entry.value not in (-1, IGNORE)] == list(range(len(entries)))
+        ids = _ranges([value for value in codes if value not in (-1, IGNORE) or codes[value] != IGNORE])
+        source = "the ids" if by_id and not regular else "the classes"
+        allowed = f"{ids}{f' ({IGNORE} is ignored)' if codes.get(IGNORE) == IGNORE else ''}, {source} of {file.name}"
     if coloured:
-        codes |= {pack(entry.colour): index for entry, index in classes.items() if entry.colour}
-    if not coloured:
-        remedy = f"add the missing classes to {file.name}; for masks in colour, give every class a colour there"
-    else:
+        codes |= {pack(entry.colour): classes[id(entry)] for entry in entries if entry.colour}
         remedy = f"add the missing classes to {file.name}, with their colours; name those 'ignore' that are no class"
+    else:
+        remedy = f"add the missing classes to {file.name}; for masks in colour, give every class a colour there"
     palette = tuple(entry.colour or voc_colour(index + 1) for index, entry in enumerate(kept))
-    one_based = Hint(
-        "counts-from-one",
-        f"if the classes in the masks begin at 1 and 0 is no class, add 'ignore' as the first line of {file.name}",
-    )
-    hints = {} if len(entries) in codes else {len(entries): one_based}
-    return ClassList(tuple(entry.name for entry in kept), palette, LabelRule(codes, allowed, remedy, hints))
+    names = tuple(entry.name for entry in kept)
+    rule = LabelRule(codes, allowed, remedy, _hints(file, entries, codes, by_id))
+    return ClassList(names, palette, rule, _summary(file, entries, by_id, grey))
 
 
-_TEXT = re.compile(
-    r"""(?P<name>.+?)
-        (?: \s* [\s:,;=] \s*
-            (?: \#(?P<hex>[0-9a-fA-F]{6}) | (?P<red>\d+) [\s,]+ (?P<green>\d+) [\s,]+ (?P<blue>\d+) ) )?
-        \s* (?: :[^:]*:[^:]* )?$""",
-    re.VERBOSE,
-)
-
-
-def _from_text(file: Path) -> list[ClassEntry]:
-    entries = []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        match = _TEXT.match(line)
-        where = f"{file}, line {number}"
-        if match is None:
-            raise ValueError(f"{where}: {line!r} is not a class; write 'name', 'name #rrggbb' or 'name r g b'")
-        if match["hex"]:
-            colour: _Colour | None = _colour([int(match["hex"][k : k + 2], 16) for k in (0, 2, 4)], where)
-        else:
-            colour = _colour([match["red"], match["green"], match["blue"]], where) if match["red"] else None
-        entries.append(ClassEntry(match["name"].strip(), colour))
-    return entries
-
-
-def _from_csv(file: Path) -> list[ClassEntry]:
-    with file.open(encoding="utf-8-sig", newline="") as opened:
-        rows = [
-            {(k or "").strip().lower(): (v or "").strip() for k, v in row.items() if isinstance(v, str)}
-            for row in csv.DictReader(opened, skipinitialspace=True)
-        ]
-    entries = []
-    for number, row in enumerate(rows, start=2):
-        where = f"{file}, line {number}"
-        name = row.get("name") or row.get("class")
-        if not name:
-            raise ValueError(f"{where}: no name; the first line must name the columns: name,r,g,b")
-        channels = [row.get(key) for key in ("r", "g", "b")]
-        entries.append(ClassEntry(name, _colour(channels, where) if any(channels) else None))
-    return entries
-
-
-def _from_json(file: Path) -> list[ClassEntry]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON ({error})") from error
-    if isinstance(content, dict):
-        content = [{"name": name, "color": colour} for name, colour in content.items()]
-    if not isinstance(content, list):
-        raise ValueError(f'{file}: expected a list of names, or of {{"name": ..., "color": [r, g, b]}}')
-    entries = []
-    for number, item in enumerate(content):
-        where = f"{file}, class {number}"
-        if isinstance(item, str):
-            item = {"name": item}
-        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
+def _with_values(file: Path, entries: list[ClassEntry]) -> list[ClassEntry]:
+    """The entries with their values in index masks, in the order of the values."""
+    numbered = [entry for entry in entries if entry.value is not None]
+    if numbered and len(numbered) < len(entries):
+        bare = next(entry.name for entry in entries if entry.value is None)
+        raise ValueError(f"{file}: {bare!r} has no id but {numbered[0].name!r} has one; give all classes ids, or none")
+    if not numbered:
+        names = [entry.name for entry in entries]
+        if _LABELME in names[1:]:
+            raise ValueError(f"{file}: {_LABELME} has the value -1, so that it must be the first line")
+        first = -1 if names[:1] == [_LABELME] else 0
+        entries = [entry._replace(value=value) for value, entry in enumerate(entries, start=first)]
+    result: list[ClassEntry] = []
+    first_with: dict[int, ClassEntry] = {}
+    for entry in entries:
+        value = entry.value
+        assert value is not None
+        if not -1 <= value < COLOUR:
+            raise ValueError(f"{file}: {entry.name!r} has the id {value}; ids are 0 or more, and -1 is ignored")
+        ignored = entry.ignored or value == -1 or entry.name.lower() in IGNORED_NAMES
+        result.append(entry._replace(ignored=ignored))
+        other = first_with.setdefault(value, result[-1])
+        if other is not result[-1] and not (ignored and other.ignored):
             raise ValueError(
-                f'{where}: {item!r} has no name; expected "road", or {{"name": "road", "color": [r, g, b]}}'
+                f"{file}: {other.name!r} and {entry.name!r} have the id {value}; every class needs its own"
             )
-        colour = item.get("color", item.get("colour"))
-        if isinstance(colour, str) and re.fullmatch("#[0-9a-fA-F]{6}", colour):
-            colour = [int(colour[k : k + 2], 16) for k in (1, 3, 5)]
-        entries.append(ClassEntry(item["name"].strip(), None if colour is None else _colour(colour, where)))
-    return entries
+    return sorted(result, key=lambda entry: entry.value or 0)
 
 
-def _colour(channels: Any, where: str) -> _Colour:
-    try:
-        red, green, blue = (int(channel) for channel in channels)
-    except (TypeError, ValueError):
-        raise ValueError(f"{where}: {channels!r} is not a colour; give red, green, blue, each in 0..255") from None
-    if not 0 <= min(red, green, blue) <= max(red, green, blue) <= 255:
-        raise ValueError(f"{where}: the colour {(red, green, blue)} is outside 0..255")
-    return red, green, blue
+def _hints(file: Path, entries: list[ClassEntry], codes: dict[int, int], by_id: bool) -> dict[int, Hint]:
+    minus = Hint(
+        "minus-one", f"if -1 marks pixels of no class, give it a line in {file.name}: '-1,ignore', and ids to all"
+    )
+    hints = {-1: minus}
+    if by_id and 0 not in codes:
+        hints[0] = Hint(
+            "zero-unnamed", f"0 has no name in {file.name}; give it the line '0,ignore', or a name if it is a class"
+        )
+    elif not by_id and (beyond := 1 + max(entry.value or 0 for entry in entries)) not in codes:
+        hints[beyond] = Hint(
+            "counts-from-one",
+            f"if the classes in the masks begin at 1 and 0 is no class, add 'ignore' as the first line of {file.name}",
+        )
+    return hints
+
+
+def _summary(file: Path, entries: list[ClassEntry], by_id: bool, grey: bool) -> str:
+    """What was understood, in a line for the user."""
+    kept = [entry for entry in entries if not entry.ignored]
+    source = "ids" if by_id else "greys" if grey else "order"
+    shown = [f"{entry.colour[0] if source == 'greys' and entry.colour else entry.value} {entry.name}" for entry in kept]
+    text = f"{file.name}: {len(kept)} {'class' if len(kept) == 1 else 'classes'} by their {source}: {some(shown, 6)}"
+    if ignored := [f"{entry.value} {entry.name}" for entry in entries if entry.ignored]:
+        text += f"; ignored: {some(ignored, 6)}"
+    values = {entry.value for entry in entries}
+    if by_id and (gaps := [v for v in range(max(entry.value or 0 for entry in kept)) if v not in values]):
+        text += f"; without a name, and refused in masks: {_ranges(gaps)}"
+    return text
+
+
+def _ranges(values: list[int]) -> str:
+    """Numbers as text, runs of them shortened.
+
+    >>> _ranges([0, 1, 2, 7])
+    '0..2, 7'
+    """
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and runs[-1][1] == value - 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(str(low) if low == high else f"{low}..{high}" for low, high in runs[:12]) + (
+        f" and {len(runs) - 12} more" if len(runs) > 12 else ""
+    )

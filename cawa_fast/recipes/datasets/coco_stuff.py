@@ -13,8 +13,9 @@ from typing import Any
 from .ade20k import zero_is_other
 from .coco_stuff_classes import ABSENT_IDS, IDS, NAMES
 from .colours import voc_colour
-from .files import FileDataset, Listing, first_folder, open_root, pair_folders, pair_names, read_names
+from .files import FileDataset
 from .labels import IGNORE, Hint, LabelRule
+from .pairing import Listing, first_folder, open_root, pair_folders, pair_names
 
 _TRAIN = "_labelTrainIds.png"
 _FORMS = ("auto", "labelTrainIds", "raw")
@@ -116,7 +117,7 @@ class COCOStuff10kDataset(FileDataset):
         images = first_folder(base, (f"images/{part}2014", "images"), self.tree)
         truth = first_folder(base, (f"annotations/{part}2014", "annotations"), self.tree)
         trained = labels == "labelTrainIds" or (labels == "auto" and next(truth.glob(f"*{_TRAIN}"), None) is not None)
-        found: Listing = pair_names(read_names(listing), images, truth, ".jpg", _TRAIN if trained else ".mat")
+        found: Listing = pair_names(listing, images, truth, ".jpg", _TRAIN if trained else ".mat")
         rule = zero_is_other(len(NAMES)) if trained else raw_rule(offset=0)
         super().__init__(base, split, found, rule, resize=resize, **options)
 

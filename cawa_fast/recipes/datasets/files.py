@@ -6,43 +6,20 @@ it is read. :class:`~cawa_fast.recipes.datasets.ClassIndex` and ``cawa-fast doct
 
 from __future__ import annotations
 
-import os
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from .base import SegmentationDataset
-from .labels import LabelRule, named_errors, open_image, read_codes
+from .image_files import read_header, read_rgb, turned_alike
+from .labels import LabelRule, read_codes
+from .pairing import Listing, Pair
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 _SAMPLED = 16  # images from whose headers the memory for all images is estimated
-
-
-class Pair(NamedTuple):
-    """An image file and its label file."""
-
-    image: Path
-    label: Path
-
-
-class Unpaired(NamedTuple):
-    """An incomplete pair: what is missing ("image", "label" or "both"), the file that shows it, and a message."""
-
-    missing: str
-    file: Path
-    text: str
-
-
-@dataclass
-class Listing:
-    """The pairs of a split in order, and the files without a partner."""
-
-    pairs: list[Pair] = field(default_factory=list)
-    unpaired: list[Unpaired] = field(default_factory=list)
 
 
 class FileDataset(SegmentationDataset):
@@ -57,10 +34,14 @@ class FileDataset(SegmentationDataset):
         one_size: True if all images have the same size, False if they differ, None to compare their headers.
         rule: the meaning of the codes in label files.
         unpaired: files without a partner, if these are allowed.
+        shadowed: files that are left out, since another one has the same name but for the suffix.
+        repeated: lines of a list file whose image an earlier line has.
+        class_list: what was understood of a list of classes, "" if the dataset has none.
     """
 
     tree: str
     one_size: bool | None = None
+    class_list: str = ""
 
     def __init__(
         self,
@@ -87,7 +68,8 @@ class FileDataset(SegmentationDataset):
         """
         super().__init__(**options)
         self.root, self.split, self.resize, self.rule = Path(root), split, resize, rule
-        self.unpaired = tuple(listing.unpaired)
+        self.unpaired, self.shadowed = tuple(listing.unpaired), tuple(listing.shadowed)
+        self.repeated = tuple(listing.repeated)
         if self.unpaired and not allow_unpaired:
             raise FileNotFoundError(
                 f"{self.unpaired[0].text} ({len(self.unpaired)} such files); add the missing files. To see them all: "
@@ -113,6 +95,12 @@ class FileDataset(SegmentationDataset):
     def pairs(self) -> Sequence[Pair]:
         """The pairs of files, in the order of the images."""
         return self._pairs
+
+    def part(self, indices: Sequence[int]) -> FileDataset:
+        """The same dataset with some of its pairs, in this order."""
+        result = copy.copy(self)
+        result._pairs, result._cache = [self._pairs[index] for index in indices], {}
+        return result
 
     def describe(self, index: int) -> str:
         """The two files of pair ``index``."""
@@ -162,14 +150,16 @@ class FileDataset(SegmentationDataset):
             raise IndexError(f"index={index}: {self.name} has {len(self)} images, numbered from 0")
         if (pair := self._cache.get(index)) is not None:
             return pair[1]
-        label = resized(self._label(self._pairs[index].label), self.resize)
+        image, file = self._pairs[index]
+        header = read_header(image)
+        label = resized(turned_alike(self._label(file), file, header.size, header.orientation), self.resize)
         label.flags.writeable = False
         return label
 
     def _load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         image_file, label_file = self._pairs[index]
-        image = open_image(image_file).convert("RGB")
-        label = self._label(label_file)
+        image, orientation = read_rgb(image_file)
+        label = turned_alike(self._label(label_file), label_file, image.size[::-1], orientation)
         check_sizes(image_file, image.size[::-1], label_file, label.shape)
         if self.resize is None and self._size not in (None, label.shape):
             raise ValueError(
@@ -184,155 +174,24 @@ class FileDataset(SegmentationDataset):
         return self.rule.to_labels(read_codes(file, self.rule), file)
 
 
-def need_folder(folder: Path, tree: str) -> Path:
-    """Return the folder, or raise a ``FileNotFoundError`` that shows the tree."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is missing; expected under the root:\n{tree}")
-    return folder
-
-
-def first_folder(root: Path, candidates: Sequence[str], tree: str) -> Path:
-    """The first of several folders that exists, or a ``FileNotFoundError``."""
-    for candidate in candidates:
-        if (root / candidate).is_dir():
-            return root / candidate
-    tried = " nor ".join(str(root / candidate) for candidate in candidates)
-    raise FileNotFoundError(f"neither {tried} exists; expected under the root:\n{tree}")
-
-
-def open_root(root: str | Path, inner: str, tree: str) -> Path:
-    """The folder ``inner`` in the root if it exists, else the root itself."""
-    outer = Path(root)
-    if not outer.is_dir():
-        raise FileNotFoundError(f"root={str(root)!r} is not a folder; give the folder that holds:\n{tree}")
-    return outer / inner if (outer / inner).is_dir() else outer
-
-
-def pair_folders(
-    images: Path, labels: Path, image_ends: Sequence[str], label_ends: Sequence[str], *, not_labels: str | None = None
-) -> Listing:
-    """Pair the files of two trees by their relative path without the end of the name.
-
-    Args:
-        images: folder of the images, which may be in subfolders.
-        labels: the same for the labels.
-        image_ends: how the names of images end, such as ``("_leftImg8bit.png",)``, in small or capital letters.
-        label_ends: the same for the labels. Of several label files for one image, the first kind is taken.
-        not_labels: how the names of files end that are no labels although ``label_ends`` matches them.
-    """
-    left, right = _by_stem(images, image_ends), _by_stem(labels, label_ends, not_labels)
-    if not left:
-        raise FileNotFoundError(f"{images} holds no images (*{', *'.join(image_ends)})")
-    if not right:
-        raise FileNotFoundError(f"{labels} holds no label maps (*{', *'.join(label_ends)})")
-    listing = Listing([Pair(left[stem], right[stem]) for stem in sorted(left.keys() & right.keys())])
-    for stem in sorted(left.keys() ^ right.keys()):
-        if stem in left:
-            listing.unpaired.append(_lonely("label", left[stem], stem, label_ends, labels))
-        else:
-            listing.unpaired.append(_lonely("image", right[stem], stem, image_ends, images))
-    return listing
-
-
-def _lonely(missing: str, file: Path, stem: str, ends: Sequence[str], folder: Path) -> Unpaired:
-    return Unpaired(
-        missing, file, f"{file} has no partner named {stem}{ends[0] if len(ends) == 1 else '.*'} in {folder}"
-    )
-
-
-def _by_stem(folder: Path, ends: Sequence[str], excluded: str | None = None) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    rank: dict[str, int] = {}
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = os.path.relpath(parent, folder)
-        prefix = "" if inside == "." else inside.replace(os.sep, "/") + "/"
-        for name in names:
-            lower = name.lower()
-            if name.startswith(".") or (excluded is not None and lower.endswith(excluded.lower())):
-                continue
-            for order, end in enumerate(ends):
-                if lower.endswith(end.lower()):
-                    stem = prefix + name[: len(name) - len(end)]
-                    if stem not in found or order < rank[stem]:
-                        found[stem], rank[stem] = Path(parent, name), order
-                    break
-    return found
-
-
-def pair_names(names: Sequence[str], images: Path, labels: Path, image_end: str, label_end: str) -> Listing:
-    """Pair the files of listed names."""
-    # List each folder once. On a network file system, a query for every file would cost a round trip each.
-    here, there = ({entry.name for entry in os.scandir(folder)} for folder in (images, labels))
-    listing = Listing()
-    for name in names:
-        image, label = name + image_end, name + label_end
-        if image in here and label in there:
-            listing.pairs.append(Pair(images / image, labels / label))
-        elif image in here:
-            listing.unpaired.append(_lonely("label", images / image, name, (label_end,), labels))
-        elif label in there:
-            listing.unpaired.append(_lonely("image", labels / label, name, (image_end,), images))
-        else:
-            text = f"{name!r} is listed, but neither {images / image} nor {labels / label} exists"
-            listing.unpaired.append(Unpaired("both", images / image, text))
-    return listing
-
-
-def read_names(listing: Path) -> list[str]:
-    """The first word of each line of a list file."""
-    names = [line.split()[0] for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not names:
-        raise ValueError(f"{listing} lists no images")
-    return names
-
-
-def listed_pairs(root: Path, listing: Path) -> Listing:
-    """Pairs from a list file with a line "image label" for each.
-
-    Paths are relative to the root, or absolute ones of another machine such as ``/SegNet/CamVid/train/x.png``. Of those
-    the longest tail is taken that exists under the root.
-    """
-    listed = Listing()
-    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
-        if not (words := line.split()):
-            continue
-        if len(words) != 2:
-            raise ValueError(f"{listing}, line {number}: expected 'image annotation', found {line!r}")
-        found = [_resolve(root, word) for word in words]
-        if found[0] is not None and found[1] is not None:
-            listed.pairs.append(Pair(found[0], found[1]))
-            continue
-        absent = [word for word, file in zip(words, found, strict=True) if file is None]
-        missing = "both" if len(absent) == 2 else "label" if found[0] else "image"
-        text = f"{listing}, line {number}: {absent[0]!r} is not under {root}, nor is any tail of that path"
-        listed.unpaired.append(Unpaired(missing, root / absent[0].lstrip("/"), text))
-    if not listed.pairs and not listed.unpaired:
-        raise ValueError(f"{listing} lists no pairs; complete it, or delete it to use the folders")
-    return listed
-
-
-def _resolve(root: Path, listed: str) -> Path | None:
-    parts = PurePosixPath(listed).parts
-    for start in range(len(parts)):
-        tail = PurePosixPath(*parts[start:])
-        if not tail.is_absolute() and (file := root / tail).is_file():
-            return file
-    return None
-
-
 def header_size(file: Path) -> tuple[int, int]:
-    """``(H, W)`` of an image, from its header."""
-    with named_errors(file), Image.open(file) as opened:
-        return opened.size[1], opened.size[0]
+    """``(H, W)`` of an upright image, from its header."""
+    return read_header(file).size
 
 
-def check_sizes(image: Path, image_size: tuple[int, ...], label: Path, label_size: tuple[int, ...]) -> None:
-    """Raise if the sizes ``(H, W)`` of a pair differ."""
-    if tuple(image_size) != tuple(label_size):
+def check_sizes(
+    image: Path, image_size: tuple[int, ...], label: Path, label_size: tuple[int, ...], orientation: int = 1
+) -> None:
+    """Raise if the sizes ``(H, W)`` of a pair differ. The label may fit the image as it was before EXIF turned it."""
+    stored = image_size[::-1] if orientation > 4 else image_size
+    if tuple(label_size) not in (tuple(image_size), tuple(stored)):
+        advice = "use images and annotations of the same version of the dataset"
+        turned = [str(file) for file in (image, label) if file.suffix != ".mat" and read_header(file).orientation > 4]
+        if turned:
+            advice = f"EXIF data rotate {' and '.join(turned)}: rotate the pixels, and remove the tag"
         raise ValueError(
             f"{image} is {image_size[1]}x{image_size[0]} pixels (W x H), {label} is {label_size[1]}x{label_size[0]}; "
-            "use images and annotations of the same version of the dataset"
+            f"{advice}"
         )
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .class_list import find_class_list, read_class_list
-from .files import IMAGE_SUFFIXES, FileDataset, Listing, listed_pairs, open_root, pair_folders
+from .files import FileDataset
+from .pairing import IMAGE_SUFFIXES, Listing, listed_pairs, open_root, pair_folders
 
 _IMAGES, _MASKS = ("images", "image", "imgs", "img"), ("masks", "mask", "labels", "label", "annotations", "annotation")
 _IMAGE_ENDS = (*IMAGE_SUFFIXES, ".tif", ".tiff", ".bmp", ".webp")
@@ -18,10 +19,11 @@ _TAGS = ("_mask", "_label", "_labels", "_labelIds", "_labelTrainIds", "_gt", "_s
 class FolderDataset(FileDataset):
     """Your own images and masks, with a class list.
 
-    Masks have class indices (grey or palette, 8 or 16 bits), or the colours of the class list. The value 255 is
-    ignored, and so is every class named "ignore", "void" or "unlabelled". If all colours of the list are greys, such as
-    0 and 255 for two classes, grey masks have these. :func:`~cawa_fast.recipes.datasets.class_list.read_class_list`
-    describes the formats of class lists.
+    Masks have the ids of the class list (grey or palette, 1 to 32 bits), or its colours. Where the list has no ids, the
+    positions of the classes are the ids. The value 255 is ignored unless a class has it, and so is every class named
+    "ignore", "void" or "unlabelled". If all colours of the list are greys, such as 0 and 255 for two classes, grey
+    masks have these. :func:`~cawa_fast.recipes.datasets.class_list.read_class_list` describes the formats of class
+    lists, and :func:`~cawa_fast.recipes.datasets.pairing.listed_pairs` those of lists of files.
 
     Args:
         root: folder that holds the tree.
@@ -38,7 +40,7 @@ class FolderDataset(FileDataset):
 
     name = "folder"
     tree = (
-        "classes.txt                            a class a line: 'road', 'road #804080' or 'road 128 64 128'\n"
+        "classes.txt, .csv, .json or .yaml      a class a line: 'road', '7 road', 'road #804080', 'road 128 64 128'\n"
         "images/{train,val}/**  masks/{train,val}/**    the same names, masks may add _mask or _label; or\n"
         "{train,val}/images/**  {train,val}/masks/**    'labels' or 'annotations' for 'masks'; or\n"
         'train.txt  val.txt                     lists of "image mask", relative to the root'
@@ -57,7 +59,7 @@ class FolderDataset(FileDataset):
         file = find_class_list(base) if classes is None else Path(classes)
         if not file.is_file():
             raise FileNotFoundError(f"classes={str(classes)!r} is not a file; give the class list")
-        self.class_names, self.palette, rule = read_class_list(file)
+        self.class_names, self.palette, rule, self.class_list = read_class_list(file)
         listing = base / f"{split}.txt"
         found = listed_pairs(base, listing) if listing.is_file() else _folder_pairs(base, split)
         super().__init__(base, split, found, rule, resize=resize, **options)

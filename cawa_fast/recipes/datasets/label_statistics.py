@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import time
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -18,17 +19,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from ..files import atomic
 from ..parallel import map_chunks
 from .base import Progress
 from .files import FileDataset, resized
-from .labels import LabelRule, code_histogram, named_errors, read_codes
+from .image_files import Header, read_header, read_rgb
+from .labels import IGNORE, LabelRule, code_histogram, read_codes
 
-_VERSION = 1  # of the layout of the cache and of the meaning of codes
-
-_ORIENTATION = 0x0112  # EXIF
+_CHUNK = 16  # pairs between two looks at the clock
+_VERSION = 2  # of the layout of the cache and of the meaning of codes
 
 
 class LabelRecord(NamedTuple):
@@ -41,12 +41,15 @@ class LabelRecord(NamedTuple):
 
 
 class ImageRecord(NamedTuple):
-    """One image file: its size ``(H, W)``, Pillow's mode, EXIF's orientation, 1 if upright; or an error message."""
+    """One image file: its header, or an error message."""
 
-    size: tuple[int, int]
-    mode: str
-    orientation: int
+    header: Header
     error: str | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """``(H, W)`` of the upright image."""
+        return self.header.size
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,13 @@ class LabelStatistics:
 
     Attributes:
         labels: of the label files.
-        images: of the image files, if requested.
+        images: of the image files, if requested; None for those that a sample does not have.
         read: number of label files that were decoded; the others were in the cache.
         cache_file: the file with the cached records, or None.
     """
 
     labels: list[LabelRecord]
-    images: list[ImageRecord] | None
+    images: list[ImageRecord | None] | None
     read: int
     cache_file: Path | None
 
@@ -82,7 +85,8 @@ def collect_label_statistics(
     only files that have changed are read again.
 
     Args:
-        dataset: the dataset. The statistics depend on its ``resize``, and on its rule only for the meaning of colours.
+        dataset: the dataset. The statistics depend on its ``resize``, and on its rule only for the meaning of colours
+            and of pixels that are marked as no data.
         progress: called as ``progress(done, total)``.
         workers: number of processes, >= 1; None takes one per core.
         cache: use and write the cache.
@@ -131,7 +135,68 @@ def collect_label_statistics(
         }
         place = _write_cache(places, kept)
     headers = [found[index][1] for index in range(len(files))] if images else None
-    return LabelStatistics(labels, headers, read, place)  # type: ignore[arg-type]
+    return LabelStatistics(labels, headers, read, place)
+
+
+def sample_label_statistics(
+    dataset: FileDataset, seconds: float, progress: Progress | None = None
+) -> tuple[FileDataset, LabelStatistics]:
+    """The statistics of label files in the cache, and of as many other pairs as can be read in a time.
+
+    Args:
+        dataset: the dataset; pairs are read evenly spaced.
+        seconds: time for reading, > 0. At least a few pairs are read.
+        progress: called as ``progress(done, total)``.
+
+    Returns:
+        The part of the dataset that has been looked at, and its statistics. The headers of the images are those that
+        were read in time.
+    """
+    files = [str(pair.label) for pair in dataset.pairs]
+    kept = _load_cache(_cache_files(dataset))
+    labels: dict[int, LabelRecord] = {}
+    if kept:
+        names = [os.path.relpath(file, dataset.root) for file in files]
+        listed = [index for index, name in enumerate(names) if name in kept]
+        for index, stamp in zip(listed, _stamps([files[index] for index in listed]), strict=True):
+            if kept[names[index]][0] == stamp:
+                labels[index] = kept[names[index]][1]
+    known = len(labels)
+    images: dict[int, ImageRecord] = {}
+    end = time.monotonic() + seconds
+    order = evenly_spaced(len(files))
+    for start in range(0, len(order), _CHUNK):
+        if start and time.monotonic() > end:
+            break
+        chunk = order[start : start + _CHUNK]
+        tasks: list[tuple[str | None, str | None]] = [
+            (None if index in labels else files[index], str(dataset.pairs[index].image)) for index in chunk
+        ]
+        found = _read_chunk(tasks, rule=dataset.rule, resize=dataset.resize, decode_images=False)
+        for index, (label, image) in zip(chunk, found, strict=True):
+            if label is not None:
+                labels[index] = label
+            if image is not None:
+                images[index] = image
+        if progress is not None:
+            progress(min(start + _CHUNK, len(order)), len(order))
+    if progress is not None:
+        progress(len(order), len(order))
+    indices = sorted(labels)
+    headers = [images.get(index) for index in indices]
+    statistics = LabelStatistics([labels[index] for index in indices], headers, len(labels) - known, None)
+    return dataset.part(indices), statistics
+
+
+def evenly_spaced(count: int) -> list[int]:
+    """0..count-1 in an order of which every beginning is evenly spaced: by the bits of the place, the lowest first.
+
+    >>> evenly_spaced(6)
+    [0, 4, 2, 1, 5, 3]
+    """
+    bits = max(1, (count - 1).bit_length())
+    places = (int(f"{place:0{bits}b}"[::-1], 2) for place in range(1 << bits))
+    return [place for place in places if place < count]
 
 
 def _read_chunk(
@@ -157,13 +222,12 @@ def _read_label(file: str, rule: LabelRule, resize: tuple[int, int] | None) -> L
 
 def _read_image(file: str, decode: bool) -> ImageRecord:
     try:
-        with named_errors(file), Image.open(file) as image:
-            if decode:
-                image.load()
-            orientation = image.getexif().get(_ORIENTATION, 1) if "exif" in image.info else 1
-            return ImageRecord((image.size[1], image.size[0]), image.mode, int(orientation))
+        header = read_header(file, decode=decode)
+        if header.mode in ("I", "F") and not decode:  # whose values may have no 8-bit scale
+            read_rgb(file)
+        return ImageRecord(header)
     except ValueError as error:
-        return ImageRecord((0, 0), "", 1, str(error))
+        return ImageRecord(Header((0, 0), "", 1, 1), str(error))
 
 
 _GONE = (-1, -1)
@@ -184,8 +248,9 @@ def _stamps(files: Sequence[str]) -> list[tuple[int, int]]:
 def _cache_files(dataset: FileDataset) -> list[Path]:
     """The possible places of the cache, the preferred one first."""
     rule = dataset.rule
-    colours = sorted(code for code in rule.classes) if rule.reads_colours else []
-    key = repr((_VERSION, dataset.resize, colours, str(dataset.root.resolve())))
+    colours = sorted(rule.classes) if rule.reads_colours else []
+    no_data = rule.classes.get(IGNORE) == IGNORE  # the code of pixels marked as no data
+    key = repr((_VERSION, dataset.resize, colours, no_data, str(dataset.root.resolve())))
     name = f"{dataset.name}-{dataset.split}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.npz"
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return [dataset.root / ".cawa_fast" / name, Path(home) / "cawa_fast" / name]

@@ -7,19 +7,21 @@ is an error.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+
+from .image_files import open_image
+from .label_formats import apply_form, label_form
 
 IGNORE = 255
 COLOUR = 1 << 24
 """Added to the codes of colours to tell them from indices."""
+_MANY = 8  # unknown codes in a file. More are rarely a class that the list lacks.
 
 
 class Hint(NamedTuple):
@@ -91,7 +93,17 @@ class LabelRule:
 
     def advice(self, values: Iterable[int]) -> str:
         """What to do about unknown codes."""
-        return next((self.hints[value].text for value in values if value in self.hints), self.remedy)
+        values = list(values)
+        if hint := next((self.hints[value] for value in values if value in self.hints), None):
+            return hint.text
+        if values and all(value % 257 == 0 and value // 257 in self.classes for value in values):
+            return "these are 257 times the values of classes: divide them, and save the label maps with 8 bits"
+        if len(values) <= _MANY:
+            return self.remedy
+        return (
+            f"{self.remedy}. {len(values)} different values may also come from smoothing or lossy compression of the "
+            "label maps: resize them to the nearest pixel, and keep them as PNG"
+        )
 
     @cached_property
     def _bytes(self) -> np.ndarray:
@@ -117,52 +129,40 @@ def pack(colour: tuple[int, int, int]) -> int:
     return COLOUR | colour[0] << 16 | colour[1] << 8 | colour[2]
 
 
-def open_image(file: str | Path) -> Any:
-    """Decode an image by Pillow; a ``ValueError`` names the file if it is broken or no image."""
-    with named_errors(file), Image.open(file) as image:
-        image.load()
-        return image
-
-
-@contextlib.contextmanager
-def named_errors(file: str | Path) -> Iterator[None]:
-    """Turn the exceptions of Pillow into a ``ValueError`` that names the file."""
-    try:
-        yield
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
-        raise ValueError(f"{file} cannot be read as an image ({error}); replace it by an intact copy") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{file} is too large for Pillow ({error}); split it into tiles") from error
-
-
 def read_codes(file: str | Path, rule: LabelRule) -> np.ndarray:
     """The codes of a label file.
 
     Args:
-        file: an index map (grey or palette, 8 or 16 bits, or the array ``S`` of a MATLAB file), or a colour mask if the
-            rule has colours. A palette image is a mask if the rule has the colours of all its indices.
+        file: an index map (grey or palette, 1 to 32 bits, or the array ``S`` of a MATLAB file), or a colour mask if the
+            rule has colours. A palette image is a mask if the rule has the colours of all its indices. With 1, 2 or 4
+            bits a pixel, the values are the codes, or the greys that they show if only these are in the rule. Pixels
+            that a GeoTIFF or PNG marks as without data have an ignored code. EXIF data turn the map.
         rule: of the dataset.
 
     Returns:
         (H, W) uint8, or int64 if 8 bits are too few. May be read-only.
 
     Raises:
-        ValueError: the file is broken, or is a colour image and the rule has no colours.
+        ValueError: the file is broken or no image, is compressed lossily, has several pages or floats, is a colour
+            image and the rule has no colours, or marks a class as without data.
     """
     if str(file).endswith(".mat"):
         return _from_matlab(file)
     if (codes := _grey_png(file)) is not None:
         return codes
+    form = label_form(file)
     image = open_image(file)
     if image.mode == "P" and rule.reads_colours and (codes := _from_palette(image, rule)) is not None:
         return codes
     if image.mode in ("L", "P", "1"):
-        return np.asarray(image, dtype=np.uint8)
+        return apply_form(np.asarray(image, dtype=np.uint8), form, rule.classes, file)
     if image.mode.startswith("I"):
-        return np.asarray(image).astype(np.int64)
+        return apply_form(np.asarray(image).astype(np.int64), form, rule.classes, file)
     if image.mode not in ("RGB", "RGBA"):
+        what = " (floats)" if image.mode == "F" else ""
         raise ValueError(
-            f"{file} has the pixel format {image.mode}, which cannot hold class indices; save it as an 8-bit grey PNG"
+            f"{file} has the pixel format {image.mode}{what}, which cannot hold class indices; save it as an 8-bit "
+            "grey PNG"
         )
     pixels = np.asarray(image.convert("RGB"))
     if rule.reads_colours:
@@ -208,9 +208,12 @@ def _grey_png(file: str | Path) -> np.ndarray | None:
         return None
     try:
         with open(file, "rb") as opened:
-            head = opened.read(26)
+            head, _, pixels = opened.read(1024).partition(b"IDAT")
         # the signature, and in the header: 8 bits a sample, grey without alpha
         if head[:8] != b"\x89PNG\r\n\x1a\n" or head[24:26] != b"\x08\x00":
+            return None
+        # Pillow knows what these mean: a value without data, an orientation, and an animation
+        if not pixels or any(chunk in head for chunk in (b"tRNS", b"eXIf", b"acTL")):
             return None
         codes = decode(str(file), "mono")[..., 0]
     except Exception:
@@ -242,7 +245,7 @@ def _from_palette(image: Any, rule: LabelRule) -> np.ndarray | None:
 
 def _from_matlab(file: str | Path) -> np.ndarray:
     try:
-        from scipy.io import loadmat
+        from scipy.io import loadmat, whosmat
         from scipy.io.matlab import MatReadError
     except ImportError as error:
         raise ValueError(
@@ -250,6 +253,13 @@ def _from_matlab(file: str | Path) -> np.ndarray:
         ) from error
     try:
         codes = np.asarray(loadmat(str(file), variable_names=["S"])["S"])
-    except (OSError, ValueError, KeyError, NotImplementedError, MatReadError) as error:
+    except KeyError as error:
+        there = ", ".join(name for name, *_ in whosmat(str(file))) or "nothing"
+        raise ValueError(f"{file} holds no label map S, but {there}; save the map as S, or as an 8-bit PNG") from error
+    except NotImplementedError as error:
+        raise ValueError(f"{file} holds no label map S that SciPy reads ({error}); save it with '-v7'") from error
+    except (OSError, ValueError, MatReadError) as error:
         raise ValueError(f"{file} holds no label map S ({error!r}); replace it by an intact copy") from error
+    if codes.ndim != 2 or codes.dtype.kind not in "iub":
+        raise ValueError(f"{file}: S is {codes.dtype} {codes.shape}; a label map is an (H, W) array of integers")
     return codes if codes.dtype == np.uint8 else codes.astype(np.int64)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from .colours import voc_colour
-from .files import FileDataset, need_folder, open_root, pair_names, read_names
+from .files import FileDataset
 from .labels import IGNORE, LabelRule, pack
+from .pairing import need_folder, open_root, pair_names
 
 _VOID_COLOUR = (224, 224, 192)
 
@@ -58,7 +59,7 @@ class VOCDataset(FileDataset):
         if not listing.is_file():
             there = ", ".join(sorted(file.stem for file in lists.glob("*.txt"))) or "none"
             raise FileNotFoundError(f"{listing} is missing (existing lists: {there}); expected:\n{self.tree}")
-        found = pair_names(read_names(listing), images, labels, ".jpg", ".png")
+        found = pair_names(listing, images, labels, ".jpg", ".png")
         by_colour = {pack(colour): index for index, colour in enumerate(self.palette)}
         rule = LabelRule(
             {**{value: value for value in range(21)}, IGNORE: IGNORE, **by_colour, pack(_VOID_COLOUR): IGNORE},

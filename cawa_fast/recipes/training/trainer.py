@@ -77,7 +77,7 @@ class Trainer:
         if distributed.rank() == 0 and not folder.exists():
             folder.begin(config)  # before the images are read, so that the run can be resumed from here on
         self.train_pixels = self._count("train", self.train_set)
-        self._count("val", self.val_set)
+        self.val_pixels = self._count("val", self.val_set)
 
         ignore = self.train_set.ignore_index
         self.cawa = CAWA(

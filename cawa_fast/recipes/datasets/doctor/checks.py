@@ -1,4 +1,7 @@
-"""The checks of ``cawa-fast doctor data`` on the statistics of a split's files."""
+"""The checks of ``cawa-fast doctor data`` on the statistics of a split's files.
+
+``cawa-fast train`` makes the same checks before its first batch, on a sample; see :mod:`.preflight`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import numpy as np
 from .. import FileDataset
 from ..label_statistics import LabelRecord, LabelStatistics
 from ..labels import IGNORE, code_names
+from ..text_files import some
 
 _FEW = 20  # label maps. In fewer, a value may be absent by chance.
 
@@ -64,6 +68,63 @@ def class_totals(dataset: FileDataset, labels: Sequence[LabelRecord]) -> tuple[n
     return pixels[: dataset.num_classes], images[: dataset.num_classes], int(pixels[IGNORE])
 
 
+def check_split(
+    dataset: FileDataset,
+    statistics: LabelStatistics,
+    totals: tuple[np.ndarray, int],
+    found: Findings,
+    counted: np.ndarray | None = None,
+) -> None:
+    """All checks of a split.
+
+    Args:
+        dataset: the split, or the part of it that was looked at.
+        statistics: of its files.
+        totals: pixels per class and ignored pixels in these files.
+        found: takes the findings.
+        counted: pixels per class in the whole split, if ``dataset`` is a part of it.
+    """
+    _check_pairs(dataset, found)
+    check_files(dataset, statistics, found)
+    check_values(dataset, statistics, found)
+    check_classes(dataset, statistics, totals, found, totals[0] if counted is None else counted)
+
+
+def _check_pairs(dataset: FileDataset, found: Findings) -> None:
+    """Files without a partner, files that are left out, and files that are listed twice."""
+    for missing in ("image", "label", "both"):
+        if lonely := [unpaired for unpaired in dataset.unpaired if unpaired.missing == missing]:
+            text = {
+                "image": "label maps without an image",
+                "label": "images without a label map",
+                "both": "listed pairs of which neither file exists",
+            }[missing]
+            found.add(
+                "error",
+                f"missing-{missing}",
+                f"{len(lonely)} {text}, such as: {lonely[0].text}",
+                [unpaired.file for unpaired in lonely],
+            )
+    if dataset.shadowed:
+        file, used = dataset.shadowed[0]
+        found.add(
+            "warning",
+            "same-stem",
+            f"{len(dataset.shadowed)} files are not used, since others have the same name but for the suffix, such as "
+            f"{file} beside {used.name}; remove those that are not meant",
+            [shadowed.file for shadowed in dataset.shadowed],
+        )
+    if dataset.repeated:
+        where, file = dataset.repeated[0]
+        found.add(
+            "warning",
+            "listed-twice",
+            f"{len(dataset.repeated)} lines of the list have an image that an earlier line has, such as {where}: "
+            f"{file}; it counts twice. Remove the repetitions if they are not meant",
+            [repeated.file for repeated in dataset.repeated],
+        )
+
+
 def check_files(dataset: FileDataset, statistics: LabelStatistics, found: Findings) -> None:
     """Files that cannot be read, sizes, and properties of images that training does not expect."""
     images = statistics.images or []
@@ -74,7 +135,7 @@ def check_files(dataset: FileDataset, statistics: LabelStatistics, found: Findin
             f"{len(broken)} label files cannot be used, such as: {broken[0][1]}",
             [file for file, _ in broken],
         )
-    if bad := [(pair.image, r.error) for pair, r in zip(dataset.pairs, images, strict=True) if r.error]:
+    if bad := [(pair.image, r.error) for pair, r in zip(dataset.pairs, images, strict=True) if r and r.error]:
         found.add(
             "error",
             "unusable-image",
@@ -82,11 +143,11 @@ def check_files(dataset: FileDataset, statistics: LabelStatistics, found: Findin
             [file for file, _ in bad],
         )
     whole = [
-        (pair, image, label)
+        (pair, image.header, label)
         for pair, image, label in zip(dataset.pairs, images, statistics.labels, strict=True)
-        if image.error is None and label.error is None
+        if image is not None and image.error is None and label.error is None
     ]
-    if differ := [(pair, image, label) for pair, image, label in whole if image.size != label.size]:
+    if differ := [(pair, image, label) for pair, image, label in whole if label.size not in (image.size, image.stored)]:
         _, image, label = differ[0]
         found.add(
             "error",
@@ -96,7 +157,7 @@ def check_files(dataset: FileDataset, statistics: LabelStatistics, found: Findin
             [pair.label for pair, _, _ in differ],
         )
     sizes = Counter(image.size for _, image, _ in whole)
-    if len(sizes) > 1 and dataset.one_size is not False:
+    if len(sizes) > 1 and dataset.one_size is not False and dataset.resize is None:
         usual = sizes.most_common(1)[0][0]
         found.add(
             "error" if dataset.one_size else "note",
@@ -105,24 +166,34 @@ def check_files(dataset: FileDataset, statistics: LabelStatistics, found: Findin
             "size. Without --resize, validation takes one image at a time",
             [pair.image for pair, image, _ in whole if image.size != usual],
         )
-    if turned := [pair.image for pair, image, _ in whole if image.orientation != 1]:
+    if turned := [pair.image for pair, image, label in whole if image.orientation != 1 and label.size == image.stored]:
         found.add(
             "warning",
             "turned-image",
-            f"{len(turned)} images are to be rotated by their EXIF data, which training ignores; if the labels fit the "
-            "rotated images, rotate the pixels and remove the tag",
+            f"{len(turned)} images are rotated or mirrored by their EXIF data, and so are their label maps, unless "
+            "they have such data too; if label maps were drawn on the rotated images, rotate the pixels of the images "
+            "and remove the tag",
             turned,
         )
-    deep = [pair.image for pair, image, _ in whole if image.mode.startswith("I") or image.mode == "F"]
-    if deep:
+    if several := [pair.image for pair, image, _ in whole if image.frames > 1]:
+        found.add(
+            "warning",
+            "several-frames",
+            f"{len(several)} images have several frames or pages, of which the first is used; save it as a file of its "
+            "own",
+            several,
+        )
+    if deep := [pair.image for pair, image, _ in whole if image.deep]:
         found.add(
             "warning",
             "deep-image",
-            f"{len(deep)} images have more than 8 bits a channel, of which values above 255 become white; convert them",
+            f"{len(deep)} images have more than 8 bits a channel and are read as 8 bits: 16-bit values are divided by "
+            "257, so that images that use fewer of their bits become dark; floats and 32-bit integers must be in "
+            "0..255. Convert them to 8 bits",
             deep,
         )
-    modes = Counter(image.mode for _, image, _ in whole)
-    if others := {mode: n for mode, n in modes.items() if mode != "RGB" and not (mode.startswith("I") or mode == "F")}:
+    modes = Counter(image.mode for _, image, _ in whole if not image.deep)
+    if others := {mode: n for mode, n in modes.items() if mode != "RGB"}:
         found.add(
             "note",
             "image-mode",
@@ -168,7 +239,7 @@ def check_values(dataset: FileDataset, statistics: LabelStatistics, found: Findi
             f"none of {len(dataset)} label maps has a 0, which means unlabelled; the values may have been reduced by "
             "one already, and reading them would reduce them again",
         )
-    if seen == {0, 255} and rule.classes.get(255) == IGNORE and dataset.num_classes > 1:
+    if seen == {0, 255} and rule.classes.get(255) == IGNORE and rule.classes.get(0) != IGNORE:
         found.add(
             "warning",
             "black-and-white",
@@ -178,12 +249,27 @@ def check_values(dataset: FileDataset, statistics: LabelStatistics, found: Findi
 
 
 def check_classes(
-    dataset: FileDataset, pixels: np.ndarray, ignored: int, statistics: LabelStatistics, found: Findings
+    dataset: FileDataset,
+    statistics: LabelStatistics,
+    totals: tuple[np.ndarray, int],
+    found: Findings,
+    counted: np.ndarray,
 ) -> None:
-    """Classes without pixels, and label maps without classes."""
+    """Classes without pixels, a single class, and label maps without classes."""
     if not len(dataset):
         return
-    if never := [name for name, n in zip(dataset.class_names, pixels, strict=True) if n == 0]:
+    pixels, ignored = totals
+    if len(seen := [name for name, n in zip(dataset.class_names, counted, strict=True) if n]) == 1:
+        advice = "give the class list the other classes too, such as 'background'"
+        if dataset.num_classes > 1:
+            advice = "compare the values in the label maps with the class list"
+        found.add(
+            "warning",
+            "one-class",
+            f"all labelled pixels are of one class, {seen[0]}: the loss becomes 0 and the IoU 1 whatever the network "
+            f"learns; {advice}",
+        )
+    if never := [name for name, n in zip(dataset.class_names, counted, strict=True) if n == 0]:
         found.add(
             "warning",
             "class-never-seen",
@@ -203,9 +289,3 @@ def check_classes(
 
 def _size(size: tuple[int, int]) -> str:
     return f"{size[1]}x{size[0]}"
-
-
-def some(names: Sequence[str], limit: int = 12) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -7,10 +7,8 @@ labels, images that EXIF data rotate. Notes are facts to know.
 
 from __future__ import annotations
 
-import filecmp
-import hashlib
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +17,10 @@ from typing import Any
 from .. import FILE_DATASETS, FileDataset
 from ..base import Progress
 from ..label_statistics import collect_label_statistics
-from .checks import Finding, Findings, check_classes, check_files, check_values, class_totals, some
+from .checks import Finding, Findings, check_split, class_totals
+from .splits import check_across
 
 _SEVERITIES = ("error", "warning", "note")
-_HEAD = 65536  # bytes of an image that are hashed before whole files are compared
 
 
 @dataclass(frozen=True)
@@ -58,13 +56,14 @@ class SplitFacts:
 
 @dataclass(frozen=True)
 class Examination:
-    """The facts and findings of a dataset."""
+    """The facts and findings of a dataset, and what was understood of its class list."""
 
     dataset: str
     root: str
     class_names: tuple[str, ...] = ()
     splits: tuple[SplitFacts, ...] = ()
     findings: tuple[Finding, ...] = ()
+    class_list: str = ""
 
     def count(self, severity: str) -> int:
         """The number of findings with a severity."""
@@ -115,10 +114,11 @@ def examine(
         else:
             facts.append(_examine_split(dataset, found, progress, workers, cache, decode_images))
         findings += found.list
-    findings += _across_splits(opened, facts)
+    findings += check_across(opened, {split.name: split.pixels for split in facts})
     findings.sort(key=lambda finding: _SEVERITIES.index(finding.severity))
-    names = next(iter(opened.values())).class_names if opened else ()
-    return Examination(name, str(root), tuple(names), tuple(facts), tuple(findings))
+    first = next(iter(opened.values())) if opened else None
+    names, understood = (first.class_names, first.class_list) if first else ((), "")
+    return Examination(name, str(root), tuple(names), tuple(facts), tuple(findings), understood)
 
 
 def _examine_split(
@@ -129,19 +129,6 @@ def _examine_split(
     cache: bool,
     decode_images: bool,
 ) -> SplitFacts:
-    for missing in ("image", "label", "both"):
-        if lonely := [unpaired for unpaired in dataset.unpaired if unpaired.missing == missing]:
-            text = {
-                "image": "label maps without an image",
-                "label": "images without a label map",
-                "both": "listed pairs of which neither file exists",
-            }[missing]
-            found.add(
-                "error",
-                f"missing-{missing}",
-                f"{len(lonely)} {text}, such as: {lonely[0].text}",
-                [unpaired.file for unpaired in lonely],
-            )
     started = time.perf_counter()
     statistics = collect_label_statistics(
         dataset,
@@ -153,9 +140,7 @@ def _examine_split(
     )
     seconds = time.perf_counter() - started
     pixels, images_with, ignored = class_totals(dataset, statistics.labels)
-    check_files(dataset, statistics, found)
-    check_values(dataset, statistics, found)
-    check_classes(dataset, pixels, ignored, statistics, found)
+    check_split(dataset, statistics, (pixels, ignored), found)
     sizes = Counter(record.size for record in statistics.labels if record.error is None)
     return SplitFacts(
         dataset.split,
@@ -167,44 +152,3 @@ def _examine_split(
         statistics.read,
         seconds,
     )
-
-
-def _across_splits(opened: dict[str, FileDataset], facts: Sequence[SplitFacts]) -> list[Finding]:
-    by_name = {split.name: split for split in facts}
-    found = Findings("train, val")
-    if {"train", "val"} <= by_name.keys():
-        train, val = by_name["train"], by_name["val"]
-        names = opened["train"].class_names
-        untaught = [name for name, a, b in zip(names, train.pixels, val.pixels, strict=False) if not a and b]
-        if untaught:
-            found.add(
-                "warning",
-                "class-only-in-val",
-                f"{len(untaught)} classes are in val but not in train: {some(untaught)}",
-            )
-    seen: dict[tuple[int, bytes], tuple[str, Path]] = {}
-    sizes: defaultdict[int, set[str]] = defaultdict(set)
-    images = [(split, pair.image) for split, dataset in opened.items() for pair in dataset.pairs]
-    lengths = [file.stat().st_size if file.exists() else -1 for _, file in images] if len(opened) > 1 else []
-    for (split, _), length in zip(images, lengths, strict=False):
-        sizes[length].add(split)
-    doubles: defaultdict[str, list[Path]] = defaultdict(list)
-    for (split, file), length in zip(images, lengths, strict=False):
-        if length < 0 or len(sizes[length]) < 2:  # no file of this length is in another split
-            continue
-        with file.open("rb") as opened_file:
-            key = length, hashlib.blake2b(opened_file.read(_HEAD), digest_size=16).digest()
-        first = seen.setdefault(key, (split, file))
-        if first[0] != split and filecmp.cmp(first[1], file, shallow=False):
-            doubles[f"{first[0]}, {split}"].append(file)
-    result = found.list
-    for pair, files in doubles.items():
-        both = Findings(pair)
-        both.add(
-            "error",
-            "same-image",
-            f"{len(files)} images are in both splits, so that validation is too optimistic; remove them from one",
-            files,
-        )
-        result += both.list
-    return result

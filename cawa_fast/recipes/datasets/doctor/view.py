@@ -13,7 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ...files import atomic
+from .checks import Finding
 from .examine import Examination, SplitFacts
+from .preflight import Preflight
 
 _SHOWN = 3  # files and details shown of each finding
 _BAR = 24  # characters
@@ -23,12 +25,21 @@ _BLUE, _ORANGE = "#2563ae", "#e07b39"  # distinct in red-green colour blindness
 
 
 def show(examination: Examination, console: Console) -> None:
-    """Print the facts, the table of classes and the findings."""
+    """Print what was understood of the class list, the facts, the table of classes and the findings."""
+    if examination.class_list:
+        console.print(examination.class_list, highlight=False, markup=False)
     for split in examination.splits:
         console.print(_facts(split), highlight=False)
     if examination.splits:
         console.print(class_table(examination))
-    for finding in examination.findings:
+    show_findings(examination.findings, console)
+    counts = [f"{n} {name}{'s' if n != 1 else ''}" for name in _MARKS if (n := examination.count(name))]
+    console.print(f"{', '.join(counts)}." if counts else "No findings.", highlight=False)
+
+
+def show_findings(findings: Sequence[Finding], console: Console, *, more: str = "--json has all") -> None:
+    """Print findings with a few of their files; ``more`` says where the others are."""
+    for finding in findings:
         console.print(
             f"{_MARKS[finding.severity]} [bold]{finding.rule}[/] ({escape(finding.split)}): {escape(finding.text)}",
             highlight=False,
@@ -37,9 +48,19 @@ def show(examination: Examination, console: Console) -> None:
             for line in lines[:_SHOWN]:
                 console.print(f"      {line}", highlight=False, markup=False)
             if len(lines) > _SHOWN:
-                console.print(f"      and {len(lines) - _SHOWN} more (--json has all)", highlight=False)
-    counts = [f"{n} {name}{'s' if n != 1 else ''}" for name in _MARKS if (n := examination.count(name))]
-    console.print(f"{', '.join(counts)}." if counts else "No findings.", highlight=False)
+                console.print(f"      and {len(lines) - _SHOWN} more ({more})", highlight=False)
+
+
+def show_preflight(preflight: Preflight, console: Console, dataset: str, root: str) -> None:
+    """Print what a run says of its data before its first batch, and how to check all of it."""
+    show_findings(preflight.findings, console, more="cawa-fast doctor data --json FILE lists all")
+    if preflight.findings or preflight.partial:
+        part = f"Looked at {preflight.looked_at} of {preflight.pairs} pairs of files. " if preflight.partial else ""
+        console.print(
+            f"{part}The full check: cawa-fast doctor data --dataset {dataset} --root {root}",
+            highlight=False,
+            markup=False,
+        )
 
 
 def _facts(split: SplitFacts) -> str:
