@@ -32,7 +32,8 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
 
     Writes config.json, dataset.json, metrics.jsonl (one line per epoch), confusion.json, TensorBoard events, latest.pt
     and best.pt into the run folder. A stopped or killed run continues with --resume. On the CPU it ends with the same
-    bits as an uninterrupted run.
+    bits as an uninterrupted run. Classes, files and labels must be those that it was begun with; the folder that holds
+    them may be moved (--root).
 
     Under torchrun the processes share every batch and the validation set. --batch-size is the total over all processes.
     """

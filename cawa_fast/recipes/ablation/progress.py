@@ -136,6 +136,11 @@ def plan_text(ablation: Ablation) -> str:
         f"{len(waiting)} of {len(ablation.states)} runs to do, {epochs:.0f} epochs, {ablation.jobs} at a time with "
         f"{ablation.base.threads} threads each, in {ablation.out}"
     )
+    if ablation.without_files:
+        text += (
+            f". Older versions began {len(ablation.without_files)} runs without a record of their files: only their "
+            "classes and numbers of images were compared with the data"
+        )
     left = ablation.seconds_left()
     if not waiting:
         return text

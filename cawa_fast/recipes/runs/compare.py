@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from .data import class_differences
 from .read import Run, labelled
 
 if TYPE_CHECKING:
@@ -116,7 +117,11 @@ def comparison_table(runs: Sequence[Run], rare_part: float = RARE) -> list[Row]:
     """
     for run in runs:
         if run.dataset["class_names"] != runs[0].dataset["class_names"]:
-            raise ValueError(f"{run.path} and {runs[0].path} have different classes; compare runs on one dataset")
+            differ = class_differences(runs[0].dataset["class_names"], run.dataset["class_names"])
+            raise ValueError(
+                f"{run.path} and {runs[0].path} have different classes: {'; '.join(differ)}. "
+                "Compare runs on one dataset"
+            )
     dataset = runs[0].dataset
     pixels = dataset["train_pixels"]
     labelled_pixels = max(sum(pixels), 1)

@@ -73,6 +73,8 @@ class TrainingDisplay:
         )
         if trainer.epochs_done:
             self.console.print(f"Continuing after epoch {trainer.epochs_done} of {config.epochs}.", highlight=False)
+            for note in trainer.notes:
+                self.console.print(note, highlight=False, markup=False)
             self._last_weight = trainer.records[-1]["weight"]
         total = images_per_epoch * (config.epochs - trainer.epochs_done)
         self._task = self._progress.add_task(config.weighting, total=total)
