@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from ..recipes.config import TrainConfig
 from ..recipes.parallel import cpu_count
+from ..recipes.terminal import open_console, say
 from .errors import error_messages
 from .options import settings_options
 
@@ -43,14 +44,14 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
     from ..recipes.training.signals import sigterm_interrupts
     from ..recipes.training.trainer import Trainer
 
-    console = Console(soft_wrap=True)
+    console = open_console()
     folder: RunFolder | None = None
 
     def stopped() -> str:
         if console.quiet:
             return ""
         if folder is not None and folder.exists():
-            path = folder.path
+            path = shlex.quote(str(folder.path))
             return f"Stopped; all finished epochs are saved. Continue with: cawa-fast train --resume --run-dir {path}"
         return "Stopped; the run had not begun. Run the same command again."
 
@@ -74,11 +75,10 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
                 trainer = Trainer(config, folder, display)
                 trainer.fit()
         final = trainer.records[-1]
-        console.print(
+        say(
+            console,
             f"Done: mIoU {final['miou']:.4f} after {final['epoch']} epochs. "
-            f"See it with `cawa-fast report {folder.path}`.",
-            highlight=False,
-            markup=False,
+            f"See it with `cawa-fast report {shlex.quote(str(folder.path))}`.",
         )
 
 

@@ -21,8 +21,9 @@ from ..datasets import SegmentationDataset
 from ..runs.data import class_differences
 from ..runs.folder import read_checkpoint
 from ..runs.read import Run
+from ..text import shorten
 from ..training.loaders import normalize_images, open_split
-from .figures import FONT, STYLE, new_figure, shorten
+from .figures import FONT, STYLE, new_figure
 
 _SCANNED = 200  # validation images to choose from, at most: reading all labels of a large dataset takes minutes
 _LEAST_SHARE = 4e-4  # of an image's pixels; a smaller object cannot be recognised on the page
@@ -261,7 +262,7 @@ def contact_sheet(scene: Scene) -> Figure:
     photo = scene.tiles[0].picture
     width = max(150, min(240, 1400 // columns))
     figure = new_figure(columns * width, (width * photo.height / photo.width + 44) * len(rows) + 30)
-    figure.suptitle(scene.title, fontsize=FONT, fontweight="bold", x=0.01, ha="left")
+    figure.suptitle(shorten(scene.title, columns * width), fontsize=FONT, fontweight="bold", x=0.01, ha="left")
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes in grid.ravel():
         axes.set_axis_off()

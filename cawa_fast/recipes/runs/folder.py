@@ -59,7 +59,17 @@ class RunFolder:
             ) from error
 
     def begin(self, config: TrainConfig) -> None:
-        """Create the folder and write the settings. From then on the run can be resumed."""
+        """Create the folder and write the settings. From then on the run can be resumed.
+
+        Raises:
+            ValueError: the name of the folder is not UTF-8.
+        """
+        try:
+            str(self.path).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the run folder {str(self.path)!r} is not UTF-8, which TensorBoard needs; choose another --run-dir"
+            ) from error
         self.path.mkdir(parents=True, exist_ok=True)
         self._write_json("config.json", config.as_dict())
 
