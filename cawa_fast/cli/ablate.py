@@ -70,7 +70,8 @@ def ablate(
 
     Every run is a folder OUT/ROW-sSEED as `cawa-fast train` writes it. ablation.json and ablation.md beside them hold
     the mean and the standard deviation over the seeds after the last epoch. Rows with equal settings share a run.
-    After a stop, a kill or a failure the same command continues: finished runs are not repeated.
+    After a stop, a kill or a failure the same command continues: finished runs are not repeated. Settings and data must
+    be those of the runs that are there.
     """
     from ..recipes.ablation.ablation import Ablation, choose_rows
     from ..recipes.ablation.progress import AblationDisplay, plan_table, plan_text, result_table

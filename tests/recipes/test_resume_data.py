@@ -18,6 +18,9 @@ from cawa_fast.recipes.ablation.ablation import Ablation
 from cawa_fast.recipes.ablation.progress import plan_text
 from cawa_fast.recipes.ablation.rows import choose_rows
 from cawa_fast.recipes.config import TrainConfig
+from cawa_fast.recipes.datasets import build_dataset
+from cawa_fast.recipes.report.report import write_report
+from cawa_fast.recipes.runs.data import data_differences, describe_data
 from cawa_fast.recipes.runs.folder import RunFolder
 from cawa_fast.recipes.training.trainer import Trainer
 from tests.support import trees
@@ -204,6 +207,33 @@ def test_a_moved_folder_with_the_same_files_resumes_to_the_same_bits(tmp_path: P
     assert status == 0, output
     assert "Continuing after epoch 1 of 3" in output
     assert_same_run(tmp_path / "reference", tmp_path / "moved")
+
+
+@pytest.mark.parametrize("layout", ["voc", "cityscapes-labelIds", "coco_stuff10k", "ade20k", "camvid"])
+def test_the_record_does_not_depend_on_where_the_files_are(
+    tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, options, codes, _ = trees.LAYOUTS[layout]
+    for split in ("train", "val"):
+        write(tmp_path / "a", split, [trees.stripes(codes)] * 2, **options)
+    shutil.copytree(tmp_path / "a", tmp_path / "b" / "c")
+    monkeypatch.chdir(tmp_path / "b")
+
+    def record(root: str | Path) -> dict[str, Any]:
+        train, val = (
+            build_dataset(layout.partition("-")[0], root=str(root), split=split) for split in ("train", "val")
+        )
+        return describe_data(train, val)
+
+    first = record(tmp_path / "a")
+    assert data_differences(first, record(tmp_path / "b" / "c")) == []
+    assert data_differences(first, record("c")) == []
+    if layout == "voc":
+        assert data_differences(first, record(Path("c", "VOCdevkit", "VOC2012"))) == []
+    image = next(file for file in sorted((tmp_path / "b" / "c").rglob("*")) if file.suffix in (".jpg", ".png"))
+    image.write_bytes(image.read_bytes() + b"\0")
+    (difference,) = data_differences(first, record("c"))
+    assert re.fullmatch(rf"files of (train|val) have changed: '.*{image.name}' had \d+ bytes and has \d+", difference)
 
 
 @pytest.mark.parametrize(
@@ -412,6 +442,17 @@ def test_a_report_names_the_classes_in_which_runs_differ(tmp_path: Path, data: P
     assert CHANGES[kind][1] in re.sub(r"\s+", " ", result.output)
     assert "Report them one by one" in result.output
     assert not (tmp_path / "page.html").exists()
+
+
+def test_a_report_says_that_runs_were_validated_on_different_files(tmp_path: Path, data: Path) -> None:
+    run(tmp_path / "a", settings(data))
+    run(tmp_path / "b", settings(data, seed=1))
+    word = "validated on different files"
+    page = write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "page.html", images=0)
+    assert word not in page.read_text()
+    add(data)
+    run(tmp_path / "c", settings(data, seed=2))
+    assert word in write_report([tmp_path / "a", tmp_path / "c"], page, images=0).read_text()
 
 
 def test_a_report_names_a_damaged_checkpoint(tmp_path: Path) -> None:
