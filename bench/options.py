@@ -26,5 +26,5 @@ show_list = click.option("--list", "show_list", is_flag=True, help="List the row
 
 def progress(console: Console) -> Progress:
     """A progress bar with the name of the row; none where the output is no terminal."""
-    columns = (TextColumn("{task.description:26}"), BarColumn(bar_width=None), TimeElapsedColumn())
+    columns = (TextColumn("{task.description:26}", markup=False), BarColumn(bar_width=None), TimeElapsedColumn())
     return Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)

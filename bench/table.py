@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from rich.table import Table
+from rich.text import Text
 
 _MIB = 1024**2
 
@@ -39,12 +39,15 @@ def markdown_table(columns: Sequence[Column], rows: Iterable[Any]) -> str:
 
 def console_table(columns: Sequence[Column], rows: Iterable[Any], title: str) -> Table:
     """The same table for the console, with coloured marks for goals."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title, style="table.title"), title_justify="left")
     for column in columns:
         table.add_column(column.title, justify="left" if column.left else "right", no_wrap=not column.left)
-    colours = {"✓": "[green]✓[/]", "✗": "[red]✗[/]"}
     for line in _cells(columns, rows):
-        table.add_row(*(re.sub("[✓✗]", lambda mark: colours[mark[0]], cell) for cell in line))
+        cells = [Text(cell) for cell in line]  # no markup: a cell may hold brackets
+        for cell in cells:
+            cell.highlight_words(["✓"], "green")
+            cell.highlight_words(["✗"], "red")
+        table.add_row(*cells)
     return table
 
 

@@ -45,7 +45,7 @@ def cpu(
     python -m bench cpu --rows 'cam*,confusion*'     some rows
     python -m bench readme                           copy the whole result into README.md
     """
-    console = Console()
+    console = Console(markup=False, emoji=False)
     chosen = select(ROWS, rows)
     if show_list:
         for row in chosen:

@@ -56,7 +56,7 @@ def epoch(
     python -m bench epoch --rows '*ade20k'    some rows, shown and not written
     python -m bench epoch --device cuda       the paper's image sizes on a GPU
     """
-    console = Console()
+    console = Console(markup=False, emoji=False)
     known = CPU_ROWS if device == "cpu" else GPU_ROWS
     chosen = select(known, rows)
     if show_list:

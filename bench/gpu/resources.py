@@ -135,7 +135,8 @@ def source_digest() -> str:
     code = {"options": inspect.getsource(compile_cuda).split()}
     for path in sorted((ROOT / "csrc").glob("cuda/*.*")) + sorted((ROOT / "csrc").glob("*.h")):
         code[path.relative_to(ROOT).as_posix()] = re.sub(r"//[^\n]*|\s+", " ", path.read_text(encoding="utf-8")).split()
-    for path in [*sorted((ROOT / "kernels").glob("*.py")), ROOT / "bench" / "gpu" / "triton_resources.py"]:
+    kernels = [path for path in sorted((ROOT / "kernels").glob("*.py")) if path.name != "__init__.py"]  # it has none
+    for path in [*kernels, ROOT / "bench" / "gpu" / "triton_resources.py"]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:

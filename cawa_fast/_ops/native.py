@@ -40,9 +40,28 @@ def _load() -> tuple[ModuleType | None, str | None]:
         return None, reason
 
 
+def _warn_of_source_tree(root: Path) -> None:
+    """Warn if ``root`` is a source tree that has not been compiled, as a clone from which Python was started.
+
+    It is imported even where a compiled cawa_fast is installed, since the current folder comes first in the path.
+    """
+    switched_off = os.environ.get("CAWA_FAST_NATIVE", "1") == "0"
+    if switched_off or not (root / "CMakeLists.txt").is_file() or importlib.util.find_spec(_NAME) is not None:
+        return
+    warnings.warn(
+        f"cawa_fast is imported from the source tree {root}, which is not compiled: on a CPU it takes many times as "
+        "long. Run `pip install --no-build-isolation -e .` there or, if cawa_fast is installed, start Python in "
+        "another folder. CAWA_FAST_NATIVE=0 in the environment accepts the slower code.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
 _extension, _reason = _load()
 if _extension is not None:
     _extension.instruction_set()  # raises here, not in the loss, if this processor lacks CAWA_FAST_CPU
+else:
+    _warn_of_source_tree(Path(__file__).resolve().parents[2])
 
 
 _CUDA_LIBRARY = Path(__file__).parents[1] / "_cuda.so"

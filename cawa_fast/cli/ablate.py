@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from ..recipes.config import TrainConfig
+from ..recipes.terminal import open_console, say
 from .errors import error_messages
 from .options import Numbers, settings_options
 
@@ -69,13 +70,14 @@ def ablate(
 
     Every run is a folder OUT/ROW-sSEED as `cawa-fast train` writes it. ablation.json and ablation.md beside them hold
     the mean and the standard deviation over the seeds after the last epoch. Rows with equal settings share a run.
-    After a stop, a kill or a failure the same command continues: finished runs are not repeated.
+    After a stop, a kill or a failure the same command continues: finished runs are not repeated. Settings and data must
+    be those of the runs that are there.
     """
     from ..recipes.ablation.ablation import Ablation, choose_rows
     from ..recipes.ablation.progress import AblationDisplay, plan_table, plan_text, result_table
     from ..recipes.training.signals import sigterm_interrupts
 
-    console = Console(soft_wrap=True)
+    console = open_console()
     with error_messages(lambda: "Stopped; all finished epochs are saved. Run the same command to continue."):
         if settings["root"] is not None:
             settings["root"] = str(Path(settings["root"]).resolve())
@@ -83,7 +85,7 @@ def ablate(
         ablation = Ablation(out, TrainConfig(**settings), chosen, seeds, jobs=jobs, against=against, rare=rare)
         if dry_run:
             console.print(plan_table(ablation))
-        console.print(plan_text(ablation), highlight=False, markup=False)
+        say(console, plan_text(ablation))
         if dry_run:
             return
         with sigterm_interrupts(), AblationDisplay(console, ablation) as display:
@@ -91,10 +93,10 @@ def ablate(
         result = ablation.results()
         if result is not None:
             console.print(result_table(result))
-            console.print(f"Written: {out / 'ablation.md'}, {out / 'ablation.json'}. ", highlight=False, markup=False)
-            console.print(f"See it with `cawa-fast report {out}`.", highlight=False, markup=False)
+            say(console, f"Written: {out / 'ablation.md'}, {out / 'ablation.json'}. ")
+            say(console, f"See it with `cawa-fast report {shlex.quote(str(out))}`.")
     if ablation.failed:
         for state in ablation.failed:
-            console.print(f"{state.name} failed: {state.error}", highlight=False, markup=False)
-        console.print("Run the same command to try them again.", highlight=False)
+            say(console, f"{state.name} failed: {state.error}")
+        say(console, "Run the same command to try them again.")
         sys.exit(1)

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from ..recipes.datasets import FILE_DATASETS
+from ..recipes.terminal import open_console, say
 from .errors import error_messages
 
 
@@ -25,18 +25,18 @@ def doctor(ctx: click.Context) -> None:
 
     if ctx.invoked_subcommand is not None:
         return
-    console = Console(soft_wrap=True)
+    console = open_console()
     missing = False
     for group, lines in findings().items():
-        console.print(f"[bold]{group}[/]")
+        say(console, (group, "bold"))
         for name, value, advice in lines:
-            mark = "[green]✓[/]" if advice is None else "[yellow]![/]"
-            console.print(f"  {mark} {name}: {value}", highlight=False)
+            mark = ("✓", "green") if advice is None else ("!", "yellow")
+            say(console, "  ", mark, f" {name}: {value}")
             if advice is not None:
                 missing = True
-                console.print(f"      → {advice}", highlight=False, markup=False)
+                say(console, f"      → {advice}")
     if not missing:
-        console.print("Everything is installed.")
+        say(console, "Everything is installed.")
 
 
 def _trees() -> str:
@@ -107,7 +107,7 @@ def doctor_data(
     from ..recipes.files import atomic
     from ..recipes.training.progress import TrainingDisplay
 
-    console = Console(soft_wrap=True)
+    console = open_console()
     with error_messages(lambda: "Stopped; nothing was written."):
         with TrainingDisplay(console) as display:
             examination = examine(
@@ -125,5 +125,5 @@ def doctor_data(
                 file.write((json.dumps(examination.as_dict(), indent=1) + "\n").encode())
         if examination.splits and not no_picture:
             save_picture(examination, picture)
-            console.print(f"Picture: {picture}", highlight=False, markup=False)
+            say(console, f"Picture: {picture}")
     sys.exit(1 if examination.count("error") or (strict and examination.count("warning")) else 0)

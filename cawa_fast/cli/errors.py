@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 
 import click
 
+from ..recipes.text import readable
+
 INTERRUPTED = 130
 """Exit status after Ctrl-C or SIGTERM, as shells have it."""
 
@@ -23,9 +25,9 @@ def error_messages(stopped: Callable[[], str] = lambda: "Stopped.") -> Iterator[
         yield
     except KeyboardInterrupt:
         if message := stopped():
-            click.echo(f"\n{message}")
+            click.echo(f"\n{readable(message)}")
         sys.exit(INTERRUPTED)
     except ModuleNotFoundError as error:
         raise click.ClickException(f"{error.name} is not installed: pip install 'cawa_fast[train]'") from error
     except (ImportError, ValueError, OSError, FloatingPointError) as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(readable(str(error))) from error

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 
+from ..recipes.terminal import open_console, say
 from .errors import error_messages
 
 
@@ -40,13 +40,13 @@ def report(runs: tuple[Path, ...], out: Path, images: int, png: bool) -> None:
     def known(path: Path) -> bool:
         return path.suffix == ".json" or (path / ABLATION_FILE).is_file() or RunFolder(path).exists()
 
-    console = Console(soft_wrap=True)
+    console = open_console()
     with error_messages():
         if len(runs) > 1 and (others := [run for run in runs if not known(run)]):  # as in runs/*
-            console.print(f"Not run folders, left out: {', '.join(map(str, others))}", highlight=False, markup=False)
+            say(console, f"Not run folders, left out: {', '.join(map(str, others))}")
             runs = tuple(run for run in runs if run not in others)
         inputs = load_inputs(runs)
         for table in terminal_tables(inputs):
             console.print(table)
         page = write_report(inputs, out, images=images, png=png)
-    console.print(f"Page: {page}", highlight=False, markup=False)
+    say(console, f"Page: {page}")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 
 from ..recipes.config import TrainConfig
 from ..recipes.parallel import cpu_count
+from ..recipes.terminal import open_console, say
 from .errors import error_messages
 from .options import settings_options
 
@@ -40,7 +41,8 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
 
     Writes config.json, dataset.json, metrics.jsonl (one line per epoch), confusion.json, TensorBoard events, latest.pt
     and best.pt into the run folder. A stopped or killed run continues with --resume. On the CPU it ends with the same
-    bits as an uninterrupted run.
+    bits as an uninterrupted run. Classes, files and labels must be those that it was begun with; the folder that holds
+    them may be moved (--root).
 
     Before the first batch it prints what cawa-fast doctor data would warn of, after a look at as many files as two
     seconds allow.
@@ -53,14 +55,14 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
     from ..recipes.training.signals import sigterm_interrupts
     from ..recipes.training.trainer import Trainer
 
-    console = Console(soft_wrap=True)
+    console = open_console()
     folder: RunFolder | None = None
 
     def stopped() -> str:
         if console.quiet:
             return ""
         if folder is not None and folder.exists():
-            path = folder.path
+            path = shlex.quote(str(folder.path))
             return f"Stopped; all finished epochs are saved. Continue with: cawa-fast train --resume --run-dir {path}"
         return "Stopped; the run had not begun. Run the same command again."
 
@@ -86,11 +88,10 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
                     _say_what_the_doctor_knows(trainer, display)
                 trainer.fit()
         final = trainer.records[-1]
-        console.print(
+        say(
+            console,
             f"Done: mIoU {final['miou']:.4f} after {final['epoch']} epochs. "
-            f"See it with `cawa-fast report {folder.path}`.",
-            highlight=False,
-            markup=False,
+            f"See it with `cawa-fast report {shlex.quote(str(folder.path))}`.",
         )
 
 

@@ -124,6 +124,102 @@ def test_build_without_torch_says_how_to_get_it(tree, tmp_path):
     assert "--no-build-isolation" in words
 
 
-def test_importing_kernels_by_its_bare_name_fails():
-    output = run(sys.executable, "-c", "import kernels", check=False, PYTHONPATH=str(ROOT))
+@pytest.mark.parametrize("code", ["import kernels", "from kernels import cross_entropy", "import kernels.labels"])
+def test_importing_kernels_by_its_bare_name_fails(code):
+    output = run(sys.executable, "-c", code, check=False, PYTHONPATH=str(ROOT))
     assert "ImportError: 'kernels' is not importable by this name: import it as 'cawa_fast.kernels'" in output
+    tried = f"try: {code}\nexcept ImportError as error: print(error.name)"
+    assert run(sys.executable, "-c", tried, PYTHONPATH=str(ROOT)) == "kernels\n"
+
+
+LOOKS_FOR_KERNELS = """
+import importlib, importlib.metadata, importlib.util
+
+def available(name):  # as transformers 5 does
+    if importlib.util.find_spec(name) is None:
+        return False, None
+    try:
+        return True, importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        package = importlib.import_module(name)
+        version = getattr(package, "__version__", "N/A")
+        return version != "N/A" or getattr(package, "__file__", None) is not None, version
+
+found, version = available("kernels")
+viable = found and tuple(map(int, version.split("."))) >= (0, 10)
+try:
+    from kernels import get_kernel
+    from kernels.layer import Mode
+except ImportError:
+    get_kernel = Mode = None
+print(viable, get_kernel, Mode)
+"""
+"""Prints whether a package ``kernels`` of version 0.10 or later is there, and two things in it."""
+
+
+def test_a_program_that_looks_for_another_package_named_kernels_finds_none():
+    assert run(sys.executable, "-c", LOOKS_FOR_KERNELS, PYTHONPATH=str(ROOT)) == "False None None\n"
+    assert run(sys.executable, "-c", LOOKS_FOR_KERNELS, cwd=ROOT) == "False None None\n"
+
+
+@pytest.mark.parametrize("metadata", [True, False])
+@pytest.mark.parametrize("form", ["package", "module"])
+def test_another_package_named_kernels_is_found_behind_the_source_tree(tmp_path, metadata, form):
+    (tmp_path / "before" / "kernels").mkdir(parents=True)  # a folder without __init__.py hides no package
+    if form == "package":
+        package = tmp_path / "installed" / "kernels"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text("from ._version import __version__\nget_kernel = 'the other'\n")
+        (package / "_version.py").write_text("__version__ = '0.12.1'\n")
+        (package / "layer.py").write_text("Mode = 'its layer'\n")
+        expected = "True the other its layer\n"
+    else:
+        (tmp_path / "installed").mkdir()
+        (tmp_path / "installed" / "kernels.py").write_text("__version__ = '0.12.1'; get_kernel = 'the other'\n")
+        expected = "True None None\n"  # it has no module "layer"
+    if metadata:
+        about = tmp_path / "installed" / "kernels-0.12.1.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.12.1\n")
+    path = os.pathsep.join(map(str, [tmp_path / "before", ROOT, tmp_path / "installed"]))
+    assert run(sys.executable, "-c", LOOKS_FOR_KERNELS, PYTHONPATH=path) == expected
+    code = "import kernels, sys; print(kernels.get_kernel, sys.modules['kernels'] is kernels, kernels.__file__)"
+    shown = run(sys.executable, "-c", code, PYTHONPATH=path)
+    assert shown.startswith(f"the other True {tmp_path}")
+
+
+def test_an_error_in_the_other_package_is_its_own(tmp_path):
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("raise RuntimeError('planted')")
+    path = os.pathsep.join(map(str, [ROOT, tmp_path]))
+    assert "RuntimeError: planted" in run(sys.executable, "-c", "import kernels", check=False, PYTHONPATH=path)
+
+
+@pytest.fixture
+def uncompiled(tree):
+    """Runs Python code in a source tree as in a fresh clone, from which ``cawa_fast`` is imported."""
+    if not (tree / "cawa_fast" / "kernels").exists():
+        (tree / "cawa_fast" / "kernels").symlink_to(tree / "kernels")
+    path = os.pathsep.join([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+
+    def run_in_tree(code, **environment):
+        # -S: an editable install of the repository would supply the extension
+        return run(sys.executable, "-S", "-c", code, cwd=tree, PYTHONPATH=path, **environment)
+
+    run_in_tree.folder = tree
+    return run_in_tree
+
+
+def test_a_source_tree_that_is_not_compiled_says_so_once(uncompiled):
+    code = "import cawa_fast, cawa_fast._ops.native, cawa_fast.functional"
+    output = uncompiled(code)
+    assert output.count("RuntimeWarning") == 1
+    assert f"cawa_fast is imported from the source tree {uncompiled.folder.resolve()}, which is not compiled" in output
+    assert "Run `pip install --no-build-isolation -e .` there or, if cawa_fast is installed, start Python" in output
+    assert uncompiled(code, CAWA_FAST_NATIVE="0") == ""
+
+
+def test_compiled_or_installed_without_compiled_code_it_says_nothing(uncompiled):
+    assert run(sys.executable, "-W", "error::RuntimeWarning", "-c", "import cawa_fast", cwd=ROOT) == ""
+    (uncompiled.folder / "CMakeLists.txt").unlink()  # as in site-packages
+    assert uncompiled("import cawa_fast") == ""

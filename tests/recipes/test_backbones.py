@@ -247,7 +247,7 @@ def test_pretrained_weights_of_segformer(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 @pytest.mark.parametrize(("name", "backbone"), [("upernet", "resnet18"), ("segformer", "mit_b0")])
 def test_weights_that_cannot_be_downloaded(name: str, backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import_library("transformers", "SegformerModel")  # the folder kernels/ breaks a plain import from the source tree
+    import_library("transformers", "SegformerModel")
     import_library("segmentation_models_pytorch")
     from huggingface_hub.errors import LocalEntryNotFoundError
 

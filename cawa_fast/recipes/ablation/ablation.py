@@ -57,6 +57,7 @@ from ..parallel import cpu_count
 from ..runs.compare import RARE, rare_classes
 from ..runs.folder import RunFolder
 from ..runs.read import Run, load_run
+from .begun import check_all_data, check_same_data, check_settings
 from .pool import Pool
 from .results import final_values, markdown, with_statistics
 from .rows import CATALOGUE, CUSTOM, DEFAULT_ROWS, GROUPS, AblationRow, Plan, choose_rows, make_plan
@@ -123,8 +124,11 @@ class Ablation:
         against: the row that the others are compared with; it is trained even if it is not among ``rows``.
         rare: ``part`` of :func:`rare_classes`.
 
+    Attributes:
+        without_files: runs of older versions, which have no record of their files, if runs are to be trained.
+
     Raises:
-        ValueError: an argument is out of range, or a folder holds a run with different settings.
+        ValueError: an argument is out of range, or a folder holds a run with different settings or data.
 
     Example:
         >>> rows = choose_rows(["cawa"])
@@ -166,6 +170,9 @@ class Ablation:
         self.plan: Plan = make_plan(self.base, rows, seeds)
         self._earlier = self._read_earlier()
         self.states = {name: self._state(name, config) for name, config in self.plan.configs.items()}
+        earlier = [run["run"] for row in self._earlier["rows"] for run in row["runs"]]
+        names = dict.fromkeys([*self.states, *earlier])
+        self.without_files = check_all_data(self.out, names, base.root) if self.waiting else []
 
     @property
     def waiting(self) -> list[State]:
@@ -233,14 +240,7 @@ class Ablation:
         if not folder.exists():
             return State(name, config)
         stored = folder.read_config()
-        for setting in fields(config):
-            default = setting.name == "threads" and not self._threads_given
-            now, then = getattr(config, setting.name), getattr(stored, setting.name)
-            if now != then and not setting.metadata["resume"] and not default:
-                raise ValueError(
-                    f"{folder.path} was begun with {setting.name}={then!r}, not {now!r}; choose another --out, "
-                    f"continue with the old --{setting.name.replace('_', '-')}, or delete the folder to train again"
-                )
+        check_settings(folder, stored, config, () if self._threads_given else ("threads",))
         state = State(name, replace(config, threads=stored.threads))  # the number of threads affects the last bits
         with contextlib.suppress(OSError, ValueError):  # no epoch was finished, or resuming writes the file again
             run = load_run(folder.path)
@@ -288,12 +288,13 @@ class Ablation:
             names[chosen.name] = chosen, runs | self.plan.folders[chosen.name]
 
         finished = {}
-        for name in {name for _, runs in names.values() for name in runs.values()}:
+        for name in sorted({name for _, runs in names.values() for name in runs.values()}):
             with contextlib.suppress(OSError, ValueError):
                 finished[name] = load_run(self.out / name)
         if not finished:
             return None
         dataset = finished[min(finished, key=lambda name: (not name.startswith(self.against.name), name))].dataset
+        check_same_data(finished.values())
         rare = rare_classes(dataset["train_pixels"], self.rare)
         catalogue = [row.name for row in CATALOGUE]
         rows = []

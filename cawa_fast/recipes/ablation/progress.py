@@ -6,11 +6,12 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from ..terminal import PlainTable, plain_column, say
+from ..text import one_line
 from .ablation import Ablation, State
 from .results import difference_text, mean_text
 
@@ -39,9 +40,9 @@ class AblationDisplay:
     def __init__(self, console: Console, ablation: Ablation) -> None:
         self.console, self._states = console, ablation.states
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            plain_column(),
             BarColumn(bar_width=None),
-            TextColumn("{task.completed:.1f}/{task.total:.0f}"),
+            plain_column("{task.completed:.1f}/{task.total:.0f}"),
             _EpochRate(),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
@@ -66,7 +67,7 @@ class AblationDisplay:
         if state.status == "running":
             if state.name not in self._tasks:
                 self._tasks[state.name] = self._progress.add_task(
-                    f"  {escape(state.name)}", total=state.config.epochs, miou=None
+                    f"  {one_line(state.name)}", total=state.config.epochs, miou=None
                 )
             self._progress.update(self._tasks[state.name], completed=state.epoch, miou=state.miou)
             return
@@ -75,7 +76,7 @@ class AblationDisplay:
         ended = sum(other.status in ("done", "failed") for other in self._states.values())
         what = f"mIoU {100 * state.miou:.2f}" if state.status == "done" and state.miou is not None else "FAILED"
         line = f"{ended}/{len(self._states)} {state.name}: {what}{self._remaining()}"
-        self.console.print(line if state.error is None else f"{line}: {state.error}", highlight=False, markup=False)
+        say(self.console, line if state.error is None else f"{line}: {state.error}")
 
     def _epochs(self, total: bool = False) -> float:
         return sum(state.config.epochs if total else state.epoch for state in self._states.values())
@@ -102,16 +103,16 @@ def duration(seconds: float) -> str:
 
 def plan_table(ablation: Ablation) -> Table:
     """The rows, the settings that they change, and the progress of their runs."""
-    table = Table(title="Rows", title_justify="left")
+    table = PlainTable("Rows")
     for heading in ("group", "row", "settings", "runs"):
-        table.add_column(heading, overflow="fold")
+        table.add_text(heading)
     group = ""
     for row in ablation.plan.rows:
         if row.group != group and group:
             table.add_section()
         settings = ", ".join(f"{name}={value}" for name, value in row.settings.items())
         runs = _runs_text(row.name, [ablation.states[name] for name in ablation.plan.folders[row.name].values()])
-        table.add_row(row.group if row.group != group else "", *map(escape, (row.name, settings, runs)))
+        table.add_row(row.group if row.group != group else "", row.name, settings, runs)
         group = row.group
     return table
 
@@ -136,6 +137,11 @@ def plan_text(ablation: Ablation) -> str:
         f"{len(waiting)} of {len(ablation.states)} runs to do, {epochs:.0f} epochs, {ablation.jobs} at a time with "
         f"{ablation.base.threads} threads each, in {ablation.out}"
     )
+    if ablation.without_files:
+        text += (
+            f". Older versions began {len(ablation.without_files)} runs without a record of their files: only their "
+            "classes and numbers of images were compared with the data"
+        )
     left = ablation.seconds_left()
     if not waiting:
         return text
@@ -146,15 +152,13 @@ def plan_text(ablation: Ablation) -> str:
 
 def result_table(result: dict[str, Any]) -> Table:
     """The results as a table for the terminal; ``result`` is the content of ``ablation.json``."""
-    table = Table(
-        title=f"After the last epoch, in %; Δ to {result['against']} seed by seed, in points", title_justify="left"
-    )
-    table.add_column("row")
+    table = PlainTable(f"After the last epoch, in %; Δ to {result['against']} seed by seed, in points")
+    table.add_text("row")
     for heading in ("mIoU", "rare IoU", "Δ mIoU", "Δ rare IoU"):
-        table.add_column(heading, justify="right")
+        table.add_numbers(heading, no_wrap=False)
     for row in result["rows"]:
         cells = [mean_text(row["summary"][metric]) for metric in ("miou", "rare_iou")]
         cells += [difference_text(row["paired"][metric]) for metric in ("miou", "rare_iou")]
         last = row is result["rows"][-1] or row["group"] != result["rows"][result["rows"].index(row) + 1]["group"]
-        table.add_row(*map(Text, (row["name"], *cells)), end_section=last)
+        table.add_row(row["name"], *cells, end_section=last)
     return table

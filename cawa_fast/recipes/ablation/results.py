@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..runs.read import Run
+from ..text import markdown_code, markdown_text
 
 METRICS = ("miou", "rare_iou", "pixel_accuracy", "seconds_per_epoch", "awa_share")
 COMPARED = ("miou", "rare_iou", "pixel_accuracy")
@@ -137,18 +138,18 @@ def markdown(result: dict[str, Any], groups: Mapping[str, str]) -> str:
     lines = [
         "# Ablation",
         "",
-        f"`{result['command']}`",
+        markdown_code(result["command"]),
         "",
         f"{result['epochs']} epochs; seeds {', '.join(map(str, result['seeds']))}; {done} of {total} entries finished. "
         "Values are those **after the last epoch**, not of the best one: mean ± sample standard deviation over seeds, "
         "in %. They are measured on the validation images, from which adaptive rows also compute their weights.",
         "",
-        f"Rare: {', '.join(names[i] for i in rare['classes']) or 'none'} (fewer training pixels than "
+        f"Rare: {', '.join(markdown_text(names[i]) for i in rare['classes']) or 'none'} (fewer training pixels than "
         f"{rare['part']:g} of an even share, {100 * rare['part'] / max(len(names), 1):.2f} %).",
         "",
-        f"Δ: difference to `{against}` seed by seed, in points: mean [95 % t interval], and the number of seeds with "
-        f"a difference above 0. {seed_caveat(seeds)} Runs shared the machine while they were timed: compare times only "
-        "between rows of one call, on a machine that ran nothing else.",
+        f"Δ: difference to {markdown_code(against)} seed by seed, in points: mean [95 % t interval], and the number of "
+        f"seeds with a difference above 0. {seed_caveat(seeds)} Runs shared the machine while they were timed: compare "
+        "times only between rows of one call, on a machine that ran nothing else.",
     ]
     for group, heading in groups.items():
         mine = [row for row in rows if row["group"] == group]
@@ -157,7 +158,9 @@ def markdown(result: dict[str, Any], groups: Mapping[str, str]) -> str:
     broken = {run["run"]: run for row in rows for run in row["runs"] if run["status"] != "done"}
     if broken:
         lines += ["", "## Not finished", ""]
-        lines += [f"- `{name}`: {run['error'] or run['status']}" for name, run in broken.items()]
+        lines += [
+            f"- {markdown_code(name)}: {markdown_text(run['error'] or run['status'])}" for name, run in broken.items()
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -184,7 +187,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
     for row in rows:
         summary, paired = row["summary"], row["paired"]
         done = [run for run in row["runs"] if run["status"] == "done"]
-        cells = [row["title"] if row["name"] == row["title"].replace(" ", "") else f"{row['title']} (`{row['name']}`)"]
+        title, name = markdown_text(row["title"]), markdown_code(row["name"], cell=True)
+        cells = [title if row["name"] == row["title"].replace(" ", "") else f"{title} ({name})"]
         cells += [mean_text(summary[metric], best[metric]) for metric in COMPARED]
         cells += [difference_text(paired[metric]) for metric in ("miou", "rare_iou")]
         cells.append(", ".join(str(len(run["dead"])) for run in done) or "–")

@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .figures import INK, MUTED, STYLE, WIDE, LineEnd, label_line_ends, new_figure, shorten
+from ..text import shorten
+from .figures import INK, MUTED, STYLE, WIDE, LineEnd, label_line_ends, new_figure
 
 _DASHED: Any = {"color": MUTED, "linewidth": 1, "linestyle": (0, (4, 3)), "zorder": 1}
 

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..runs.compare import share_text
-from .figures import DIVERGING, FONT, HALF, INK, MUTED, SEQUENTIAL, STYLE, WIDE, RunStyle, new_figure, shorten
+from ..text import shorten
+from .figures import DIVERGING, FONT, HALF, INK, MUTED, SEQUENTIAL, STYLE, WIDE, RunStyle, new_figure
 
 MOST_ROWS = 40
 """Rows of :func:`change_chart`, at most."""

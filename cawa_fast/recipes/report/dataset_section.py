@@ -289,7 +289,7 @@ def _parts(runs: Sequence[Run]) -> list[tuple[str, str, list[float | None]]]:
 
 
 def _notes(runs: Sequence[Run]) -> list[str]:
-    """Caveats: the number of seeds, unfinished runs, and different numbers of epochs."""
+    """Caveats: the number of seeds, unfinished runs, different validation files, and different numbers of epochs."""
 
     def settings_but_seed(run: Run) -> str:
         return repr(sorted((key, value) for key, value in run.config.items() if key not in {"seed"} | INCIDENTAL))
@@ -310,6 +310,8 @@ def _notes(runs: Sequence[Run]) -> list[str]:
         planned = run.config.get("epochs")
         if planned is not None and run.final["epoch"] < planned:
             notes.append(f"{run.label} is not finished: {run.final['epoch']} of {planned} epochs.")
+    if len({run.dataset["files"]["val"] for run in runs if "files" in run.dataset}) > 1:
+        notes.append("The runs were validated on different files: their values cannot be compared.")
     if len({run.final["epoch"] for run in runs}) > 1:
         notes.append("The runs have different numbers of epochs: their final values are of different epochs.")
     return notes

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from ..text import shorten
 from .figures import (
     FONT,
     INK,
@@ -25,7 +26,6 @@ from .figures import (
     label_line_ends,
     new_figure,
     seconds_text,
-    shorten,
 )
 
 

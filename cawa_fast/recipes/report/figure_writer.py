@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from ..text import one_line
 from .figures import to_png, to_svg
 
 
@@ -35,7 +36,7 @@ class FigureWriter:
         uri = f"data:image/svg+xml;base64,{base64.b64encode(to_svg(figure)).decode()}"
         width, height = figure.get_size_inches() * 72
         tag = '<img class="chart" width="{:.0f}" height="{:.0f}" alt="{}" src="{}">'
-        return Markup(tag).format(width, height, alt, uri)
+        return Markup(tag).format(width, height, one_line(alt), uri)
 
     def save(self, name: str, figure: Figure) -> None:
         """Make a PNG file of the figure."""

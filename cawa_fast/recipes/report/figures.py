@@ -6,8 +6,6 @@ Charts are drawn in the colours of the light theme. In the dark theme the page i
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from ..charts import PLAIN_TEXT, to_bytes
+
 INK, MUTED, RULE, PAPER = "#1c1e21", "#666a70", "#e3e2dd", "#fcfbf8"
 SEQUENTIAL, DIVERGING = "YlGnBu", "PuOr_r"  # readable with red-green colour blindness
 
@@ -27,12 +27,11 @@ FONT = 12.0
 WIDE, HALF, PANEL = 800, 470, 230
 """Widths of charts in pixels: across the page, two side by side, one of many."""
 
-STYLE: Any = {
+STYLE: Any = PLAIN_TEXT | {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Helvetica", "Arial"],
     "font.size": FONT,
     "text.color": INK,
-    "text.parse_math": False,  # "$" in the name of a class or run is a dollar sign
     "axes.facecolor": "none",
     "axes.edgecolor": RULE,
     "axes.spines.left": False,
@@ -113,19 +112,12 @@ def new_figure(width: float, height: float) -> Figure:
 
 def to_svg(figure: Figure) -> bytes:
     """The figure as an SVG file with a transparent background."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing")  # the browser draws the text, with its own fonts
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return buffer.getvalue()
+    return to_bytes(figure, STYLE, format="svg", transparent=True, metadata={"Date": None})
 
 
 def to_png(figure: Figure) -> bytes:
     """The figure as a PNG file at twice its size."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="png", dpi=144, facecolor=PAPER)
-    return buffer.getvalue()
+    return to_bytes(figure, STYLE, format="png", dpi=144, facecolor=PAPER)
 
 
 # ------------------------------------------------------------------------------------------------------ text in charts
@@ -142,18 +134,6 @@ def seconds_text(value: float) -> str:
         if value >= least:
             return f"{value:.{digits}f}"
     return f"{value:.4f}"
-
-
-def shorten(text: str, width: float, size: float = FONT) -> str:
-    """The text, without its middle if it is longer than about ``width`` pixels.
-
-    >>> shorten("building", 100), shorten("television receiver", 80)
-    ('building', 'telev…eiver')
-    """
-    letters = max(int(width / (0.56 * size)), 3)
-    if len(text) <= letters:
-        return text
-    return f"{text[: letters // 2]}…{text[len(text) - (letters - 1) // 2 :]}"
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,18 @@ from torch import Tensor
 from ... import GradCAM, reference
 from ..config import TrainConfig
 from ..datasets import SegmentationDataset
+from ..runs.data import class_differences
+from ..runs.folder import read_checkpoint
 from ..runs.read import Run
+from ..text import shorten
 from ..training.loaders import normalize_images, open_split
-from .figures import FONT, STYLE, new_figure, shorten
+from .figures import FONT, STYLE, new_figure
 
 _SCANNED = 200  # validation images to choose from, at most: reading all labels of a large dataset takes minutes
 _LEAST_SHARE = 4e-4  # of an image's pixels; a smaller object cannot be recognised on the page
 _LEVELS = 64  # of the heat map
 _HEAT = "inferno"
+_WITHOUT = "make the report without example images: --images 0 (images=0)"
 
 AGREEMENT = {"hit": (45, 140, 235), "false alarm": (245, 160, 30), "missed": (225, 60, 160)}
 """RGB colours for the comparison of a pseudo mask with the ground truth."""
@@ -95,10 +99,10 @@ def _open(run: Run, size: tuple[int, int] | None) -> SegmentationDataset:
     """The validation images of ``run``, resized to ``size``."""
     config = replace(TrainConfig.from_dict(dict(run.config)), resize=size)
     data = open_split(config, "val")
-    if list(data.class_names) != list(run.dataset["class_names"]):
+    if differ := class_differences(run.dataset["class_names"], data.class_names):
         raise ValueError(
-            f"{run.path / 'dataset.json'}: its classes differ from the present classes of dataset {config.dataset!r}; "
-            "train the run again, or pass images=0"
+            f"{run.path / 'dataset.json'}: its classes differ from the present classes of dataset {config.dataset!r}: "
+            f"{'; '.join(differ)}. Train the run again, or {_WITHOUT}"
         )
     return data
 
@@ -108,11 +112,19 @@ def _load_network(run: Run) -> torch.nn.Module:
     if file is None:
         raise FileNotFoundError(
             f"{run.path / 'latest.pt'} and best.pt are missing, but the example images need a checkpoint; train the "
-            "run again, or pass images=0 for a report without example images"
+            f"run again, or {_WITHOUT}"
         )
     config = TrainConfig.from_dict(dict(run.config))
     network = config.network(len(run.dataset["class_names"]), pretrained=False)
-    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["model"])
+    checkpoint = read_checkpoint(file, f"restore it, or {_WITHOUT}")
+    try:
+        network.load_state_dict(checkpoint["model"])
+    except (RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise ValueError(
+            f"{file} holds another network than model={config.model!r} of config.json beside it: {reason}; restore it, "
+            f"or {_WITHOUT}"
+        ) from error
     return network.eval()
 
 
@@ -250,7 +262,7 @@ def contact_sheet(scene: Scene) -> Figure:
     photo = scene.tiles[0].picture
     width = max(150, min(240, 1400 // columns))
     figure = new_figure(columns * width, (width * photo.height / photo.width + 44) * len(rows) + 30)
-    figure.suptitle(scene.title, fontsize=FONT, fontweight="bold", x=0.01, ha="left")
+    figure.suptitle(shorten(scene.title, columns * width), fontsize=FONT, fontweight="bold", x=0.01, ha="left")
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes in grid.ravel():
         axes.set_axis_off()

@@ -112,22 +112,19 @@ def _methods(runs: Sequence[Run]) -> list[str]:
 
 def overview_table(overview: Overview) -> Table:
     """The overview for a terminal, as a ``rich`` table."""
-    from rich.table import Table
-    from rich.text import Text
+    from ..terminal import PlainTable
 
-    table = Table(
-        title="mIoU after the last epoch in %; Δ: difference in points with the same seed", title_justify="left"
-    )
-    table.add_column("model", no_wrap=True)
-    table.add_column("method", no_wrap=True)
+    table = PlainTable("mIoU after the last epoch in %; Δ: difference in points with the same seed")
+    table.add_names("model", (line.model for line in overview.lines))
+    table.add_names("method", (line.method for line in overview.lines))
     for dataset in overview.datasets:
-        table.add_column(dataset, justify="right")
-        table.add_column("Δ", justify="right")
+        table.add_numbers(dataset, no_wrap=False)
+        table.add_numbers("Δ", no_wrap=False)
     for number, line in enumerate(overview.lines):
         new = number == 0 or overview.lines[number - 1].model != line.model
         cells = [line.model if new else "", line.method]
         for entry in line.entries:
             cells += [entry.mean, entry.difference] if entry else ["", ""]
         last = number + 1 == len(overview.lines) or overview.lines[number + 1].model != line.model
-        table.add_row(*map(Text, cells), end_section=last)
+        table.add_row(*cells, end_section=last)
     return table

@@ -8,6 +8,7 @@ import jinja2
 
 from ..runs.compare import share_text
 from ..runs.read import by_dataset
+from ..text import one_line, readable
 from .ablation_section import make_ablation_section
 from .dataset_section import make_dataset_section
 from .figure_writer import FigureWriter
@@ -36,6 +37,7 @@ def render(inputs: ReportInputs, *, images: int, png: bool) -> tuple[str, dict[s
         loader=jinja2.PackageLoader(__package__, "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: one_line(value) if type(value) is str else value,  # Markup stays
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -49,4 +51,4 @@ def render(inputs: ReportInputs, *, images: int, png: bool) -> tuple[str, dict[s
         seconds=seconds_text,
         share=share_text,
     )
-    return page, writer.files
+    return readable(page), writer.files

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from .data import class_differences
 from .read import Run, labelled
 
 if TYPE_CHECKING:
@@ -116,7 +117,11 @@ def comparison_table(runs: Sequence[Run], rare_part: float = RARE) -> list[Row]:
     """
     for run in runs:
         if run.dataset["class_names"] != runs[0].dataset["class_names"]:
-            raise ValueError(f"{run.path} and {runs[0].path} have different classes; compare runs on one dataset")
+            differ = class_differences(runs[0].dataset["class_names"], run.dataset["class_names"])
+            raise ValueError(
+                f"{run.path} and {runs[0].path} have different classes: {'; '.join(differ)}. "
+                "Compare runs on one dataset"
+            )
     dataset = runs[0].dataset
     pixels = dataset["train_pixels"]
     labelled_pixels = max(sum(pixels), 1)
@@ -155,18 +160,17 @@ def comparison_table(runs: Sequence[Run], rare_part: float = RARE) -> list[Row]:
 
 def terminal_table(runs: Sequence[Run], rare_part: float = RARE) -> Table:
     """:func:`comparison_table` for a terminal, as a ``rich`` table."""
-    from rich.table import Table
-    from rich.text import Text
+    from ..terminal import PlainTable
 
     runs = labelled(runs)
-    table = Table(title="Share of training pixels, IoU and CSPS in %; Δ in points", title_justify="left")
-    table.add_column("class", no_wrap=True)
-    table.add_column("share", justify="right", no_wrap=True)
+    table = PlainTable("Share of training pixels, IoU and CSPS in %; Δ in points")
+    rows = comparison_table(runs, rare_part)
+    table.add_names("class", (row.label for row in rows))
+    table.add_numbers("share")
     for number, run in enumerate(runs):
         for heading in (run.label, "Δ" if number else "", *(("weight", "CSPS") if run.adaptive else ())):
             if heading:
-                table.add_column(Text(heading), justify="right", no_wrap=True)
-    rows = comparison_table(runs, rare_part)
+                table.add_numbers(heading)
     for row, following in zip(rows, [*rows[1:], rows[-1]], strict=True):
         total = row.index is None
         line = [
@@ -181,7 +185,7 @@ def terminal_table(runs: Sequence[Run], rare_part: float = RARE) -> Table:
                 line.append("" if cell.weight is None else f"{cell.weight:.2f}")
                 line.append("" if total else row.text(cell.csps))
         section = following.rare != row.rare or total != (following.index is None)
-        table.add_row(*map(Text, line), end_section=section)
+        table.add_row(*line, end_section=section)
     return table
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .data import class_differences
 from .folder import RunFolder
 
 StrPath = str | os.PathLike[str]
@@ -104,7 +105,7 @@ def load_run(run_dir: StrPath) -> Run:
     if not folder.path.is_dir():
         raise FileNotFoundError(f"{folder.path} is not a folder; give one that `cawa-fast train --run-dir` wrote")
     config = read_object(folder.config_file)
-    dataset = read_object(folder.path / "dataset.json")
+    dataset = read_object(folder.dataset_file)
     records: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(_read_text(folder.metrics_file).splitlines(), start=1):
         try:
@@ -121,7 +122,7 @@ def load_run(run_dir: StrPath) -> Run:
         raise ValueError(f"{folder.metrics_file} is empty: no epoch was finished. Resume the run first")
     missing = {"class_names", "palette", "ignore_index", "train_pixels"} - dataset.keys()
     if missing:
-        raise ValueError(f"{folder.path / 'dataset.json'} lacks {', '.join(sorted(missing))}; train the run again")
+        raise ValueError(f"{folder.dataset_file} lacks {', '.join(sorted(missing))}; train the run again")
     classes = len(dataset["class_names"])
     for epoch, record in records.items():
         if len(record["iou"]) != classes:
@@ -151,8 +152,9 @@ def by_dataset(runs: Sequence[Run]) -> list[list[Run]]:
         group = groups.setdefault(run.config["dataset"], [])
         if group and run.dataset["class_names"] != group[0].dataset["class_names"]:
             raise ValueError(
-                f"{run.path} and {group[0].path} are on {run.config['dataset']!r} with different classes; train one of "
-                "them again"
+                f"{run.path} and {group[0].path} are on {run.config['dataset']!r} with different classes: "
+                f"{'; '.join(class_differences(group[0].dataset['class_names'], run.dataset['class_names']))}. Report "
+                "them one by one, or train one of them again"
             )
         group.append(run)
     return [labelled(group) for group in groups.values()]

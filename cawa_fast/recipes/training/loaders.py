@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import signal
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,8 +14,20 @@ from torch.utils.data import DataLoader
 
 from ... import CAWA
 from ..config import TrainConfig
-from ..datasets import Augmentation, ClassIndex, EpochSampler, EvalView, SegmentationDataset, TrainView, build_dataset
+from ..datasets import (
+    FILE_DATASETS,
+    Augmentation,
+    ClassIndex,
+    EpochSampler,
+    EvalView,
+    SegmentationDataset,
+    TrainView,
+    build_dataset,
+)
 from ..parallel import cpu_count
+from ..runs.data import removed_files
+from ..runs.folder import RunFolder
+from ..runs.resume import kept_data
 from . import distributed
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -39,6 +53,31 @@ def open_split(config: TrainConfig, split: str) -> SegmentationDataset:
     length = config.train_images if split == "train" else config.val_images
     options = {} if length is None else {"length": length}
     return build_dataset(config.dataset, root=config.root, split=split, resize=config.resize, **options)
+
+
+def open_splits(
+    config: TrainConfig, folder: RunFolder, checkpoint: Mapping[str, Any] | None
+) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """The training and validation images. ``checkpoint`` is that of a run in ``folder`` that continues, or None.
+
+    Raises:
+        ValueError, FileNotFoundError: a split cannot be opened; the message names the files that the run had and that
+            are gone, if these are the reason.
+    """
+    try:
+        return open_split(config, "train"), open_split(config, "val")
+    except (ValueError, FileNotFoundError) as error:
+        then = None if checkpoint is None else kept_data(folder, checkpoint)
+        gone: list[str] = []
+        if then is not None and config.dataset in FILE_DATASETS and config.root is not None:
+            with contextlib.suppress(ValueError, OSError):
+                gone = removed_files(then, FILE_DATASETS[config.dataset](config.root, "val", allow_unpaired=True).root)
+        if not gone:
+            raise
+        raise ValueError(
+            f"{error}. The run in {folder.path} was begun with files that are gone: {'; '.join(gone)}. Restore them, "
+            "or begin a new run with another --run-dir"
+        ) from error
 
 
 class Loaders:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...metrics import MetricValues
 from ..runs.folder import RunFolder
+from ..text import one_line
 
 
 def metrics_record(metrics: MetricValues) -> dict[str, Any]:
@@ -50,6 +51,6 @@ def log_scalars(log: Any, record: dict[str, Any], class_names: tuple[str, ...]) 
     for group in ("iou", "accuracy", "csps", "weight"):
         for class_name, value in zip(class_names, record[group], strict=True):
             if value is not None:
-                log.add_scalar(f"{group}/{class_name}", value, epoch)
+                log.add_scalar(f"{group}/{one_line(class_name)}", value, epoch)
     for part, value in record["seconds"].items():
         log.add_scalar(f"seconds/{part}", value, epoch)

@@ -6,10 +6,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from ..terminal import PlainTable, plain_column, say
+from ..text import one_line
 
 if TYPE_CHECKING:
     from ..config import TrainConfig
@@ -34,7 +36,7 @@ class TrainingDisplay:
     def __init__(self, console: Console, *, tables: bool = True) -> None:
         self.console, self.tables = console, tables
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            plain_column(),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             _ImageRate(),
@@ -55,7 +57,7 @@ class TrainingDisplay:
 
     def prepare(self, what: str, done: int, total: int) -> None:
         if what not in self._reading:
-            self._reading[what] = self._progress.add_task(f"reading {what}", total=total)
+            self._reading[what] = self._progress.add_task(f"reading {one_line(what)}", total=total)
         self._progress.update(self._reading[what], completed=done)
         if done == total:
             self._progress.remove_task(self._reading.pop(what))
@@ -64,15 +66,19 @@ class TrainingDisplay:
         self._trainer = trainer
         images_per_epoch = len(trainer.train_loader) * config.batch_size + len(trainer.val_set)
         parameters = sum(p.numel() for p in trainer.model.parameters())
-        self.console.print(
-            f"[bold]{config.dataset}[/]: {len(trainer.train_set)} training, {len(trainer.val_set)} validation images, "
-            f"{trainer.train_set.num_classes} classes. [bold]{config.model}[/]: {parameters / 1e6:.2f} M parameters "
-            f"on {trainer.device}. Weights: [bold]{config.weighting}[/]. "
-            f"Run folder: {escape(str(trainer.folder.path))}",
-            highlight=False,
+        say(
+            self.console,
+            (config.dataset, "bold"),
+            f": {len(trainer.train_set)} training, {len(trainer.val_set)} validation images, "
+            f"{trainer.train_set.num_classes} classes. ",
+            (config.model, "bold"),
+            f": {parameters / 1e6:.2f} M parameters on {trainer.device}. Weights: ",
+            (config.weighting, "bold"),
+            f". Run folder: {trainer.folder.path}",
         )
         if trainer.epochs_done:
-            self.console.print(f"Continuing after epoch {trainer.epochs_done} of {config.epochs}.", highlight=False)
+            for line in (f"Continuing after epoch {trainer.epochs_done} of {config.epochs}.", *trainer.notes):
+                say(self.console, line)
             self._last_weight = trainer.records[-1]["weight"]
         total = images_per_epoch * (config.epochs - trainer.epochs_done)
         self._task = self._progress.add_task(config.weighting, total=total)
@@ -89,11 +95,11 @@ class TrainingDisplay:
         remaining = "" if self.console.is_terminal else f"  {left:.0f} s left"
         if self.tables or record["epoch"] == config.epochs:
             self.console.print(epoch_table(record, self._trainer.train_set.class_names, self._last_weight))
-        self.console.print(
+        say(
+            self.console,
             f"epoch {record['epoch']}/{config.epochs}  loss {record['train_loss']:.4f}  mIoU {record['miou']:.4f}  "
             f"pixel accuracy {record['pixel_accuracy']:.4f}  {record['seconds']['total']:.2f} s  "
             f"AWA {100 * record['awa_overhead']:.2f} %{remaining}",
-            highlight=False,
         )
         self._last_weight = record["weight"]
 
@@ -104,10 +110,10 @@ def epoch_table(record: dict[str, Any], class_names: tuple[str, ...], last_weigh
     Where the weights come from a sample, CSPS has its standard error. A class whose error is too large keeps its weight
     and has "kept" in the column of changes.
     """
-    table = Table(title=f"Validation after epoch {record['epoch']}", title_justify="left")
-    table.add_column("Class")
+    table = PlainTable(f"Validation after epoch {record['epoch']}")
+    table.add_names("Class", class_names)
     for name in ("IoU", "Acc", "CSPS", "Weight", "Change"):
-        table.add_column(name, justify="right")
+        table.add_numbers(name)
     none_held = [False] * len(class_names)  # records of older versions have no "held"
     for index, name in enumerate(class_names):
         weight = record["weight"][index]
@@ -119,13 +125,9 @@ def epoch_table(record: dict[str, Any], class_names: tuple[str, ...], last_weigh
             percent(record["accuracy"][index]),
             percent(record["csps"][index]) + ("" if error is None else f" ± {100 * error:.2f}"),
             f"{weight:.3f}",
-            "[yellow]kept[/]"
+            Text("kept", "yellow")
             if record.get("held", none_held)[index]
-            else f"[green]{change:+.3f}[/]"
-            if change > 0
-            else f"[red]{change:+.3f}[/]"
-            if change < 0
-            else "",
+            else Text(f"{change:+.3f}" if change else "", "green" if change > 0 else "red"),
         )
     return table
 

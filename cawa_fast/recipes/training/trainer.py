@@ -25,9 +25,11 @@ from ..datasets import FileDataset, SegmentationDataset, count_class_pixels
 from ..models import Network
 from ..models.network import try_size
 from ..parallel import cpu_count
+from ..runs.data import describe_data
 from ..runs.folder import RunFolder
+from ..runs.resume import check_data, check_resumed, kept_data, versions
 from . import distributed
-from .loaders import Loaders, end_workers, normalize_images, open_split
+from .loaders import Loaders, end_workers, normalize_images, open_splits
 from .metrics_log import log_scalars, metrics_record, numbers, tensorboard
 from .signals import SafePoints
 from .stopwatch import Stopwatch
@@ -60,8 +62,12 @@ class Trainer:
         folder: the folder of the run. If it holds a checkpoint, the run continues from it.
         progress: callbacks.
 
+    Attributes:
+        data: what it is trained on, as in ``dataset.json``.
+        notes: sentences for the user about the run that continues.
+
     Raises:
-        ValueError: the settings do not fit the dataset.
+        ValueError: the settings do not fit the dataset, or the run was begun with other settings or data.
     """
 
     def __init__(self, config: TrainConfig, folder: RunFolder, progress: TrainingProgress) -> None:
@@ -70,7 +76,10 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         torch.set_num_threads(config.threads or cpu_count())
-        self.train_set, self.val_set = open_split(config, "train"), open_split(config, "val")
+        checkpoint = folder.load(tidy=distributed.rank() == 0)
+        self.train_set, self.val_set = open_splits(config, folder, checkpoint)
+        self.data = describe_data(self.train_set, self.val_set)
+        self.notes = check_resumed(folder, checkpoint, config, self.data)
         loaders = Loaders(config, self.train_set, self.val_set, pinned=self.device.type == "cuda")
         self.train_loader, self.val_loader, self._train_sampler = loaders.train, loaders.val, loaders.sampler
         self.model = self._network()
@@ -78,6 +87,9 @@ class Trainer:
             folder.begin(config)  # before the images are read, so that the run can be resumed from here on
         self.train_pixels = self._count("train", self.train_set)
         self.val_pixels = self._count("val", self.val_set)
+        self.data["train_pixels"], self.data["val_pixels"] = self.train_pixels.tolist(), self.val_pixels.tolist()
+        if checkpoint is not None and (then := kept_data(folder, checkpoint)) is not None:
+            check_data(folder, then, self.data, "another --run-dir")  # labels of the same size may have other pixels
 
         ignore = self.train_set.ignore_index
         self.cawa = CAWA(
@@ -107,7 +119,8 @@ class Trainer:
         )
         self.records: list[dict[str, Any]] = []
         self._safe = SafePoints(quiet=distributed.rank() > 0)
-        self._restore()
+        if checkpoint is not None:
+            self._restore(checkpoint)
 
     @property
     def epochs_done(self) -> int:
@@ -127,7 +140,7 @@ class Trainer:
             for epoch in range(self.epochs_done + 1, self.config.epochs + 1):
                 self.records.append(self._epoch(epoch))
             return self.records
-        self.folder.describe(self._describe_data())
+        self.folder.describe(self.data)
         with tensorboard(self.folder) as log:
             for record in self.records:  # written again, since a killed process may not have flushed its events
                 log_scalars(log, record, self.train_set.class_names)
@@ -321,16 +334,6 @@ class Trainer:
         """Whether the loss divides by the number of pixels, rather than by the sum of their weights."""
         return not self.adaptive and (isinstance(self.criterion, RecallLoss) or self.criterion.weight is None)
 
-    def _describe_data(self) -> dict[str, Any]:
-        return {
-            "class_names": list(self.train_set.class_names),
-            "palette": [list(colour) for colour in self.train_set.palette],
-            "ignore_index": self.train_set.ignore_index,
-            "train_pixels": self.train_pixels.tolist(),
-            "train_images": len(self.train_set),
-            "val_images": len(self.val_set),
-        }
-
     def _save(self, record: dict[str, Any], matrix: Tensor) -> None:
         if distributed.rank() > 0:
             return
@@ -344,18 +347,22 @@ class Trainer:
             "loop": self.cawa.get_extra_state(),
             "metrics": [*self.records, record],
             "confusion": matrix,
+            "settings": self.config.as_dict(),
+            "data": self.data,
+            "versions": versions(),
         }
         self.folder.save(checkpoint, best=best)
 
-    def _restore(self) -> None:
-        checkpoint = self.folder.load(tidy=distributed.rank() == 0)
-        if checkpoint is None:
-            return
-        self.model.load_state_dict(checkpoint["model"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.scheduler.load_state_dict(checkpoint["scheduler"])
-        self.cawa.weights.load_state_dict(checkpoint["weights"])
-        self.cawa.set_extra_state(checkpoint["loop"])
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        try:
+            self.model.load_state_dict(checkpoint["model"])
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.scheduler.load_state_dict(checkpoint["scheduler"])
+            self.cawa.weights.load_state_dict(checkpoint["weights"])
+            self.cawa.set_extra_state(checkpoint["loop"])
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            network = f"model={self.config.model!r} and {self.train_set.num_classes} classes"
+            raise self.folder.refuse(error, network) from error
         self.records = checkpoint["metrics"]
         if distributed.rank() == 0:
             self.folder.write_results(checkpoint)
