@@ -332,6 +332,11 @@ class Listener:
             None; or the logits that the network returned, if they do not tell, or a GPU has not finished.
         """
         outputs = [] if self._output is None else outputs_of(self._output)
+        logits = next((output.tensor for output in outputs if output.is_main), None)
+        if logits is not None and logits.shape[1] != self.num_classes:
+            logits = None
+        if logits is not None and logits.is_cuda and torch.cuda.is_current_stream_capturing():
+            return logits  # a comparison could not be read, and would be captured
         if self._comparison is None or self._comparison[0] != trains:
             if self._output is None:
                 self._unseen("were parts of the network called, and not the network itself?")
@@ -347,9 +352,6 @@ class Listener:
             )
             self._comparison = trains, comparison
         comparison = self._comparison[1]
-        logits = next((output.tensor for output in outputs if output.is_main), None)
-        if logits is not None and logits.shape[1] != self.num_classes:
-            logits = None
         if not wait and logits is not None and not comparison.is_ready():
             return logits
         self._comparison = None

@@ -267,6 +267,47 @@ def test_observe_does_not_synchronise() -> None:
     assert weights.weight.isfinite().all()
 
 
+def test_nothing_waits_until_the_layer_of_the_logits_is_found() -> None:
+    """The first losses are those of the network's output; after the comparison those of the classifier."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 19, 1), torch.nn.UpsamplingBilinear2d(scale_factor=4)).cuda()
+    images, target = torch.randn(2, 3, 12, 20, device="cuda"), problem("resized").target
+    for warm_up in (True, False):
+        cawa = cf.CAWA(model, 19, ignore_index=255)
+        with contextlib.nullcontext() if warm_up else no_waiting():
+            for _ in range(3):
+                output = model(images)
+                loss = cawa.loss(target)
+                loss.backward()
+        expected = torch.nn.functional.cross_entropy(output, target.long(), ignore_index=255)
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    torch.cuda.synchronize()
+    model(images)
+    torch.testing.assert_close(cawa.loss(target), expected, rtol=1e-5, atol=1e-5)
+    assert "align_corners=True" in cawa.explain()
+    with torch.no_grad():
+        model.eval()(images)
+        cawa.observe(target)
+    assert cawa.step().isfinite().all()
+
+
+def test_a_graph_that_is_captured_before_the_layer_is_found() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 19, 1), torch.nn.UpsamplingBilinear2d(scale_factor=4)).cuda()
+    images, target = torch.randn(2, 3, 12, 20, device="cuda"), problem("resized").target
+    cawa, warm = cf.CAWA(model, 19, ignore_index=255), cf.CrossEntropyLoss(ignore_index=255)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        warm(model(images), target).backward()
+    torch.cuda.synchronize()
+    cawa.reset()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = model(images)
+        loss = cawa.loss(target)
+    graph.replay()
+    expected = torch.nn.functional.cross_entropy(output, target.long(), ignore_index=255)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("size", SIZES)

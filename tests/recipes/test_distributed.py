@@ -41,13 +41,14 @@ torch.set_num_threads(1)
 if processes > 1:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
 images, labels, presence, model = torch.load(f"{folder}/data.pt", weights_only=False)
-cawa = cf.CAWA(model, 5, ignore_index=255, budget=int(sys.argv[4]))
+hooked = sys.argv[5] == "hooked"
+cawa = cf.CAWA(model if hooked else None, 5, ignore_index=255, budget=int(sys.argv[4]))
 loader = DataLoader(TensorDataset(images, labels), 2, sampler=cawa.sampler(presence))
 with torch.no_grad():
     for _ in range(3):
         for image, label in loader:
-            model(image)
-            cawa.observe(label)
+            logits = model(image)
+            cawa.observe(label, **({} if hooked else {"logits": logits}))
         cawa.step()
 torch.save(cawa.weights.state_dict(), f"{folder}/{processes}-{rank}.pt")
 if processes > 1:
@@ -236,11 +237,11 @@ def data(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 9, 11])
-def test_a_sample_is_shared_out(data, size):
+@pytest.mark.parametrize(("size", "how"), [(2, "hooked"), (9, "hooked"), (11, "hooked"), (2, "logits"), (9, "logits")])
+def test_a_sample_is_shared_out(data, size, how):
     """Three processes share samples unevenly; of two images, one process gets none."""
-    run(LOOP, data, 1, str(size))
-    run(LOOP, data, 3, str(size))
+    run(LOOP, data, 1, str(size), how)
+    run(LOOP, data, 3, str(size), how)
     for rank in range(3):
         same(state(data / "1-0.pt"), state(data / f"3-{rank}.pt"))
 
