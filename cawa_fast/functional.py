@@ -105,7 +105,8 @@ def cross_entropy(
     Returns:
         The loss: a scalar ``()``, or the shape of ``target`` with ``reduction="none"``. float64 for float64 logits,
         else float32. If all pixels are ignored, ``"mean"`` is NaN as in PyTorch and the other reductions give 0; the
-        gradient is zero. If the weights of all valid labels are 0, ``"mean"`` and its gradient are NaN, as in PyTorch.
+        gradient is zero. If the weights of all valid labels are 0, or their sum is below the least normal float32
+        (1.2e-38; float64 for float64 logits), ``"mean"`` and its gradient are 0, where PyTorch's are NaN.
 
     Raises:
         ValueError: a shape, device, range or option does not fit, or a label lies outside ``[0, C)``.

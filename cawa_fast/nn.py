@@ -186,7 +186,7 @@ class FocalLoss(nn.Module):
         if self.reduction == "sum":
             return loss.sum()
         if self.reduction == "mean":
-            return loss.sum() / pixel_weight.sum()
+            return loss.sum() / reference.mean_divisor(pixel_weight.sum(), valid.sum())
         pixels = valid.sum().clamp_min(1) if self.reduction == "valid_mean" else max(valid.numel(), 1)
         return loss.sum() / pixels
 
