@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -76,6 +77,8 @@ def check_weight(name: str, weight: Tensor | None, input: Tensor) -> None:
         raise ValueError(f"{name}: weight is on {weight.device}, but input on {input.device}; move one")
     if weight.requires_grad:
         raise ValueError(f"{name}: weight requires a gradient, which is not computed; pass weight.detach()")
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(weight).tangent is not None:
+        raise ValueError(f"{name}: weight has a tangent, for which nothing is computed; pass weight.detach()")
 
 
 def check_choice(name: str, argument: str, value: str, choices: tuple[str, ...]) -> None:

@@ -68,8 +68,9 @@ def cross_entropy(
     losses of the pixels are combined.
 
     Replaces ``F.cross_entropy`` with class-index targets, and ``F.interpolate(mode="bilinear")`` followed by it. Only
-    ``input`` gets a gradient. There is no second derivative, and no batching rule for ``torch.func.vmap`` or
-    ``is_grads_batched=True``.
+    ``input`` gets a gradient. There is no second derivative in the backward pass, and no batching rule for
+    ``is_grads_batched=True``. Forward-mode derivatives and the transforms of ``torch.func`` (``jvp``, ``grad``,
+    ``hessian``, ...) run in plain PyTorch, at the resolution of the labels; ``vmap`` cannot map ``target``.
 
     **Memory.** The forward pass also computes the gradient on a CPU, and on a GPU with the CUDA C++ kernels if the
     logits have the size of the labels. Exceptions are ``reduction="none"`` and float16 input. On a CPU the process
@@ -150,6 +151,10 @@ def cross_entropy(
     _validate.check_weight(name, weight, input)
     _validate.check_choice(name, "reduction", reduction, REDUCTIONS)
     _validate.check_range(name, "label_smoothing", label_smoothing)
+    if _ops.is_transformed(input):
+        return _ops.differentiable_cross_entropy(
+            input, target, weight, ignore_index, reduction, label_smoothing, align_corners
+        )
     with_grad = torch.is_grad_enabled() and input.requires_grad
     if torch.compiler.is_compiling() and (input.dtype == torch.bfloat16 or input.is_cuda):
         # A compiled graph does not know yet which factor the gradient will be multiplied with. Multiplying it later
