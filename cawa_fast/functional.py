@@ -112,7 +112,7 @@ def cross_entropy(
     Raises:
         ValueError: a shape, device, range or option does not fit, or a label lies outside ``[0, C)``.
             :func:`cawa_fast.set_label_check` says when labels raise.
-        TypeError: the dtype is not supported, or ``target`` holds class probabilities, for which use
+        TypeError: an argument has another type or dtype, or ``target`` holds class probabilities, for which use
             ``F.cross_entropy``.
 
     Example:
@@ -126,7 +126,7 @@ def cross_entropy(
     """
     name = "cross_entropy"
     _validate.check_float(name, "input", input)
-    if target.is_floating_point():
+    if isinstance(target, Tensor) and target.is_floating_point():
         probabilities = target.dim() == input.dim()
         hint = "for class probabilities use F.cross_entropy" if probabilities else "convert it with target.long()"
         raise TypeError(
@@ -150,7 +150,9 @@ def cross_entropy(
     _validate.check_loss_shapes(name, input, target)
     _validate.check_weight(name, weight, input)
     _validate.check_choice(name, "reduction", reduction, REDUCTIONS)
-    _validate.check_range(name, "label_smoothing", label_smoothing)
+    label_smoothing = _validate.as_fraction(name, "label_smoothing", label_smoothing)
+    ignore_index = _validate.as_ignore_index(name, ignore_index)
+    align_corners = _validate.as_bool(name, "align_corners", align_corners)
     if _ops.is_transformed(input):
         return _ops.differentiable_cross_entropy(
             input, target, weight, ignore_index, reduction, label_smoothing, align_corners
@@ -199,7 +201,7 @@ def confusion_matrix(
 
     Raises:
         ValueError: a shape, device or range does not fit, or a label or prediction lies outside ``[0, C)``.
-        TypeError: the dtype is not supported.
+        TypeError: an argument has another type or dtype.
 
     Example:
         >>> import torch, cawa_fast.functional as CF
@@ -208,7 +210,12 @@ def confusion_matrix(
                 [0, 1]])
     """
     name = "confusion_matrix"
+    _validate.check_tensor(name, "input", input, "a tensor of logits or predictions")
     _validate.check_label_dtype(name, "target", target, input)
+    ignore_index = _validate.as_ignore_index(name, ignore_index)
+    align_corners = _validate.as_bool(name, "align_corners", align_corners)
+    if num_classes is not None:
+        num_classes = _validate.as_int(name, "num_classes", num_classes, "pass the model's number of classes")
     if input.is_floating_point():
         _validate.check_float(name, "input", input)
         _validate.check_map_shapes(name, "input", input, target)
@@ -278,7 +285,7 @@ def cam_counts(
 
     Raises:
         ValueError: a shape, device, range or option does not fit, or a label lies outside ``[0, C)``.
-        TypeError: the dtype is not supported.
+        TypeError: an argument has another type or dtype.
 
     Example:
         >>> import torch, cawa_fast.functional as CF
@@ -290,9 +297,11 @@ def cam_counts(
     _validate.check_float(name, "cam", cam)
     _validate.check_label_dtype(name, "target", target, cam)
     _validate.check_map_shapes(name, "cam", cam, target)
-    _validate.check_range(name, "tau", tau)
+    tau = _validate.as_fraction(name, "tau", tau)
     _validate.check_choice(name, "normalize", normalize, NORMALIZATIONS)
     _validate.check_choice(name, "classes", classes, CLASSES)
+    ignore_index = _validate.as_ignore_index(name, ignore_index)
+    align_corners = _validate.as_bool(name, "align_corners", align_corners)
     return ClassCounts(
         *torch.ops.cawa_fast.cam_counts(cam.detach(), target, tau, normalize, classes, ignore_index, align_corners)
     )
