@@ -134,6 +134,19 @@ def test_extreme_settings_give_finite_weights_of_mean_1(options, matrix):
         assert weight.mean().item() == pytest.approx(1)
 
 
+def test_eq_6_to_the_letter_with_an_eps_of_almost_0():
+    """Class 1 keeps CSPS 0: its BW is the largest number there is, its RW is 0, and their product is clipped to 0.1.
+
+    Class 0 has CSPS c, of which the sum is c, and 9 of 13 pixels: BW = ln 2 ln(1 + 13 / 9).
+    """
+    weights = cf.AdaptiveClassWeights(2, source="argmax", ratio="paper", eps=5e-324)
+    for _ in range(2):
+        weights.observe_confusion(torch.tensor([[9, 0], [4, 0]]))
+        weights.step()
+    base = math.log(2) * math.log1p(13 / 9)
+    assert weights.weight.tolist() == pytest.approx([2 * base / (base + 0.1), 0.2 / (base + 0.1)])
+
+
 @pytest.mark.parametrize("class_counts", [None, [90, 10]])
 def test_a_class_that_was_not_seen_for_long(class_counts):
     """With momentum its counts approach 0 but stay positive."""
