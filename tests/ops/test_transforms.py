@@ -7,11 +7,13 @@ from torch.autograd import forward_ad
 
 import cawa_fast as cf
 import cawa_fast.functional as CF
+from tests.conftest import DEVICE
 from tests.support.cases import FLOATS, RATIOS, noise
 from tests.support.losses import by_formula
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
+    pytest.mark.skipif(DEVICE == "pretend", reason="its tensors have no forward mode"),
     # by PyTorch, of its own rules for forward mode
     pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning"),
 ]
@@ -142,6 +144,16 @@ def test_forward_over_reverse():
     expected = torch.func.jvp(torch.func.grad(exact_loss_of(case)), (case.logits,), (tangent,))
     actual = torch.func.jvp(torch.func.grad(loss_of(case)), (case.logits,), (tangent,))
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradcheck_in_forward_mode(reduction):
+    logits = torch.randn(2, 3, 3, 4, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 3, (2, 5, 9))
+    options = {"reduction": reduction, "label_smoothing": 0.1}
+    assert torch.autograd.gradcheck(
+        lambda z: CF.cross_entropy(z, target, **options), logits, check_forward_ad=True, check_backward_ad=False
+    )
 
 
 def test_a_tangent_elsewhere_changes_nothing():
