@@ -157,8 +157,9 @@ def is_transformed(input: Tensor) -> bool:
     """Whether forward-mode differentiation of ``input``, or a transform of ``torch.func``, is active.
 
     The operators have no rules for them. In a nest of transforms only the innermost one shows what ``input`` is, so
-    that every transform counts.
+    that every transform counts; a compiler does not see tangents at all.
     """
-    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(input).tangent is not None:
+    compiling = torch.compiler.is_compiling()
+    if forward_ad._current_level >= 0 and (compiling or forward_ad.unpack_dual(input).tangent is not None):
         return True
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+    return not compiling and torch._C._functorch.peek_interpreter_stack() is not None

@@ -146,6 +146,20 @@ def test_forward_over_reverse():
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-6)
 
 
+def test_compiled(backend):
+    """A tangent that is there before the compiled function is called, and one that it makes itself."""
+    if backend == "triton":
+        pytest.skip("the interpreter cannot run inside the compiler's tracer")
+    case = noise(C, 1, (3, 4), (6, 8))
+    tangent = torch.randn_like(case.logits)
+    expected = torch.func.jvp(exact_loss_of(case), (case.logits,), (tangent,))[1]
+    compiled = torch.compile(loss_of(case), backend="aot_eager")
+    torch.testing.assert_close(compiled(case.logits), loss_of(case)(case.logits))
+    torch.testing.assert_close(dual_number(compiled, case.logits, tangent).tangent, expected, rtol=1e-4, atol=1e-6)
+    inside = torch.compile(lambda z: torch.func.jvp(loss_of(case), (z,), (tangent,))[1], backend="aot_eager")
+    torch.testing.assert_close(inside(case.logits), expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradcheck_in_forward_mode(reduction):
     logits = torch.randn(2, 3, 3, 4, dtype=torch.float64, requires_grad=True)
