@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from . import _validate
+
 MODES = ("auto", "sync", "deferred", "off")
 _INT64 = torch.iinfo(torch.int64)
 
@@ -48,8 +50,7 @@ def set_label_check(mode: str) -> str:
         >>> _ = cf.set_label_check(previous)
     """
     global _mode
-    if mode not in MODES:
-        raise ValueError(f"set_label_check: mode must be one of {', '.join(MODES)}; got {mode!r}")
+    _validate.check_choice("set_label_check", "mode", mode, MODES)
     previous, _mode = _mode, mode
     return previous
 

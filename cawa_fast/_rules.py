@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import _validate
+
 RATIOS = ("paper", "smoothed", "none")
 
 RecallRule = Callable[[Tensor], Tensor]
@@ -31,9 +33,10 @@ class WeightUpdate(NamedTuple):
         iou: in ``[0, 1]``, Eq. 3; NaN for a class without ground truth.
         pixel_accuracy: in ``[0, 1]``, Eq. 4; NaN for a class without ground truth.
         csps: in ``[0, 1]``, Eq. 2; NaN for a class without ground truth.
-        base_weight: at least 0, Eq. 5; NaN for a class that has neither ground truth nor a held CSPS.
+        base_weight: at least 0, Eq. 5; NaN for a class that has neither ground truth nor a held CSPS, or no training
+            pixels.
         ratio_weight: at least 0, Eq. 6; NaN as ``base_weight``.
-        weight: at least 0, Eq. 9; 1 for a class without ground truth that is not held.
+        weight: at least 0, Eq. 9; 1 for a class without ground truth or training pixels that is not held.
     """
 
     iou: Tensor
@@ -53,7 +56,12 @@ def base_weight(csps: Tensor, counts: Tensor, eps: float) -> Tensor:
         >>> base_weight(torch.tensor([0.9, 0.3]), torch.tensor([90.0, 10.0]), 1e-6)
         tensor([0.6331, 3.8593])
     """
-    return torch.log1p(csps.sum() / (csps + eps)) * torch.log1p(counts.sum() / (counts + eps))
+    return _log_rarity(csps, eps) * _log_rarity(counts, eps)
+
+
+def _log_rarity(value: Tensor, eps: float) -> Tensor:
+    # The quotient overflows if both the value and eps are almost 0. Infinity times a factor of 0 would be NaN.
+    return torch.log1p((value.sum() / (value + eps)).clamp_max(torch.finfo(value.dtype).max))
 
 
 def ratio_weight(csps: Tensor, last_csps: Tensor, ratio: str, eps: float, ratio_eps: float) -> Tensor:
@@ -91,9 +99,9 @@ def cawa_weights(
 ) -> WeightUpdate:
     """Eq. 2 to 9 in float64: the class weights of the next epoch.
 
-    Classes without ground truth are left out of the sums of Eq. 5 and of the mean of Eq. 9, and get weight 1. A class
-    with ``held`` keeps its ``last_weight`` and enters the sums with its last CSPS, if it has one. The other classes
-    share the remainder, so that the mean stays 1.
+    Classes without ground truth, and those without pixels in ``class_counts``, are left out of the sums of Eq. 5 and of
+    the mean of Eq. 9, and get weight 1. A class with ``held`` keeps its ``last_weight`` and enters the sums with its
+    last CSPS, if it has one. The other classes share the remainder, so that the mean stays 1.
 
     Args:
         counts: ``(3, C)`` int64 or float64, at least 0: tp, fp, fn of the whole validation set, in pixels.
@@ -127,17 +135,23 @@ def cawa_weights(
     last_csps = last_csps.double()
     kept = torch.zeros_like(seen) if held is None else held
     known = torch.where(kept, last_csps, csps.where(seen, torch.nan))
-    scored = ~known.isnan()
+    trained = _trained(class_counts, seen)
+    scored = ~known.isnan() & trained
     base[scored] = base_weight(known[scored], pixels[scored], eps)  # Eq. 5
     ratios[scored] = ratio_weight(known[scored], last_csps[scored], ratio, eps, ratio_eps)  # Eq. 6
-    new = seen & ~kept
-    clipped = (base * ratios)[new].clamp(w_min, w_max)  # Eq. 7 and 8
+    new = seen & ~kept & trained
+    clipped = (base * ratios)[new].clamp(w_min, min(w_max, torch.finfo(base.dtype).max))  # Eq. 7 and 8
     weight = normalized(clipped, new, last_weight, held)  # Eq. 9
     return WeightUpdate(iou.where(seen, torch.nan), accuracy, csps.where(seen, torch.nan), base, ratios, weight)
 
 
+def _trained(class_counts: Tensor | None, like: Tensor) -> Tensor:
+    """``(C,)`` bool: which classes have training pixels. Eq. 5 would give the others by far the largest weight."""
+    return torch.ones_like(like) if class_counts is None else class_counts > 0
+
+
 def normalized(raw: Tensor, new: Tensor, last_weight: Tensor | None, held: Tensor | None) -> Tensor:
-    """Eq. 9: weights ``(C,)`` of mean 1.
+    """Eq. 9: weights ``(C,)`` of mean 1. If all of ``raw`` are 0, the classes in ``new`` get equal weights.
 
     Args:
         raw: ``(K,)`` float64, at least 0: clipped weights of the K classes in ``new``.
@@ -156,8 +170,11 @@ def normalized(raw: Tensor, new: Tensor, last_weight: Tensor | None, held: Tenso
     share = float(new.sum())
     if last_weight is not None and held is not None:
         weight[held] = last_weight.double()[held]
-        share += float((1 - weight[held]).sum())
-    weight[new] = raw / (raw.sum() / share) if raw.sum() > 0 else 1.0  # w_min = 0 allows all to be 0
+        share = max(share + float((1 - weight[held]).sum()), 0.0)
+    if len(raw):
+        # Relative to the largest, so that no sum vanishes or overflows.
+        raw = raw / raw.max() if raw.max() > 0 else torch.ones_like(raw)
+        weight[new] = raw * (share / raw.sum())
     return weight
 
 
@@ -196,7 +213,7 @@ def difficulty_weight(accuracy: Tensor, gamma: float | None = None) -> Tensor:
         >>> difficulty_weight(torch.tensor([0.75, 0.25, 0.0]), gamma=2.0)
         tensor([0.0625, 0.5625, 1.0000])
     """
-    if gamma is not None and not 0 <= gamma < math.inf:
+    if gamma is not None and not 0 <= _validate.as_number("difficulty_weight", "gamma", gamma) < math.inf:
         raise ValueError(f"difficulty_weight: gamma must be finite and at least 0, or None, got {gamma!r}")
     if gamma is None:
         bias = accuracy.max() / (accuracy.min() + _BIAS_EPS) - 1
@@ -219,10 +236,19 @@ def next_weights(rule: str | RecallRule, counts: Tensor, **options: Any) -> Weig
         return update
     formula = RECALL_RULES[rule] if isinstance(rule, str) else rule
     held = options.get("held")
-    new = ~update.pixel_accuracy.isnan() if held is None else ~update.pixel_accuracy.isnan() & ~held
+    new = ~update.pixel_accuracy.isnan() & _trained(options["class_counts"], update.pixel_accuracy > 0)
+    if held is not None:
+        new &= ~held
     recall = update.pixel_accuracy[new]
     # All classes may be held. Rules that look for the best and the worst class need at least one.
-    raw = torch.as_tensor(formula(recall), dtype=recall.dtype) if len(recall) else recall
+    values = formula(recall) if len(recall) else recall
+    try:
+        raw = torch.as_tensor(values, dtype=recall.dtype, device=recall.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"AdaptiveClassWeights: rule must return a tensor ({len(recall)},), one weight per class, got "
+            f"{_validate.described(values)}"
+        ) from None
     if raw.shape != recall.shape or not bool(((raw >= 0) & raw.isfinite()).all()):
         raise ValueError(
             f"AdaptiveClassWeights: rule must return one finite value of at least 0 for each of the {len(recall)} "

@@ -1,17 +1,25 @@
-"""Checks of arguments: shapes, dtypes, devices, ranges. Messages name the argument, its value and the way out."""
+"""Checks of arguments: types, shapes, devices, ranges. Messages name the argument, its value and the way out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import operator
+import reprlib
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 
-def short(dtype: torch.dtype) -> str:
+def short(dtype: torch.dtype | torch.layout) -> str:
     return str(dtype).removeprefix("torch.")
 
 
@@ -19,18 +27,111 @@ def names(dtypes: tuple[torch.dtype, ...]) -> str:
     return ", ".join(map(short, dtypes))
 
 
+def described(value: object) -> str:
+    """What ``value`` is, in a few words."""
+    if isinstance(value, Tensor):
+        if value.is_nested or value.layout is not torch.strided:
+            return f"a {'nested' if value.is_nested else short(value.layout)} tensor"
+        return f"a tensor of {short(value.dtype)}, shape {tuple(value.shape)}"
+    if isinstance(value, np.ndarray):
+        return f"a NumPy array of {value.dtype}, shape {value.shape}"
+    if value is None or isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str | int | float | list | tuple):
+        return f"the {type(value).__name__} {reprlib.repr(value)}"
+    return f"an object of type {type(value).__name__}"
+
+
+def _to_tensor(argument: str, value: object) -> str:
+    """The way to a dense tensor from what was passed in its place."""
+    if isinstance(value, Tensor):
+        pad = f"pad it with torch.nested.to_padded_tensor({argument}, value)"
+        return pad if value.is_nested else f"pass {argument}.to_dense()"
+    if isinstance(value, torch.nn.Module) and isinstance(getattr(value, "weight", None), Tensor):
+        return f"pass {argument}.weight"
+    if isinstance(getattr(value, "logits", None), Tensor):
+        return f"pass {argument}.logits"
+    if isinstance(value, Mapping):
+        return f"pass one of its values, such as {argument}[{next(iter(value), 'out')!r}]"
+    if isinstance(value, Sequence) and any(isinstance(item, Tensor) for item in value):
+        return f"pass one of its tensors, or torch.stack({argument})"
+    if isinstance(value, np.ndarray):
+        return f"convert it with torch.from_numpy({argument})"
+    if hasattr(value, "__array__") or hasattr(value, "__array_interface__"):
+        return f"convert it with torch.from_numpy(numpy.array({argument}))"
+    if isinstance(value, list | tuple | int | float):
+        return f"convert it with torch.tensor({argument})"
+    return "pass a tensor"
+
+
+def check_tensor(name: str, argument: str, value: Any, what: str = "a tensor") -> None:
+    """Raise a ``TypeError`` unless ``value`` is a dense tensor; ``what`` says which one is needed."""
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_nested:
+        raise TypeError(f"{name}: {argument} must be {what}, got {described(value)}; {_to_tensor(argument, value)}")
+
+
+def _check_dtype(name: str, argument: str, value: Tensor, dtypes: tuple[torch.dtype, ...], way_out: str) -> None:
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_nested:
+        check_tensor(name, argument, value, f"a tensor of {names(dtypes)}")
+    if value.dtype not in dtypes:
+        if value.is_quantized:
+            way_out = f"pass {argument}.dequantize()"
+        elif value.is_complex():
+            way_out = f"pass {argument}.real or {argument}.abs()"
+        raise TypeError(f"{name}: {argument} must be one of {names(dtypes)}, got {short(value.dtype)}; {way_out}")
+
+
 def check_float(name: str, argument: str, value: Tensor) -> None:
-    if value.dtype not in FLOATS:
-        raise TypeError(f"{name}: {argument} must be one of {names(FLOATS)}, got {short(value.dtype)}")
+    _check_dtype(name, argument, value, FLOATS, "convert it with .float()")
 
 
 def check_label_dtype(name: str, argument: str, value: Tensor, other: Tensor) -> None:
-    if value.dtype not in LABELS:
-        raise TypeError(
-            f"{name}: {argument} must be one of {names(LABELS)}, got {short(value.dtype)}; convert it, best on load"
-        )
+    _check_dtype(name, argument, value, LABELS, "convert it, best on load")
     if value.device != other.device:
         raise ValueError(f"{name}: {argument} is on {value.device}, but the other tensor on {other.device}; move one")
+
+
+def as_int(name: str, argument: str, value: Any, way_out: str) -> Any:
+    """``value`` as an int, from an int, a NumPy integer or an integer tensor of one value. A symbolic one is kept.
+
+    ``way_out`` ends the messages.
+    """
+    if type(value) is not int and not isinstance(value, torch.SymInt):
+        found = value
+        value = None
+        if not isinstance(found, bool | np.bool_) and getattr(found, "dtype", None) is not torch.bool:
+            with contextlib.suppress(TypeError):
+                value = operator.index(found)
+        if value is None:
+            raise TypeError(f"{name}: {argument} must be an integer, got {described(found)}; {way_out}")
+    if not _INT64_MIN <= value <= _INT64_MAX:
+        raise ValueError(f"{name}: {argument} must lie in [-2**63, 2**63), got {value}; {way_out}")
+    return value
+
+
+def as_ignore_index(name: str, value: Any) -> int:
+    return as_int(name, "ignore_index", value, "pass one label; one that does not occur, such as -100, ignores nothing")
+
+
+_NUMBERS = (float, int, torch.SymInt, torch.SymFloat)  # a tuple: isinstance takes longer with a union
+
+
+def as_number(name: str, argument: str, value: Any) -> Any:
+    """``value`` as a number that may be infinite or NaN: an int or a float, or a float from another real number."""
+    if isinstance(value, _NUMBERS):
+        return value
+    if isinstance(value, Real) or (isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex()):
+        return float(value)
+    raise TypeError(f"{name}: {argument} must be a number, got {described(value)}; pass a float")
+
+
+def as_bool(name: str, argument: str, value: Any) -> bool:
+    """``value`` as a bool; NumPy's are accepted, and 0 and 1."""
+    if value is True or value is False:
+        return value
+    if isinstance(value, int | np.bool_) and value in (0, 1):
+        return bool(value)
+    raise TypeError(f"{name}: {argument} must be True or False, got {described(value)}")
 
 
 def check_loss_shapes(name: str, input: Tensor, target: Tensor) -> None:
@@ -66,6 +167,7 @@ def check_map_shapes(name: str, argument: str, value: Tensor, target: Tensor) ->
 def check_weight(name: str, weight: Tensor | None, input: Tensor) -> None:
     if weight is None:
         return
+    check_tensor(name, "weight", weight, "None or a tensor (C,)")
     if weight.shape != input.shape[1:2]:
         raise ValueError(
             f"{name}: weight must have one value for each of the {input.shape[1]} classes, got shape "
@@ -76,23 +178,49 @@ def check_weight(name: str, weight: Tensor | None, input: Tensor) -> None:
         raise ValueError(f"{name}: weight is on {weight.device}, but input on {input.device}; move one")
     if weight.requires_grad:
         raise ValueError(f"{name}: weight requires a gradient, which is not computed; pass weight.detach()")
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(weight).tangent is not None:
+        raise ValueError(f"{name}: weight has a tangent, for which nothing is computed; pass weight.detach()")
 
 
-def check_choice(name: str, argument: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: {argument} must be one of {', '.join(choices)}; got {value!r}")
+def check_matrix(name: str, matrix: Any, num_classes: int | None = None) -> None:
+    """Raise unless ``matrix`` is a square tensor of real numbers, with ``num_classes`` a ``(C, C)`` one of integers."""
+    what = "a tensor (C, C), as cawa_fast.functional.confusion_matrix returns it"
+    check_tensor(name, "matrix", matrix, what)
+    if matrix.is_complex() or (num_classes is not None and (matrix.is_floating_point() or matrix.dtype == torch.bool)):
+        raise TypeError(f"{name}: matrix must be {what}, got {short(matrix.dtype)}; pass pixel counts, such as int64")
+    side = num_classes if num_classes is not None else len(matrix) if matrix.dim() else 0
+    if matrix.shape != (side, side):
+        raise ValueError(
+            f"{name}: matrix must be {'square' if num_classes is None else (side, side)}, got {tuple(matrix.shape)}"
+        )
 
 
-def check_range(name: str, argument: str, value: float) -> None:
+def check_choice(name: str, argument: str, value: Any, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        got = repr(value) if value is None or isinstance(value, str) else described(value)
+        hint = '; None is called "none"' if value is None and "none" in choices else ""
+        raise ValueError(f"{name}: {argument} must be one of {', '.join(choices)}; got {got}{hint}")
+
+
+def as_fraction(name: str, argument: str, value: Any) -> Any:
+    value = as_number(name, argument, value)
     if not 0 <= value <= 1:
         raise ValueError(f"{name}: {argument} must lie in [0, 1], got {value}")
+    return value
 
 
 def masked(target: Tensor, mask: Tensor | Sequence[bool] | None, ignore_index: int) -> Tensor:
     """The labels ``(N, H, W)`` with ``ignore_index`` everywhere in the images whose ``mask`` ``(N,)`` is false."""
     if mask is None:
         return target
-    mask = torch.as_tensor(mask, device=target.device)
+    _check_dtype("observe", "target", target, LABELS, "convert it, best on load")
+    try:
+        mask = torch.as_tensor(mask, device=target.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"observe: mask must be a bool tensor or a list, one value per image, got {described(mask)}; "
+            "cawa_fast.unpadded(sampler) returns one"
+        ) from None
     if mask.dtype != torch.bool or mask.shape != target.shape[:1]:
         raise ValueError(
             f"observe: mask must be bool of shape {tuple(target.shape[:1])}, one value per image; "
@@ -122,11 +250,25 @@ def check(condition: bool, name: str, argument: str, value: object, must: str) -
         raise ValueError(f"{name}: {argument} must {must}, got {value!r}")
 
 
+def as_counts(name: str, argument: str, counts: Any) -> Tensor:
+    """``counts`` as a detached tensor of real numbers. ``name``, with a colon, begins the message, or is empty."""
+    try:
+        result = torch.as_tensor(counts).detach()
+    except (TypeError, ValueError, RuntimeError):
+        result = None
+    if result is None or result.is_nested or result.layout is not torch.strided or result.is_complex():
+        raise TypeError(
+            f"{name}{argument} must be a tensor or a sequence of numbers, one per class, got {described(counts)}; "
+            "pass pixels per class"
+        )
+    return result
+
+
 def as_class_counts(name: str, counts: Tensor | Sequence[int] | None, num_classes: int) -> Tensor | None:
     """``class_counts`` as a checked tensor that shares no memory with the argument."""
     if counts is None:
         return None
-    result = torch.as_tensor(counts).detach().clone()
+    result = as_counts(f"{name}: ", "class_counts", counts).clone()
     check(result.shape == (num_classes,), name, "class_counts", tuple(result.shape), f"have the shape ({num_classes},)")
     valid = bool((result >= 0).all()) and bool(result.double().isfinite().all()) and bool((result > 0).any())
     check(valid, name, "class_counts", result.tolist(), "be finite, not negative and not all zero")

@@ -37,13 +37,14 @@ class AdaptiveClassWeights(nn.Module):
 
     :math:`n_i` is the number of pixels of class i. :math:`RW_i` is the ratio of this step's CSPS to the last step's; it
     is 1 with the default ``ratio="none"``. A class without ground truth is left out of the sums and of the mean: its
-    weight is 1, and its IoU, PA and CSPS are NaN.
+    weight is 1, and its IoU, PA and CSPS are NaN. A class without pixels in ``class_counts`` is left out likewise,
+    with every rule, because it would take most of the weight and no pixel would use it; its scores are computed.
 
     All state is in buffers. It moves with the module and is saved in ``state_dict``; a resumed run continues with the
     same bits. ``weight`` is updated in place, so that losses, CUDA graphs and DDP use the new values.
 
     Args:
-        num_classes: ``C``, at least 1.
+        num_classes: ``C``, at least 1. With 1, softmax cross-entropy is always 0, of which the losses warn.
         delta: weight of the IoU in CSPS, in ``[0, 1]``. The rest is the weight of the pixel accuracy.
         tau: threshold of the pseudo mask, in ``[0, 1]``.
         w_min: lower clip of the raw weight, at least 0.
@@ -74,9 +75,9 @@ class AdaptiveClassWeights(nn.Module):
             fills it; without a CAWA, call :meth:`observe_metrics`.
         rule: ``"cawa"``: the equations above. ``"recall"``: ``1 - PA`` (recall loss, Tian et al. 2022, here per step
             instead of per batch). ``"difficulty"``: ``(1 - PA)^gamma`` (Sinha et al. 2020) with the paper's dynamic
-            exponent. Or a function from the recall ``(K,)``, float64 on the CPU, of the classes with ground truth to
-            their raw weights, finite and at least 0. All but ``"cawa"`` are divided by their mean and not clipped; use
-            them with ``source="argmax"``, for which they are defined.
+            exponent. Or a function from the recall ``(K,)``, float64 on the CPU, of the classes with ground truth (and
+            training pixels) to their raw weights, finite and at least 0. All but ``"cawa"`` are divided by their mean
+            and not clipped; use them with ``source="argmax"``, for which they are defined.
 
     Attributes:
         weight: ``(C,)`` float32, mean 1; ones before the first step.
@@ -88,7 +89,7 @@ class AdaptiveClassWeights(nn.Module):
         history: one record per step: lists by class, for tables and plots.
 
     Raises:
-        ValueError: naming the argument that is out of range.
+        ValueError, TypeError: naming the argument that does not fit.
 
     Example:
         >>> import torch, cawa_fast as cf
@@ -142,6 +143,14 @@ class AdaptiveClassWeights(nn.Module):
         super().__init__()
         check = functools.partial(_validate.check, name="AdaptiveClassWeights")
         check_choice = functools.partial(_validate.check_choice, "AdaptiveClassWeights")
+        as_bool = functools.partial(_validate.as_bool, "AdaptiveClassWeights")
+        way_out = "pass the model's number of classes"
+        num_classes = _validate.as_int("AdaptiveClassWeights", "num_classes", num_classes, way_out)
+        numbers = {"delta": delta, "tau": tau, "w_min": w_min, "w_max": w_max, "eps": eps, "ratio_eps": ratio_eps}
+        for argument, value in (numbers | {"momentum": momentum, "max_error": max_error}).items():
+            _validate.as_number("AdaptiveClassWeights", argument, value)
+        ignore_index = _validate.as_ignore_index("AdaptiveClassWeights", ignore_index)
+        align_corners, metrics = as_bool("align_corners", align_corners), as_bool("metrics", metrics)
         check(num_classes >= 1, argument="num_classes", value=num_classes, must="be at least 1")
         check(0 <= delta <= 1, argument="delta", value=delta, must="lie in [0, 1]")
         check(0 <= tau <= 1, argument="tau", value=tau, must="lie in [0, 1]")
@@ -160,6 +169,9 @@ class AdaptiveClassWeights(nn.Module):
             check_choice("rule", rule, _rules.RULES)
         if class_names is not None:
             must = f"have {num_classes} names"
+            if isinstance(class_names, str) or not hasattr(class_names, "__len__"):
+                got = _validate.described(class_names)
+                raise TypeError(f"AdaptiveClassWeights: class_names must be a list of {num_classes} names, got {got}")
             check(len(class_names) == num_classes, argument="class_names", value=list(class_names), must=must)
 
         self.num_classes = num_classes
@@ -208,6 +220,7 @@ class AdaptiveClassWeights(nn.Module):
 
         Raises:
             ValueError: shape or device do not fit, or labels lie outside ``[0, C)``.
+            TypeError: an argument has another type or dtype.
         """
         self._check_observed(cam)
         self.counts.add_(self._count(cam, _validate.masked(target, mask, self.ignore_index)))
@@ -234,11 +247,18 @@ class AdaptiveClassWeights(nn.Module):
             probability: ``(n,)`` float64 in ``(0, 1]``: the inclusion probability of each image of the sample. If it is
                 empty, the next step changes nothing.
         """
+        _validate.check_float("begin_sample", "probability", probability)
+        valid = probability.dim() == 1 and bool(((probability > 0) & (probability <= 1)).all())
+        must = "be one value in (0, 1] per image of the sample"
+        _validate.check(valid, "begin_sample", "probability", probability, must)
         self._drawn, self._rows = probability, None
 
     def observe_sample(self, cam: Tensor, target: Tensor, first: int, stride: int = 1) -> None:
         """Add a batch whose images have the numbers ``first, first + stride, ...`` within the sample."""
         self._check_observed(cam)
+        for argument, value, least in (("first", first, 0), ("stride", stride, 1)):
+            _validate.as_int("observe_sample", argument, value, "pass what the sampler's take() returns")
+            _validate.check(value >= least, "observe_sample", argument, value, f"be at least {least}")
         if self._drawn is None or first + (len(cam) - 1) * stride >= len(self._drawn):
             raise ValueError(
                 f"observe_sample: image {first} and {len(cam) - 1} more are not in the sample of "
@@ -266,12 +286,18 @@ class AdaptiveClassWeights(nn.Module):
         Raises:
             RuntimeError: nothing with valid ground truth was observed since the last step.
             ValueError: a GPU found bad labels since the last check.
+            TypeError: ``group`` is not a process group.
         """
         self.step_with(group)
         return self.weight
 
     def step_with(self, group: dist.ProcessGroup | None, others: Sequence[int] = ()) -> list[int]:
         """:meth:`step` that also sums ``others`` over the processes, in the same all-reduce; returns these sums."""
+        if group is not None and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+            raise TypeError(
+                "step: group must be None or a process group that this process belongs to, got "
+                f"{_validate.described(group)}; torch.distributed.new_group returns one"
+            )
         counts, matrix, others = self._gather(group, others)
         # After the collective: a process that raises must not leave the others waiting in it.
         _label_check.check_labels()
@@ -397,6 +423,7 @@ class AdaptiveClassWeights(nn.Module):
             return super()._apply(keep_dtype, recurse)
 
     def _check_observed(self, cam: Tensor) -> None:
+        _validate.check_tensor("observe", "cam", cam)
         if cam.dim() == 4 and cam.shape[1] != self.num_classes:
             raise ValueError(
                 f"observe: cam has {cam.shape[1]} channels, but num_classes={self.num_classes}; got {tuple(cam.shape)}"
@@ -404,10 +431,7 @@ class AdaptiveClassWeights(nn.Module):
         self._check_device("observe: cam", cam)
 
     def _check_matrix(self, name: str, matrix: Tensor) -> None:
-        if matrix.shape != (self.num_classes, self.num_classes):
-            raise ValueError(
-                f"{name}: matrix must be ({self.num_classes}, {self.num_classes}), got {tuple(matrix.shape)}"
-            )
+        _validate.check_matrix(name, matrix, self.num_classes)
         self._check_device(f"{name}: matrix", matrix)
 
     def _check_device(self, argument: str, tensor: Tensor) -> None:

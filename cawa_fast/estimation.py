@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import _validate
+
 _UNKNOWN_VARIANCE = 0.25
 """Variance of a score that is known from one image only: the largest variance of values in [0, 1]."""
 
@@ -65,7 +67,10 @@ def estimate(rows: Tensor, probability: Tensor, delta: float) -> Estimate:
         delta: weight of the IoU in CSPS, in ``[0, 1]``.
 
     Returns:
-        :class:`Estimate`. Nothing is raised; the caller checks the arguments.
+        :class:`Estimate`.
+
+    Raises:
+        TypeError: an argument has another type. The caller checks the values.
 
     Example:
         >>> rows = torch.tensor([[[3], [1], [0]], [[1], [1], [2]]])  # two images, one class
@@ -73,6 +78,9 @@ def estimate(rows: Tensor, probability: Tensor, delta: float) -> Estimate:
         >>> result.counts.squeeze().tolist(), round(result.error.item(), 4)
         ([8.0, 4.0, 4.0], 0.1768)
     """
+    _validate.check_tensor("estimate", "rows", rows, "a tensor (n, 3, C)")
+    _validate.check_tensor("estimate", "probability", probability, "a tensor (n,)")
+    delta = _validate.as_number("estimate", "delta", delta)
     tp, fp, fn = rows.double().unbind(1)
     probability = probability.double().unsqueeze(1)
     union, truth = tp + fp + fn, tp + fn

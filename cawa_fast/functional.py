@@ -68,8 +68,9 @@ def cross_entropy(
     losses of the pixels are combined.
 
     Replaces ``F.cross_entropy`` with class-index targets, and ``F.interpolate(mode="bilinear")`` followed by it. Only
-    ``input`` gets a gradient. There is no second derivative, and no batching rule for ``torch.func.vmap`` or
-    ``is_grads_batched=True``.
+    ``input`` gets a gradient. There is no second derivative in the backward pass, and no batching rule for
+    ``is_grads_batched=True``. Forward-mode derivatives and the transforms of ``torch.func`` (``jvp``, ``grad``,
+    ``hessian``, ...) run in plain PyTorch, at the resolution of the labels; ``vmap`` cannot map ``target``.
 
     **Memory.** The forward pass also computes the gradient on a CPU, and on a GPU with the CUDA C++ kernels if the
     logits have the size of the labels. Exceptions are ``reduction="none"`` and float16 input. On a CPU the process
@@ -105,12 +106,13 @@ def cross_entropy(
     Returns:
         The loss: a scalar ``()``, or the shape of ``target`` with ``reduction="none"``. float64 for float64 logits,
         else float32. If all pixels are ignored, ``"mean"`` is NaN as in PyTorch and the other reductions give 0; the
-        gradient is zero. If the weights of all valid labels are 0, ``"mean"`` and its gradient are NaN, as in PyTorch.
+        gradient is zero. If the weights of all valid labels are 0, or their sum is below the least normal float32
+        (1.2e-38; float64 for float64 logits), ``"mean"`` and its gradient are 0, where PyTorch's are NaN.
 
     Raises:
         ValueError: a shape, device, range or option does not fit, or a label lies outside ``[0, C)``.
             :func:`cawa_fast.set_label_check` says when labels raise.
-        TypeError: the dtype is not supported, or ``target`` holds class probabilities, for which use
+        TypeError: an argument has another type or dtype, or ``target`` holds class probabilities, for which use
             ``F.cross_entropy``.
 
     Example:
@@ -124,7 +126,7 @@ def cross_entropy(
     """
     name = "cross_entropy"
     _validate.check_float(name, "input", input)
-    if target.is_floating_point():
+    if isinstance(target, Tensor) and target.is_floating_point():
         probabilities = target.dim() == input.dim()
         hint = "for class probabilities use F.cross_entropy" if probabilities else "convert it with target.long()"
         raise TypeError(
@@ -148,7 +150,13 @@ def cross_entropy(
     _validate.check_loss_shapes(name, input, target)
     _validate.check_weight(name, weight, input)
     _validate.check_choice(name, "reduction", reduction, REDUCTIONS)
-    _validate.check_range(name, "label_smoothing", label_smoothing)
+    label_smoothing = _validate.as_fraction(name, "label_smoothing", label_smoothing)
+    ignore_index = _validate.as_ignore_index(name, ignore_index)
+    align_corners = _validate.as_bool(name, "align_corners", align_corners)
+    if _ops.is_transformed(input):
+        return _ops.differentiable_cross_entropy(
+            input, target, weight, ignore_index, reduction, label_smoothing, align_corners
+        )
     with_grad = torch.is_grad_enabled() and input.requires_grad
     if torch.compiler.is_compiling() and (input.dtype == torch.bfloat16 or input.is_cuda):
         # A compiled graph does not know yet which factor the gradient will be multiplied with. Multiplying it later
@@ -193,7 +201,7 @@ def confusion_matrix(
 
     Raises:
         ValueError: a shape, device or range does not fit, or a label or prediction lies outside ``[0, C)``.
-        TypeError: the dtype is not supported.
+        TypeError: an argument has another type or dtype.
 
     Example:
         >>> import torch, cawa_fast.functional as CF
@@ -202,7 +210,12 @@ def confusion_matrix(
                 [0, 1]])
     """
     name = "confusion_matrix"
+    _validate.check_tensor(name, "input", input, "a tensor of logits or predictions")
     _validate.check_label_dtype(name, "target", target, input)
+    ignore_index = _validate.as_ignore_index(name, ignore_index)
+    align_corners = _validate.as_bool(name, "align_corners", align_corners)
+    if num_classes is not None:
+        num_classes = _validate.as_int(name, "num_classes", num_classes, "pass the model's number of classes")
     if input.is_floating_point():
         _validate.check_float(name, "input", input)
         _validate.check_map_shapes(name, "input", input, target)
@@ -272,7 +285,7 @@ def cam_counts(
 
     Raises:
         ValueError: a shape, device, range or option does not fit, or a label lies outside ``[0, C)``.
-        TypeError: the dtype is not supported.
+        TypeError: an argument has another type or dtype.
 
     Example:
         >>> import torch, cawa_fast.functional as CF
@@ -284,9 +297,11 @@ def cam_counts(
     _validate.check_float(name, "cam", cam)
     _validate.check_label_dtype(name, "target", target, cam)
     _validate.check_map_shapes(name, "cam", cam, target)
-    _validate.check_range(name, "tau", tau)
+    tau = _validate.as_fraction(name, "tau", tau)
     _validate.check_choice(name, "normalize", normalize, NORMALIZATIONS)
     _validate.check_choice(name, "classes", classes, CLASSES)
+    ignore_index = _validate.as_ignore_index(name, ignore_index)
+    align_corners = _validate.as_bool(name, "align_corners", align_corners)
     return ClassCounts(
         *torch.ops.cawa_fast.cam_counts(cam.detach(), target, tau, normalize, classes, ignore_index, align_corners)
     )

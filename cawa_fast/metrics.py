@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from . import _validate
+
 
 class MetricValues(NamedTuple):
     r"""Metrics of a confusion matrix, as :func:`segmentation_metrics` returns them.
@@ -43,9 +45,11 @@ def segmentation_metrics(matrix: Tensor) -> MetricValues:
     .. math:: IoU_i = \frac{M_{ii}}{\sum_j M_{ij} + \sum_j M_{ji} - M_{ii}}, \quad
         Acc_i = \frac{M_{ii}}{\sum_j M_{ij}}, \quad PA = \frac{\sum_i M_{ii}}{\sum_{ij} M_{ij}}
 
-    The values equal those of torchmetrics' ``MulticlassJaccardIndex`` and ``MulticlassAccuracy`` with ``average=None``,
-    followed by the mean over the values that are not NaN. On a GPU this function synchronises, since it returns Python
-    floats.
+    The values of a class equal those of torchmetrics' ``MulticlassJaccardIndex`` and ``MulticlassAccuracy`` with
+    ``average=None``; where nothing is counted, they are NaN here and 0 there. The means are over the values that are
+    not NaN. A class that is predicted but occurs in no label is thus left out of ``mean_accuracy``, as in
+    MMSegmentation; torchmetrics' ``average="macro"`` counts it with accuracy 0. In ``miou`` it counts with IoU 0
+    everywhere. On a GPU this function synchronises, since it returns Python floats.
 
     Source: Long, Shelhamer and Darrell 2015 (FCN), section 5.
 
@@ -56,12 +60,17 @@ def segmentation_metrics(matrix: Tensor) -> MetricValues:
     Returns:
         :class:`MetricValues`, computed in float64. Undefined values are NaN; nothing is raised for them.
 
+    Raises:
+        TypeError: ``matrix`` is not a tensor of real numbers.
+        ValueError: ``matrix`` is not square.
+
     Example:
         >>> import torch
         >>> metrics = segmentation_metrics(torch.tensor([[3, 1], [0, 4]]))
         >>> metrics.iou.tolist(), metrics.miou, metrics.pixel_accuracy
         ([0.75, 0.8], 0.775, 0.875)
     """
+    _validate.check_matrix("segmentation_metrics", matrix)
     matrix = matrix.double()
     hit, truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
     iou = hit / (truth + predicted - hit)

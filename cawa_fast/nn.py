@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ class CrossEntropyLoss(nn.Module):
     .. math:: l = -(1 - s)\, w_y \log p_y - \frac{s}{C} \sum_c w_c \log p_c, \qquad p = \mathrm{softmax}(z)
 
     for a pixel with label :math:`y`, resized logits :math:`z` and :math:`s` = ``label_smoothing``. See
-    :func:`cawa_fast.functional.cross_entropy` for the reductions, the special cases and the sources.
+    :func:`cawa_fast.functional.cross_entropy` for the reductions, the special cases and the sources. With one class the
+    loss is always 0; all losses of this package warn of that.
 
     Args:
         weight: ``(C,)``, float32, float64, bfloat16 or float16, finite and not negative. Or an
@@ -41,7 +43,8 @@ class CrossEntropyLoss(nn.Module):
         adaptive: the :class:`cawa_fast.AdaptiveClassWeights`, or None.
 
     Raises:
-        ValueError: an argument is out of range. The call raises as :func:`cawa_fast.functional.cross_entropy` does.
+        ValueError, TypeError: naming the argument that does not fit. The call raises as
+            :func:`cawa_fast.functional.cross_entropy` does.
 
     Example:
         >>> import torch, cawa_fast as cf
@@ -64,14 +67,14 @@ class CrossEntropyLoss(nn.Module):
         align_corners: bool = False,
     ) -> None:
         super().__init__()
-        _validate.check_choice("CrossEntropyLoss", "reduction", reduction, reference.REDUCTIONS)
-        _validate.check_range("CrossEntropyLoss", "label_smoothing", label_smoothing)
+        name = type(self).__name__
+        _validate.check_choice(name, "reduction", reduction, reference.REDUCTIONS)
+        self.label_smoothing = _validate.as_fraction(name, "label_smoothing", label_smoothing)
         self.adaptive: AdaptiveClassWeights | None
         _register_weight(self, weight)
-        self.ignore_index = ignore_index
+        self.ignore_index = _validate.as_ignore_index(name, ignore_index)
         self.reduction = reduction
-        self.label_smoothing = label_smoothing
-        self.align_corners = align_corners
+        self.align_corners = _validate.as_bool(name, "align_corners", align_corners)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return self._loss(input, target, self.weight if self.adaptive is None else self.adaptive.weight)
@@ -81,7 +84,7 @@ class CrossEntropyLoss(nn.Module):
         return self._loss(input, target, None)
 
     def _loss(self, input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-        return CF.cross_entropy(
+        loss = CF.cross_entropy(
             input,
             target,
             weight,
@@ -90,6 +93,8 @@ class CrossEntropyLoss(nn.Module):
             label_smoothing=self.label_smoothing,
             align_corners=self.align_corners,
         )
+        _warn_of_one_class(self, input)
+        return loss
 
     def item(self, loss: Tensor) -> float:
         """``loss.item()``, followed by :func:`cawa_fast.check_labels`.
@@ -113,6 +118,7 @@ class CrossEntropyLoss(nn.Module):
             >>> round(loss_fn.item(loss), 4)
             0.6931
         """
+        _validate.check_tensor("CrossEntropyLoss.item", "loss", loss, "the tensor that the loss returned")
         value = loss.item()
         _label_check.check_labels()
         return value
@@ -141,10 +147,11 @@ class FocalLoss(nn.Module):
 
     Shape:
         As for :class:`CrossEntropyLoss`, dtypes included. If all pixels are ignored, ``"mean"`` is NaN, the others are
-        0.
+        0. If the weights of all valid labels are 0, ``"mean"`` and its gradient are 0.
 
     Raises:
-        ValueError: an argument is out of range. The call raises as :func:`cawa_fast.functional.cross_entropy` does.
+        ValueError, TypeError: naming the argument that does not fit. The call raises as
+            :func:`cawa_fast.functional.cross_entropy` does.
 
     Example:
         >>> import torch, cawa_fast as cf
@@ -164,7 +171,7 @@ class FocalLoss(nn.Module):
         align_corners: bool = False,
     ) -> None:
         super().__init__()
-        if not 0 <= gamma < math.inf:
+        if not 0 <= _validate.as_number("FocalLoss", "gamma", gamma) < math.inf:
             raise ValueError(f"FocalLoss: gamma must be finite and at least 0, got {gamma}")
         _validate.check_choice(
             "FocalLoss", "reduction", reduction, tuple(r for r in reference.REDUCTIONS if r != "class_mean")
@@ -172,16 +179,18 @@ class FocalLoss(nn.Module):
         self.adaptive: AdaptiveClassWeights | None
         _register_weight(self, weight)
         self.gamma = gamma
-        self.ignore_index = ignore_index
+        self.ignore_index = _validate.as_ignore_index("FocalLoss", ignore_index)
         self.reduction = reduction
-        self.align_corners = align_corners
+        self.align_corners = _validate.as_bool("FocalLoss", "align_corners", align_corners)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         weight = self.weight if self.adaptive is None else self.adaptive.weight
+        _validate.check_float("FocalLoss", "input", input)
         _validate.check_weight("FocalLoss", weight, input)
         nll = CF.cross_entropy(
             input, target, ignore_index=self.ignore_index, reduction="none", align_corners=self.align_corners
         )
+        _warn_of_one_class(self, input)
         labels, valid = reference.valid_labels(target, input.shape[1], self.ignore_index)
         # expm1 computes 1 - p without cancellation when p is near 1. The clamp keeps the gradient of the power finite
         # at p = 1.
@@ -193,7 +202,7 @@ class FocalLoss(nn.Module):
         if self.reduction == "sum":
             return loss.sum()
         if self.reduction == "mean":
-            return loss.sum() / pixel_weight.sum()
+            return loss.sum() / reference.mean_divisor(pixel_weight.sum(), valid.sum())
         pixels = valid.sum().clamp_min(1) if self.reduction == "valid_mean" else max(valid.numel(), 1)
         return loss.sum() / pixels
 
@@ -254,12 +263,13 @@ class LogitAdjustedLoss(CrossEntropyLoss):
         align_corners: bool = False,
     ) -> None:
         super().__init__(weight, ignore_index, reduction, label_smoothing, align_corners)
-        if not math.isfinite(tau):
+        if not math.isfinite(_validate.as_number("LogitAdjustedLoss", "tau", tau)):
             raise ValueError(f"LogitAdjustedLoss: tau must be finite, got {tau}")
         self.tau = tau
         self.register_buffer("adjustment", tau * weighting.log_prior(class_counts))
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        _validate.check_float("LogitAdjustedLoss", "input", input)
         axis = min(input.dim() - 1, 1)
         if axis < 0 or input.shape[axis] != len(self.adjustment):
             raise ValueError(
@@ -303,7 +313,8 @@ class RecallLoss(nn.Module):
             class without pixels in it. None before the first batch.
 
     Raises:
-        ValueError: an argument is out of range. The call raises as :func:`cawa_fast.functional.cross_entropy` does.
+        ValueError, TypeError: naming the argument that does not fit. The call raises as
+            :func:`cawa_fast.functional.cross_entropy` does.
 
     Example:
         >>> import torch, cawa_fast as cf
@@ -317,14 +328,16 @@ class RecallLoss(nn.Module):
     def __init__(self, ignore_index: int = -100, reduction: str = "valid_mean", align_corners: bool = False) -> None:
         super().__init__()
         _validate.check_choice("RecallLoss", "reduction", reduction, reference.REDUCTIONS)
-        self.ignore_index = ignore_index
+        self.ignore_index = _validate.as_ignore_index("RecallLoss", ignore_index)
         self.reduction = reduction
-        self.align_corners = align_corners
+        self.align_corners = _validate.as_bool("RecallLoss", "align_corners", align_corners)
         self.weight: Tensor | None = None
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         options: dict[str, Any] = {"ignore_index": self.ignore_index, "align_corners": self.align_corners}
+        _validate.check_float("RecallLoss", "input", input)
         matrix = CF.confusion_matrix(input.detach(), target, **options)
+        _warn_of_one_class(self, input)
         truth = matrix.sum(1)
         recall = matrix.diagonal() / truth
         # A new tensor for each batch: the backward pass of the last batch may still need the old one.
@@ -343,7 +356,19 @@ def _register_weight(module: CrossEntropyLoss | FocalLoss, weight: Tensor | Adap
     if weight is not None:
         name = type(module).__name__
         if not isinstance(weight, Tensor) or weight.dim() != 1:
-            raise ValueError(f"{name}: weight must be a tensor (C,) or an AdaptiveClassWeights, got {weight!r}")
+            raise ValueError(
+                f"{name}: weight must be a tensor (C,) or an AdaptiveClassWeights, got {_validate.described(weight)}"
+            )
+        _validate.check_float(name, "weight", weight)
         _validate.check_weight_values(weight.detach().cpu())  # The operator does not check values on a GPU.
     module.adaptive = None
     module.register_buffer("weight", weight)
+
+
+def _warn_of_one_class(module: nn.Module, input: Tensor) -> None:
+    if input.shape[min(input.dim() - 1, 1)] == 1 and not torch.compiler.is_compiling():
+        warnings.warn(
+            f"{type(module).__name__}: with one class the softmax is always 1 and the loss 0, so that nothing is "
+            "trained; use two classes, background and the object",
+            stacklevel=2,
+        )

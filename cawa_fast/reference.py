@@ -302,11 +302,25 @@ def reduction_scale(counts: Tensor, pixels: int, class_weight: Tensor, reduction
         return one / max(pixels, 1)
     count = counts.to(class_weight.dtype)
     if reduction == "mean":
-        total = (count * class_weight).sum()
-        return one / total.where(total > 0, torch.nan)  # NaN if the total is 0, as in PyTorch
+        return one / mean_divisor((count * class_weight).sum(), count.sum())
     if reduction == "valid_mean":
         count = count.sum().expand_as(count)
     return torch.where(count > 0, 1 / count, 0)
+
+
+def mean_divisor(total: Tensor, pixels: Tensor) -> Tensor:
+    """The divisor ``()`` of a weighted mean: ``total``, the sum of the weights, unless a division by it overflows.
+
+    If the weights of all valid pixels are 0, or too small to divide by, it is infinite: the mean and its gradient are
+    then 0, and such a batch trains nothing. Without valid pixels it is NaN, as in PyTorch.
+
+    ``total`` is float32 or float64, at least 0; ``pixels``, the number of valid pixels, is of any dtype.
+
+    Example:
+        >>> [mean_divisor(torch.tensor(total), torch.tensor(pixels)).item() for total, pixels in ((2.0, 3), (0.0, 3))]
+        [2.0, inf]
+    """
+    return total.where(total >= torch.finfo(total.dtype).tiny, pixels * torch.inf)  # 0 * inf is NaN
 
 
 # ------------------------------------------------------------------------------------------------------- counting

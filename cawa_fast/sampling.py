@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from torch.utils.data.distributed import DistributedSampler
 
+from . import _validate
+
 _STREAM = 3  # separates these random numbers from others with the same seed
 _LEAST = 8
 """Smallest sample, in images. While the budget does not allow as many, the weights stay as they are."""
@@ -58,6 +60,7 @@ class Rarest(NamedTuple):
     @classmethod
     def of(cls, presence: Tensor) -> Rarest:
         """Compute it from ``presence`` ``(N, C)`` bool: whether image i contains class c."""
+        _validate.check_tensor("Rarest.of", "presence", presence, "a tensor (N, C) of bool")
         images, classes = presence.shape
         frequency = presence.sum(0)
         order = torch.full((images,), classes, device=presence.device)
@@ -93,6 +96,8 @@ def inclusion_probabilities(rarity: Tensor, size: int) -> Tensor:
         >>> inclusion_probabilities(Rarest.of(presence).rarity, 2)
         tensor([0.3929, 0.3929, 0.3929, 0.8214], dtype=torch.float64)
     """
+    _validate.check_tensor(name := "inclusion_probabilities", "rarity", rarity, "a tensor (N,) of float64")
+    size = _validate.as_int(name, "size", size, "pass a number of images")
     images = len(rarity)
     if not 0 <= size <= images:
         raise ValueError(f"inclusion_probabilities: size must lie in [0, {images}], got {size}")
@@ -138,6 +143,13 @@ def draw(probability: Tensor, order: Tensor, generator: np.random.Generator) -> 
         >>> sorted(draw(probability, torch.tensor([0, 1, 1]), np.random.default_rng(0)).tolist())
         [0, 2]
     """
+    _validate.check_tensor("draw", "probability", probability, "a tensor (N,) of float64")
+    _validate.check_tensor("draw", "order", order, "a tensor (N,) of int64")
+    if not isinstance(generator, np.random.Generator):
+        raise TypeError(
+            f"draw: generator must be a numpy.random.Generator, got {_validate.described(generator)}; "
+            "pass numpy.random.default_rng(seed)"
+        )
     size = round(float(probability.sum()))
     row = np.lexsort((generator.random(len(order)), order.numpy()))
     ends = np.cumsum(probability.numpy()[row])
@@ -164,6 +176,11 @@ def unpadded(sampler: DistributedSampler[Any]) -> Tensor:
         >>> unpadded(DistributedSampler(range(5), num_replicas=2, rank=1, shuffle=False))
         tensor([ True,  True, False])
     """
+    if not all(hasattr(sampler, name) for name in ("rank", "num_replicas", "dataset")):
+        raise TypeError(
+            f"unpadded: sampler must be a DistributedSampler, got {_validate.described(sampler)}; other samplers need "
+            "no mask"
+        )
     positions = sampler.rank + sampler.num_replicas * torch.arange(len(sampler), device="cpu")
     return positions < len(sampler.dataset)  # type: ignore[arg-type]
 
@@ -200,8 +217,10 @@ class ValidationSampler(Sampler[int]):
     """
 
     def __init__(self, presence: Tensor, budget: float, seed: int) -> None:
-        self.images, self.budget, self.seed = len(presence), budget, seed
         self._rarest = Rarest.of(presence)
+        budget = _validate.as_number("ValidationSampler", "budget", budget)
+        seed = _validate.as_int("ValidationSampler", "seed", seed, "pass an int of at least 0")
+        self.images, self.budget, self.seed = len(presence), budget, seed
         size = budget if isinstance(budget, int) else max(_LEAST, math.ceil(budget * self.images))
         self.size = min(size, self.images)
         self.steps = 0
@@ -337,10 +356,16 @@ def as_presence(index: Tensor | np.ndarray | HasPresence | int, num_classes: int
         tensor([[ True, False],
                 [ True,  True]])
     """
-    if isinstance(index, int):
+    if isinstance(index, int) and not isinstance(index, bool):
         presence = torch.zeros(index, num_classes, dtype=torch.bool, device="cpu")
     else:
-        presence = torch.as_tensor(getattr(index, "presence", index)).cpu()
+        try:
+            presence = torch.as_tensor(getattr(index, "presence", index)).cpu()
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(
+                f"sampler: index must be bool of shape (images, {num_classes}), an object with such a presence, or a "
+                f"number of images, got {_validate.described(index)}"
+            ) from None
     if presence.dim() != 2 or presence.shape[1] != num_classes or presence.dtype != torch.bool:
         raise ValueError(
             f"sampler: index must be bool of shape (images, {num_classes}), true where an image contains a class; "

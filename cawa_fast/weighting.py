@@ -1,19 +1,22 @@
 r"""Static class weights: baselines for adaptive weights, each computed from the number of pixels per class.
 
 Every function takes ``counts`` ``(C,)``: the pixels per class in the training set, as a tensor of any dtype or a
-sequence of numbers, finite, not negative and not all zero. It returns ``(C,)`` float32 on the device of ``counts``. A
-class without pixels is left out of all sums, means and medians and gets weight 1, which no pixel uses. Each formula
-keeps the scale of its source; the scale cancels in losses with ``reduction="mean"``.
+sequence of numbers, each 0 or in ``[1e-18, 1e18]``, not all zero. It returns ``(C,)`` float32 on the device of
+``counts``. A class without pixels is left out of all sums, means and medians and gets weight 1, which no pixel uses.
+Each formula keeps the scale of its source; the scale cancels in losses with ``reduction="mean"``.
 
 Symbols: :math:`n_i` pixels of class i, :math:`p_i = n_i / \sum_j n_j` their share.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from . import _validate
 
 __all__ = [
     "effective_number",
@@ -25,6 +28,7 @@ __all__ = [
 ]
 
 Counts = Tensor | Sequence[int] | Sequence[float]
+_MOST = 1e18
 
 
 def uniform(counts: Counts) -> Tensor:
@@ -111,7 +115,7 @@ def effective_number(counts: Counts, beta: float = 0.999999) -> Tensor:
         >>> effective_number([3, 1], beta=0.5)
         tensor([0.7273, 1.2727])
     """
-    if not 0 <= beta < 1:
+    if not 0 <= _validate.as_number("effective_number", "beta", beta) < 1:
         raise ValueError(f"effective_number: beta must lie in [0, 1), got {beta}")
 
     def weights(n: Tensor) -> Tensor:
@@ -130,20 +134,21 @@ def enet(counts: Counts, c: float = 1.02) -> Tensor:
 
     Args:
         counts: ``(C,)`` pixels per class.
-        c: greater than 1. It bounds the weights: with 1.02 they lie in ``[1.42, 50.5]``.
+        c: finite and greater than 1. It bounds the weights: with 1.02 they lie in ``[1.42, 50.5]``.
 
     Returns:
         ``(C,)`` float32, positive.
 
     Raises:
-        ValueError: ``c`` is not greater than 1, or ``counts`` is not ``(C,)``, finite, not negative and not all zero.
+        ValueError: ``c`` is not finite and greater than 1, or ``counts`` is not ``(C,)``, finite, not negative and not
+            all zero.
 
     Example:
         >>> enet([90, 10])
         tensor([1.5330, 8.8239])
     """
-    if not c > 1:
-        raise ValueError(f"enet: c must be greater than 1, got {c}")
+    if not 1 < _validate.as_number("enet", "c", c) < math.inf:
+        raise ValueError(f"enet: c must be greater than 1{' and finite' if c == math.inf else ''}, got {c}")
     return _per_class(counts, lambda n: 1 / torch.log(c + n / n.sum()))
 
 
@@ -202,11 +207,15 @@ def _per_class(counts: Counts, formula: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def _checked(counts: Counts) -> Tensor:
-    n = torch.as_tensor(counts).detach().double()
+    n = _validate.as_counts("", "counts", counts).double()
     if n.dim() != 1 or n.numel() == 0:
         raise ValueError(f"counts must have the shape (C,), one number of pixels per class, got {tuple(n.shape)}")
     if not bool(((n >= 0) & n.isfinite()).all()) or not bool((n > 0).any()):
         raise ValueError(
             f"counts must be finite, not negative and not all zero, got {n.tolist()}; pass pixels per class"
+        )
+    if n.max() > _MOST or n[n > 0].min() < 1 / _MOST:  # beyond, quotients and sums leave the range of float32
+        raise ValueError(
+            f"counts must be 0 or lie in [{1 / _MOST:g}, {_MOST:g}], got {n.tolist()}; pass pixels per class"
         )
     return n

@@ -30,6 +30,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 LOWEST = tl.constexpr(-1e38)  # initial running maximum; finite, so that no difference to it is NaN
 NO_CLASS = tl.constexpr(-3e38)  # logit of padding classes; below LOWEST, so that their exponentials are 0
+LEAST = tl.constexpr(1.1754943508222875e-38)  # the least normal float32
 NEVER = tl.constexpr(3e38)  # stored as the maximum of an ignored pixel: all its exponentials become 0
 
 
@@ -217,7 +218,9 @@ def _scale(counts, weight, scale, images, num_classes, BLOCK: tl.constexpr, HOW:
         if WEIGHTED:
             sum_ *= tl.load(weight + c, mask=inside, other=0.0)
         divisor = tl.zeros([BLOCK], tl.float32) + tl.sum(sum_)
-        value = tl.where(divisor > 0, tl.div_rn(tl.full([BLOCK], 1.0, tl.float32), divisor), float("nan"))
+        # Weights of 0 give 0, and so do those whose sum is below the least normal float32: its inverse could overflow.
+        without = tl.where(tl.zeros([BLOCK], tl.int64) + tl.sum(pixels) > 0, 0.0, float("nan"))
+        value = tl.where(divisor >= LEAST, tl.div_rn(tl.full([BLOCK], 1.0, tl.float32), divisor), without)
     else:
         if HOW == VALID_MEAN:
             pixels = tl.zeros([BLOCK], tl.int64) + tl.sum(pixels)

@@ -10,7 +10,15 @@ autograd            fake implementations and derivatives
 """
 
 from .autograd import EagerCrossEntropy
-from .backends import Saved, is_eager, saves
-from .implementations import compute_cross_entropy
+from .backends import Saved, is_eager, is_transformed, saves
+from .implementations import compute_cross_entropy, differentiable_cross_entropy
 
-__all__ = ["EagerCrossEntropy", "Saved", "compute_cross_entropy", "is_eager", "saves"]
+__all__ = [
+    "EagerCrossEntropy",
+    "Saved",
+    "compute_cross_entropy",
+    "differentiable_cross_entropy",
+    "is_eager",
+    "is_transformed",
+    "saves",
+]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import native
 
@@ -150,3 +151,15 @@ def is_eager(*tensors: Tensor | None) -> bool:
         and torch._C._get_tracing_state() is None
         and all(tensor is None or (type(tensor) in _PLAIN_TYPES and not tensor.is_meta) for tensor in tensors)
     )
+
+
+def is_transformed(input: Tensor) -> bool:
+    """Whether forward-mode differentiation of ``input``, or a transform of ``torch.func``, is active.
+
+    The operators have no rules for them. In a nest of transforms only the innermost one shows what ``input`` is, so
+    that every transform counts; a compiler does not see tangents at all.
+    """
+    compiling = torch.compiler.is_compiling()
+    if forward_ad._current_level >= 0 and (compiling or forward_ad.unpack_dual(input).tangent is not None):
+        return True
+    return not compiling and torch._C._functorch.peek_interpreter_stack() is not None

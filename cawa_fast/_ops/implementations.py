@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from .. import _label_check, _validate, reference
 from . import backends, native
@@ -111,6 +112,41 @@ def compute_cross_entropy(
         saved_kind is backends.Saved.GRADIENT,
     )
     return loss, scale, grad
+
+
+def _outside_transforms(target: Tensor) -> Tensor:
+    """``target`` as it is outside all transforms of ``torch.func``."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(target):
+        if functorch.is_batchedtensor(target):
+            raise ValueError(
+                "cross_entropy: target is mapped by torch.func.vmap, inside of which its labels cannot be checked; for "
+                'one loss per image call it once on the batch, with reduction="none"'
+            )
+        target = functorch.get_unwrapped(target)
+    return target
+
+
+def differentiable_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    align_corners: bool,
+) -> Tensor:
+    """The loss in plain PyTorch, whose operations have the forward-mode derivatives that the kernels lack."""
+    if torch.compiler.is_compiling():  # the check of the labels breaks the graph
+        _report_labels(target, input.shape[1], ignore_index)
+    else:
+        # Inside a transform, new tensors have no memory to which a kernel could write.
+        labels = _outside_transforms(target)
+        with temporarily_clear_interpreter_stack():
+            _report_labels(labels, input.shape[1], ignore_index)
+        if torch._C._len_torch_dispatch_stack() == 0:  # a tracer has no values
+            _validate.check_weight_values(weight)
+    return reference.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing, align_corners)[0]
 
 
 def compute_cross_entropy_backward(

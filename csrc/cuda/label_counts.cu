@@ -1,6 +1,7 @@
 #include "label_counts.h"
 
 #include <algorithm>
+#include <cfloat>
 
 #include "../tensors.h"
 #include "count_labels.h"
@@ -72,7 +73,9 @@ __device__ inline void write_scale(const LabelCounts& p, double* shared) {
   if (p.reduction == Reduction::kMean || p.reduction == Reduction::kValidMean) {
     for (int c = threadIdx.x; c < classes; c += kCountThreads) {
       const double pixels = static_cast<double>(pixels_of(c));
-      total += p.reduction == Reduction::kMean && p.weight ? pixels * p.weight[c] : pixels;
+      // kSome changes no other sum, and tells pixels whose weights are all 0 from no pixels.
+      constexpr double kSome = 1e-300;
+      total += p.reduction == Reduction::kMean && p.weight ? pixels * (p.weight[c] + kSome) : pixels;
     }
     total = sum_of_block(total, shared);
     __syncthreads();
@@ -84,7 +87,8 @@ __device__ inline void write_scale(const LabelCounts& p, double* shared) {
   for (int c = threadIdx.x; c < classes; c += kCountThreads) {
     float value = 1;
     if (p.reduction == Reduction::kPixelMean) value = 1 / fmaxf(p.pixels, 1);
-    if (p.reduction == Reduction::kMean) value = divisor > 0 ? 1 / divisor : NAN;  // as in PyTorch
+    // As in PyTorch, NaN without pixels. Weights of 0 give 0, and so do those too small to divide by.
+    if (p.reduction == Reduction::kMean) value = divisor >= FLT_MIN ? 1 / divisor : total > 0 ? 0 : NAN;
     if (p.reduction == Reduction::kValidMean) value = divisor > 0 ? 1 / divisor : 0;
     if (p.reduction == Reduction::kClassMean) {
       const unsigned long long pixels = pixels_of(c);

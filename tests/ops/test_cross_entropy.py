@@ -27,7 +27,7 @@ WEIGHT = torch.tensor([0.2, 1.0, 3.0, 0.0, 0.7, 1.4, 2.5])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_value_and_gradient(reduction, ratio, smoothing, corners):
     case = noise(C, 2, *RATIOS[ratio])
-    case.target[0, 0, 0] = 1  # a label whose weight is not 0, so that the mean is not NaN
+    case.target[0, 0, 0] = 1  # a label whose weight is not 0; PyTorch's mean would be NaN
     grad = torch.randn(case.target.shape) if reduction == "none" else torch.tensor(0.7)
     check(*case, WEIGHT, reduction=reduction, smoothing=smoothing, corners=corners, grad=grad)
 
@@ -71,13 +71,58 @@ def test_labels_without_pixels(size, reduction):
     assert not logits.grad.any()
 
 
-def test_weights_that_are_zero_for_all_labels():
-    """The mean divides by 0 and is NaN as in PyTorch, also with label smoothing."""
-    logits, target = torch.randn(2, C, 5, 6), torch.full((2, 5, 6), 3)
-    for smoothing in (0.0, 0.1):
-        expected = F.cross_entropy(logits, target, WEIGHT, label_smoothing=smoothing)
-        assert expected.isnan()
-        assert CF.cross_entropy(logits, target, WEIGHT, label_smoothing=smoothing).isnan()
+VANISHING = {  # of class 3, the only label
+    "zero": 0.0,
+    "least": 1e-45,  # its inverse overflows
+    "denormal": 1e-42,
+}
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("ratio", ["same", "x4", "down"])
+@pytest.mark.parametrize("value", VANISHING.values(), ids=VANISHING)
+@pytest.mark.sampled
+def test_a_mean_over_vanishing_weights_is_0(value, ratio, smoothing, dtype):
+    """And so is its gradient, where PyTorch divides 0 by 0. Ignored pixels make no difference."""
+    case = noise(C, 2, *RATIOS[ratio])
+    target = torch.full_like(case.target, 3)
+    target[0, 0] = 255
+    weight = WEIGHT.clone()
+    weight[3] = value if dtype != torch.float64 else 0.0  # float64 holds the others
+    leaf = case.logits.to(dtype, copy=True).requires_grad_()
+    loss = CF.cross_entropy(leaf, target, weight, ignore_index=255, label_smoothing=smoothing)
+    loss.backward()
+    assert loss == 0
+    assert (leaf.grad == 0).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_weights_that_vanish_in_their_own_dtype(dtype):
+    """A weight of 0 in any dtype, and one that float32 rounds to 0."""
+    target = torch.full((2, 5, 6), 3)
+    for weight in (WEIGHT.to(dtype), WEIGHT.double().where(WEIGHT > 0, 1e-300)):
+        assert CF.cross_entropy(torch.randn(2, C, 5, 6), target, weight) == 0
+
+
+@pytest.mark.parametrize("value", [1e-30, 1e-37])
+def test_small_weights_are_divided_by(value):
+    """A mean over one class does not depend on its weight."""
+    target = torch.full((2, 5, 6), 3)
+    weight = WEIGHT.where(WEIGHT > 0, value)
+    logits = torch.randn(2, C, 5, 6)
+    plain = CF.cross_entropy(logits, target)
+    torch.testing.assert_close(CF.cross_entropy(logits, target, weight), plain)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_weights_that_are_all_0(reduction):
+    case = noise(C, 2, (5, 6), (20, 24))
+    leaf = case.logits.requires_grad_()
+    loss = CF.cross_entropy(leaf, case.target, torch.zeros(C), ignore_index=255, reduction=reduction)
+    loss.sum().backward()
+    assert (loss == 0).all()
+    assert (leaf.grad == 0).all()
 
 
 @on_a_cpu

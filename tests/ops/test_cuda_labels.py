@@ -55,13 +55,15 @@ def test_no_pixels(operators, labels):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("content", ["mixed", "one class", "ignored"])
+@pytest.mark.parametrize("content", ["mixed", "one class", "weight 0", "ignored"])
 @pytest.mark.parametrize("reduction", backends.REDUCTIONS)
 def test_reductions(operators, reduction, content, weighted):
     labels = maps(19, torch.Size((2, 70, 90)), torch.uint8, 20)
     if content != "mixed":
-        labels.fill_(4 if content == "one class" else 255)
+        labels.fill_(255 if content == "ignored" else 4)
     weight = torch.rand(19) if weighted else None
+    if weight is not None and content == "weight 0":
+        weight[4] = 0
     counts = torch.bincount(labels.flatten().long(), minlength=256)[:19]
     ones = torch.ones(19) if weight is None else weight
     expected = reference.reduction_scale(counts, labels.numel(), ones.double(), reduction)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +21,32 @@ from cawa_fast.recipes.runs.folder import RunFolder
 from cawa_fast.recipes.training.loaders import Loaders, normalize_images, open_split
 from cawa_fast.recipes.training.metrics_log import metrics_record
 from cawa_fast.recipes.training.trainer import Trainer
+from tests.support import trees
 from tests.support.tiny_runs import TINY, Silent, camvid_with_void, run
+
+
+@pytest.mark.parametrize("weighting", ["recall", "difficulty"])
+def test_crops_of_a_class_with_weight_0_train_nothing_and_end_no_run(tmp_path: Path, weighting: str) -> None:
+    """Where everything is predicted as the frequent class, it has recall 1, and many crops contain no other class."""
+    mask = np.zeros((64, 64), np.uint8)
+    mask[2:6, 2:6], mask[50:53, 50:53] = 1, 2
+    root = tmp_path / "data"
+    for split, images in (("train", 16), ("val", 4)):
+        trees.folder(root, split, [mask] * images, classes="ground\npole\nsign\n")
+    config = TrainConfig(
+        dataset="folder",
+        root=str(root),
+        weighting=weighting,
+        crop=(24, 24),
+        batch_size=2,
+        epochs=3,
+        threads=1,
+        workers=0,
+        device="cpu",
+    )
+    records = run(tmp_path / "run", config)
+    assert records[0]["weight"] == [0.0, 1.5, 1.5]
+    assert all(math.isfinite(record["train_loss"]) for record in records)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
