@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ._validate import as_int, described
+
 MAIN_KEYS = ("out", "logits")
 """Keys and attributes under which networks return their logits, beside other tensors."""
 
@@ -73,7 +75,9 @@ def find_candidates(
         >>> [candidate.name for candidate in find_candidates(model)]
         ['0', '1']
     """
-    names = {module: name for name, module in model.named_modules()}
+    if num_classes is not None:
+        num_classes = as_int("find_classifier", "num_classes", num_classes, "pass the number of classes")
+    names = {module: name for name, module in _checked(model).named_modules()}
     if classifier is not None:
         module = resolve(model, classifier, "classifier")
         layer, module = module, getattr(module, "base_layer", module)  # of an adapter of peft
@@ -118,6 +122,15 @@ def best_guess(candidates: list[Candidate]) -> Candidate:
     return ([candidate for candidate in candidates if not candidate.is_auxiliary] or candidates)[-1]
 
 
+def _checked(model: Any) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be a torch.nn.Module, got {described(model)}; pass the network itself, or, where there is "
+            "none, CAWA(None, num_classes) and the logits as logits="
+        )
+    return model
+
+
 def resolve(model: nn.Module, layer: nn.Module | str, argument: str) -> nn.Module:
     """The module itself, or the submodule of ``model`` with that dotted name.
 
@@ -128,6 +141,7 @@ def resolve(model: nn.Module, layer: nn.Module | str, argument: str) -> nn.Modul
 
     Raises:
         ValueError: ``model`` has no submodule of that name.
+        TypeError: ``layer`` is neither.
 
     Example:
         >>> resolve(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), "1", "target_layer")
@@ -135,6 +149,8 @@ def resolve(model: nn.Module, layer: nn.Module | str, argument: str) -> nn.Modul
     """
     if isinstance(layer, nn.Module):
         return layer
+    if not isinstance(layer, str):
+        raise TypeError(f"{argument} must be a module or its dotted name, got {described(layer)}")
     try:
         return model.get_submodule(layer)
     except AttributeError:

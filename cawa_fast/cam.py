@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ._classifier import Candidate, find_classifier, find_logits, resolve
 from ._listener import Listener
 from ._output_check import Call
+from ._validate import check_choice
 
 __all__ = ["METHODS", "GradCAM", "closed_form", "find_classifier"]
 
@@ -98,8 +99,7 @@ class GradCAM:
         method: str = "gradcam",
         verify: bool = True,
     ) -> None:
-        if method not in METHODS:
-            raise ValueError(f"GradCAM: method must be one of {', '.join(METHODS)}; got {method!r}")
+        check_choice("GradCAM", "method", method, METHODS)
         self.model = model
         self.method = method
         self.target_layer = None if target_layer is None else resolve(model, target_layer, "target_layer")

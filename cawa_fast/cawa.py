@@ -130,19 +130,20 @@ class CAWA(nn.Module):
         rule: str | RecallRule = "cawa",
     ) -> None:
         super().__init__()
-        if budget is not None and not (budget >= 2 if isinstance(budget, int) else 0 < budget < 1):
-            raise ValueError(
-                "CAWA: budget must be a share of the training time in (0, 1), or a number of images of at least 2; "
-                f"got {budget!r}"
-            )
+        num_classes = _validate.as_int("CAWA", "num_classes", num_classes, "pass the number of classes")
+        budget = _as_budget(budget)
+        every = _validate.as_int("CAWA", "every", every, "pass a number of calls of due()")
         if every < 1:
             raise ValueError(f"CAWA: every must be at least 1, got {every!r}")
+        if align_corners is not None:
+            align_corners = _validate.as_bool("CAWA", "align_corners", align_corners)
         if budget is not None and metrics:
             raise ValueError("CAWA: metrics=True needs all images, and budget= observes a part; leave out one of them")
         _validate.check_choice("CAWA", "method", method, METHODS)
         self.method = method
         if model is None and classifier is not None:
             raise ValueError(f"CAWA: classifier={classifier!r} needs the network; pass it instead of None")
+        verify = _validate.as_bool("CAWA", "verify", verify)
         # Not a submodule: its layers are the network's, whose state would be saved twice.
         self._listener: Listener | None = None
         device = None
@@ -230,8 +231,10 @@ class CAWA(nn.Module):
             self._adopt_corners()
             if output is None and weighted and logits.requires_grad:
                 self._heard("loss").check_wrapper()
-        elif self._sampler is not None and logits.requires_grad:
-            self._sampler.train()  # a hook says so otherwise
+        else:
+            _validate.check_float("CAWA.loss", "logits", logits)
+            if self._sampler is not None and logits.requires_grad:
+                self._sampler.train()  # a hook says so otherwise
         self._follow(logits.device)
         loss = self.criterion(logits, target) if weighted else self.criterion.unweighted(logits, target)
         return loss if output is None else attach(loss, output)
@@ -254,6 +257,7 @@ class CAWA(nn.Module):
         target = _validate.masked(target, mask, weights.ignore_index)
         call = None
         if logits is not None:
+            _validate.check_float("CAWA.observe", "logits", logits)
             scored = logits.detach().relu() if weights.source == "cam" else logits.detach()
         else:
             first = self.budget is not None and not self._needs_sampler().taken
@@ -408,3 +412,18 @@ class CAWA(nn.Module):
     def _follow(self, device: torch.device) -> None:
         if self.weights.weight.device != device:  # the network was moved after CAWA was made
             self.weights.to(device)
+
+
+def _as_budget(budget: Any) -> float | None:
+    """A fraction as a float, or a number of images as an int."""
+    if budget is None:
+        return None
+    way_out = "pass a float in (0, 1), a share of the training time, or an int of at least 2, a number of images"
+    if isinstance(budget, (float, np.floating)):
+        if not 0 < budget < 1:
+            raise ValueError(f"CAWA: budget must be a share of the training time in (0, 1), got {budget!r}; {way_out}")
+        return float(budget)
+    budget = _validate.as_int("CAWA", "budget", budget, way_out)
+    if budget < 2:
+        raise ValueError(f"CAWA: budget must be a share of the training time, or images, got {budget!r}; {way_out}")
+    return budget
