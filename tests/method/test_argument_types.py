@@ -399,7 +399,7 @@ def test_integer_matrices_are_accepted(dtype):
     assert weights.step().tolist() == [1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("group", ["gloo", 0, [0, 1], object()], ids=repr)
+@pytest.mark.parametrize("group", ["gloo", 0, [0, 1], object()], ids=["str", "int", "list", "object"])
 def test_step(group):
     weights = cf.AdaptiveClassWeights(3, source="argmax")
     weights.observe_confusion(torch.eye(3).long())
