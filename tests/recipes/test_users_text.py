@@ -49,6 +49,12 @@ ESCAPED = {
 LONG = ("very long name " * 20).strip()
 
 
+@pytest.fixture(autouse=True)
+def _no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The width of tables is that of output to a file; pytest-xdist sets the width of its own terminal."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 def seen(name: str) -> str:
     return ESCAPED.get(name, name)
 
