@@ -209,6 +209,8 @@ def outputs_of(output: Any) -> list[Output]:
         for name, tensor in _named_tensors(output, "output", 4)
         if tensor.dim() == 4 and tensor.is_floating_point()
     ]
+    if main is not None and not any(map.is_main for map in found):  # a property, or an attribute in __slots__
+        found.append(Output("output.logits", main, True))
     return sorted(found, key=lambda map: not map.is_main)  # stable
 
 

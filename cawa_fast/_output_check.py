@@ -142,7 +142,7 @@ class Comparison:
                 raise ValueError(
                     f"{self.who}: {layer.name!r}, the last 1x1 convolution, has {self.num_classes} outputs, but the "
                     f"network has {tensor.shape[1]} ({name} is {tuple(tensor.shape)}); pass the right layer as "
-                    "classifier=" + (", or a target_layer" if self.who == "GradCAM" else ", or another num_classes")
+                    "classifier=, " + ("or a target_layer" if self.who == "GradCAM" else "or the logits as logits=")
                 )
             return None
         if self._copied is not None and self._host is not None:
@@ -320,11 +320,11 @@ def _is_mixed(output: Tensor, logits: Tensor) -> bool:
     """Whether trained parameters enter ``output`` other than through ``logits``, as those of a learned scale do.
 
     At initialisation they may change nothing (a scale of 1, an adapter of 0), so that the values do not show them.
-    Follows the autograd graph from the output back to the logits. Custom functions (compiled code, checkpointing) hide
-    what is inside them; there the values decide.
+    Follows the autograd graph from the output back to the logits, which are not met if they have no graph, as those of
+    a teacher. Custom functions (compiled code, checkpointing) hide what is inside them; there the values decide.
     """
     goal = logits.grad_fn
-    if output.grad_fn is None or goal is None:
+    if output.grad_fn is None:
         return False
     waiting, seen = [output.grad_fn], {output.grad_fn, goal}
     while waiting:
