@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 MAIN_KEYS = ("out", "logits")
-"""Keys and attributes under which networks return their logits, beside other tensors."""
+"""Keys under which networks return their logits, beside other tensors; the last is also an attribute."""
 
 
 class Candidate(NamedTuple):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference
-from ._classifier import Candidate, Output, best_guess
+from ._classifier import MAIN_KEYS, Candidate, Output, best_guess
 
 _log = logging.getLogger(__name__)
 _LATTICE = 16
@@ -251,10 +251,11 @@ class Comparison:
             and not self.candidates[row.candidate].is_auxiliary
             and self._agrees(row, value)
         }
-        if others and not any(f"[{key!r}]" in self.outputs[0].name for key in ("out", "logits")):
+        main = self.outputs[0].name
+        if others and not any(main.endswith((f"[{key!r}]", f".{key}")) for key in MAIN_KEYS):
             rest = ", ".join(f"{self.candidates[index].name!r} ({name})" for index, name in others.items())
             warnings.warn(
-                f"{self.who}: the network returns several maps with {self.num_classes} channels. The first, of "
+                f"{self.who}: the network returns several maps with {self.num_classes} channels. {main}, of "
                 f"{mine!r}, is taken for the logits; the others are those of {rest}. Pass classifier={mine!r} to "
                 "confirm, or another one",
                 stacklevel=2,

@@ -440,7 +440,7 @@ def test_maps_of_a_pass_that_tells_nothing(method: str) -> None:
 
 def test_the_first_of_several_maps_is_taken_and_said() -> None:
     model = Net(lambda net, x: (up(net.head(x)), up(net.dsn(x))), head=head(), dsn=head())
-    with pytest.warns(UserWarning, match=r"The first, of 'head', is taken.*'dsn' \(output\[1\]\).*classifier='head'"):
+    with pytest.warns(UserWarning, match=r"output\[0\], of 'head', is taken.*'dsn' \(output\[1\]\).*classifier='head'"):
         listen(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -448,6 +448,10 @@ def test_the_first_of_several_maps_is_taken_and_said() -> None:
         check(model, lambda output: output[1], classifier="dsn")
         auxiliary = Net(lambda net, x: (up(net.head(x)), net.aux(x)), head=head(), aux=head())
         check(auxiliary, lambda output: output[0])
+        named = Net(
+            lambda net, x: SimpleNamespace(side=up(net.dsn(x)), logits=up(net.head(x))), head=head(), dsn=head()
+        )
+        check(named, lambda output: output.logits)
 
 
 def test_the_wrong_layer_by_name() -> None:
