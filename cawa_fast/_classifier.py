@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ._validate import as_int, described
 
 MAIN_KEYS = ("out", "logits")
-"""Keys and attributes under which networks return their logits, beside other tensors."""
+"""Keys under which networks return their logits, beside other tensors; the last is also an attribute."""
 
 
 class Candidate(NamedTuple):
@@ -225,6 +225,8 @@ def outputs_of(output: Any) -> list[Output]:
         for name, tensor in _named_tensors(output, "output", 4)
         if tensor.dim() == 4 and tensor.is_floating_point()
     ]
+    if main is not None and not any(map.is_main for map in found):  # a property, or an attribute in __slots__
+        found.append(Output("output.logits", main, True))
     return sorted(found, key=lambda map: not map.is_main)  # stable
 
 

@@ -33,16 +33,17 @@ class _Hook:
         self.owner = (lambda: None) if owner is None else weakref.ref(owner)
         self._candidate, self._before = candidate, before
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> None:
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], *rest: Any) -> None:
         owner = self.owner()
-        if owner is None:
+        if owner is None or torch.compiler.is_exporting():
             return
         if self._candidate is not None:
-            owner.hear(self._candidate, module, inputs, output)
+            options, output = rest
+            owner.hear(self._candidate, module, (*inputs, *options.values()), output)
         elif self._before:
             owner.begin()
         else:
-            owner.end(output)
+            owner.end(rest[0])
 
     @property
     def __name__(self) -> str:
@@ -110,8 +111,9 @@ class Listener:
             for hooks in (module._forward_hooks, module._forward_pre_hooks):
                 for key in [key for key, hook in hooks.items() if isinstance(hook, _Hook) and hook.owner() is None]:
                     del hooks[key]
+                    module._forward_hooks_with_kwargs.pop(key, None)
         for index, candidate in enumerate(self.candidates):
-            self._handles.append(candidate.layer.register_forward_hook(_Hook(self, index)))
+            self._handles.append(candidate.layer.register_forward_hook(_Hook(self, index), with_kwargs=True))
         self._handles.append(self.root.register_forward_pre_hook(_Hook(self, before=True)))
         self._handles.append(self.root.register_forward_hook(_Hook(self)))
 
@@ -152,6 +154,7 @@ class Listener:
         if not torch.compiler.is_compiling() and not _in_backward():
             self._inside, self._with_gradients = True, torch.is_grad_enabled()
             self._static_graph = in_static_graph()
+            self._output = None
             for runs in self._runs:
                 runs.calls, runs.count = (), 0
 
@@ -160,7 +163,7 @@ class Listener:
         trains = module.training and output.requires_grad
         runs, call = self._runs[index], Call(index, inputs[0].detach(), output, module.training, trains)
         if torch.compiler.is_compiling():
-            runs.calls = (call,)
+            runs.calls, runs.count = (call,), 0
         elif module is not self.candidates[index].layer:
             self._replica = True
         elif not _in_backward():
@@ -219,7 +222,7 @@ class Listener:
         if choice is None or not choice.certain:
             unfinished = self._compare(trains, wait)
             if unfinished is not None:
-                return Call(self.guess, unfinished.detach(), unfinished, self.root.training, trains)
+                return self._runs[self._ran()].calls[-1]._replace(logits=unfinished)
             choice = self.choices.get(trains) or self.choices.get(not trains)
         return self._run_of(choice)
 
@@ -285,7 +288,6 @@ class Listener:
             owner = hook.owner() if isinstance(hook, _Hook) else None
             if owner is not None:
                 owner._passes = 0
-        self._output = None
         return call
 
     def check_wrapper(self) -> None:
@@ -379,7 +381,14 @@ class Listener:
         runs = self._runs[self._ran() if choice is None else choice.candidate]
         if not runs.calls:
             raise RuntimeError(self._why_deaf())
-        if choice is None or runs.count == 0:  # no comparison, or compiled code, which keeps the last run
+        if choice is None:
+            return runs.calls[-1]
+        if runs.count == 0:  # compiled code, which keeps the last run alone
+            if choice.call < choice.calls - 1:
+                raise RuntimeError(
+                    f"{self.who}: {self.candidates[choice.candidate].name!r} runs {choice.calls} times in a forward "
+                    f"pass, and compiled code keeps the last run alone, not run {choice.call + 1}. {_PASS_LOGITS}"
+                )
             return runs.calls[-1]
         if runs.count != choice.calls:
             raise RuntimeError(
@@ -402,16 +411,18 @@ class Listener:
 
     def _why_deaf(self) -> str:
         name = self.candidates[self.guess].name
-        if self._replica:
-            return (
-                f"{self.who}: nn.DataParallel runs copies of the network, which hooks cannot tell apart; use "
-                "DistributedDataParallel, or pass the logits as logits="
-            )
+        if not self._handles:
+            return f"{self.who}: the classifier has not run since close() removed the hooks; make a new {self.who}"
         modules = set(self.root.modules())
         if not any(candidate.layer in modules for candidate in self.candidates):
             return (
                 f"{self.who}: {name!r} is no longer a part of the network; it was replaced after {self.who} was made "
                 f"(as get_peft_model and quantisation do). Make {self.who} after that"
+            )
+        if self._replica:
+            return (
+                f"{self.who}: nn.DataParallel runs copies of the network, which hooks cannot tell apart; use "
+                "DistributedDataParallel, or pass the logits as logits="
             )
         return (
             f"{self.who}: the classifier has not run yet; call model(images) first. A network that was compiled and "

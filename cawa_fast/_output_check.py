@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference
-from ._classifier import Candidate, Output, best_guess
+from ._classifier import MAIN_KEYS, Candidate, Output, best_guess
 
 _log = logging.getLogger(__name__)
 _LATTICE = 16
@@ -142,7 +142,7 @@ class Comparison:
                 raise ValueError(
                     f"{self.who}: {layer.name!r}, the last 1x1 convolution, has {self.num_classes} outputs, but the "
                     f"network has {tensor.shape[1]} ({name} is {tuple(tensor.shape)}); pass the right layer as "
-                    "classifier=" + (", or a target_layer" if self.who == "GradCAM" else ", or another num_classes")
+                    "classifier=, " + ("or a target_layer" if self.who == "GradCAM" else "or the logits as logits=")
                 )
             return None
         if self._copied is not None and self._host is not None:
@@ -251,10 +251,11 @@ class Comparison:
             and not self.candidates[row.candidate].is_auxiliary
             and self._agrees(row, value)
         }
-        if others and not any(f"[{key!r}]" in self.outputs[0].name for key in ("out", "logits")):
+        main = self.outputs[0].name
+        if others and not any(main.endswith((f"[{key!r}]", f".{key}")) for key in MAIN_KEYS):
             rest = ", ".join(f"{self.candidates[index].name!r} ({name})" for index, name in others.items())
             warnings.warn(
-                f"{self.who}: the network returns several maps with {self.num_classes} channels. The first, of "
+                f"{self.who}: the network returns several maps with {self.num_classes} channels. {main}, of "
                 f"{mine!r}, is taken for the logits; the others are those of {rest}. Pass classifier={mine!r} to "
                 "confirm, or another one",
                 stacklevel=2,
@@ -320,11 +321,11 @@ def _is_mixed(output: Tensor, logits: Tensor) -> bool:
     """Whether trained parameters enter ``output`` other than through ``logits``, as those of a learned scale do.
 
     At initialisation they may change nothing (a scale of 1, an adapter of 0), so that the values do not show them.
-    Follows the autograd graph from the output back to the logits. Custom functions (compiled code, checkpointing) hide
-    what is inside them; there the values decide.
+    Follows the autograd graph from the output back to the logits, which are not met if they have no graph, as those of
+    a teacher. Custom functions (compiled code, checkpointing) hide what is inside them; there the values decide.
     """
     goal = logits.grad_fn
-    if output.grad_fn is None or goal is None:
+    if output.grad_fn is None:
         return False
     waiting, seen = [output.grad_fn], {output.grad_fn, goal}
     while waiting:

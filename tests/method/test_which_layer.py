@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import cawa_fast as cf
 from cawa_fast import _output_check
+from cawa_fast.cam import METHODS
 
 C = 5
 SIZE = (32, 40)
@@ -163,6 +164,56 @@ def test_a_head_that_runs_twice_in_a_pass() -> None:
 
     cawa = check(Net(forward, head=head()), lambda output: output["out"])
     assert "run 1 of 2" in cawa.explain()
+
+
+def test_a_run_that_compiled_code_does_not_keep() -> None:
+    """Compared eagerly, where the first of two runs is the logits; compiled code keeps the second alone."""
+    torch._dynamo.reset()
+    model = Net(lambda net, x: {"out": up(net.head(x)), "aux": up(net.head(2 * x))}, head=head())
+    cawa = cf.CAWA(model, C)
+    images, labels = batch()
+    output = model(images)
+    torch.testing.assert_close(cawa.loss(labels), F.cross_entropy(output["out"], labels))
+    torch.compile(model, backend="eager")(images)
+    with pytest.raises(RuntimeError, match=r"'head' runs 2 times.*compiled code keeps the last.*not run 1.*logits="):
+        cawa.loss(labels)
+
+
+def test_a_teacher_of_equal_weights_within_the_network() -> None:
+    """Its logits have no graph, so that the output, which has one, is not computed from them."""
+    model = Net(
+        lambda net, x: (net.teacher(x).detach() if net.frozen else net.teacher(x.detach()), up(net.head(x)))[1],
+        head=head(),
+        teacher=head(),
+    )
+    model.teacher.load_state_dict(model.head.state_dict())
+    model.teacher.requires_grad_(False)
+    for model.frozen in (False, True):
+        images, labels = batch()
+        cawa = cf.CAWA(model, C)
+        output = model(images)
+        torch.testing.assert_close(cawa.loss(labels), F.cross_entropy(output, labels))
+        assert "'head'" in cawa.explain()
+
+
+def test_an_object_without_a_dict() -> None:
+    class Slots:
+        __slots__ = ("logits",)
+
+        def __init__(self, logits: Tensor) -> None:
+            self.logits = logits
+
+    model = Net(lambda net, x: Slots(up(net.head(x))), head=head())
+    cawa = check(model, lambda output: output.logits)
+    assert "is output.logits" in cawa.explain()
+
+
+def test_the_input_of_the_classifier_by_name() -> None:
+    model = Net(lambda net, x: up(net.head(input=x)), head=head())
+    cawa = check(model, lambda output: output)
+    with torch.no_grad():
+        model(batch()[0])
+    assert cawa.maps().shape == (2, C, 8, 10)
 
 
 def test_a_squeeze_with_as_many_channels() -> None:
@@ -358,9 +409,38 @@ def test_a_sum_and_its_part_under_unknown_keys() -> None:
         listen(model)
 
 
+def test_two_losses_of_a_pass_that_tells_nothing() -> None:
+    """Mixed labels: both are those of the output, and no other layer is trained by the second."""
+    model = Net(lambda net, x: (net.other(x), up(net.head(x)))[1], head=head(), other=head())
+    for layer in (model.head, model.other):
+        nn.init.zeros_(layer.weight)
+    model.other.bias.data.copy_(model.head.bias.data.zero_())
+    cawa = cf.CAWA(model, C)
+    images, labels = batch()
+    model(images)
+    (cawa.loss(labels) + cawa.loss(labels.flip(0))).backward()
+    assert model.other.weight.grad is None
+    assert model.head.weight.grad is not None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_of_a_pass_that_tells_nothing(method: str) -> None:
+    """Of a classifier that is 0 at first: no map has a value, by any method."""
+    model = Net(lambda net, x: up(net.head(x)), head=head()).eval()
+    nn.init.zeros_(model.head.weight)
+    nn.init.zeros_(model.head.bias)
+    cawa = cf.CAWA(model, C, method=method)
+    images, labels = batch()
+    with torch.no_grad():
+        model(images)
+        assert not cawa.maps().any()
+        cawa.observe(labels)
+    assert cawa.step().isfinite().all()
+
+
 def test_the_first_of_several_maps_is_taken_and_said() -> None:
     model = Net(lambda net, x: (up(net.head(x)), up(net.dsn(x))), head=head(), dsn=head())
-    with pytest.warns(UserWarning, match=r"The first, of 'head', is taken.*'dsn' \(output\[1\]\).*classifier='head'"):
+    with pytest.warns(UserWarning, match=r"output\[0\], of 'head', is taken.*'dsn' \(output\[1\]\).*classifier='head'"):
         listen(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -368,6 +448,10 @@ def test_the_first_of_several_maps_is_taken_and_said() -> None:
         check(model, lambda output: output[1], classifier="dsn")
         auxiliary = Net(lambda net, x: (up(net.head(x)), net.aux(x)), head=head(), aux=head())
         check(auxiliary, lambda output: output[0])
+        named = Net(
+            lambda net, x: SimpleNamespace(side=up(net.dsn(x)), logits=up(net.head(x))), head=head(), dsn=head()
+        )
+        check(named, lambda output: output.logits)
 
 
 def test_the_wrong_layer_by_name() -> None:

@@ -234,6 +234,41 @@ def test_the_layer_was_replaced() -> None:
         cawa.loss(labels)
 
 
+def test_the_layer_was_replaced_by_one_that_took_its_hooks() -> None:
+    """As prepare_qat(inplace=True) does."""
+    model = network()
+    cawa = cf.CAWA(model, C)
+    index, layer = next((i, layer) for i, layer in enumerate(model) if layer is cawa._listener.candidate.layer)
+    other = nn.Conv2d(layer.in_channels, C, 1)
+    other._forward_hooks, other._forward_hooks_with_kwargs = layer._forward_hooks, layer._forward_hooks_with_kwargs
+    model[index] = other
+    model(batch()[0])
+    with pytest.raises(RuntimeError, match=r"no longer a part of the network.*quantisation"):
+        cawa.loss(batch()[1])
+
+
+def test_after_close() -> None:
+    model = network()
+    cawa = cf.CAWA(model, C)
+    cawa.close()
+    model(batch()[0])
+    with pytest.raises(RuntimeError, match=r"since close\(\) removed the hooks"):
+        cawa.loss(batch()[1])
+
+
+def test_an_export_is_no_pass() -> None:
+    model = network().eval()
+    cawa = cf.CAWA(model, C)
+    images, labels = batch()
+    for strict in (False, True):
+        exported = torch.export.export(model, (images,), strict=strict)
+        torch.testing.assert_close(exported.module()(images), model(images))
+        cawa.reset()
+        torch.export.export(model, (images,), strict=strict)
+        with pytest.raises(RuntimeError, match="has not run"):
+            cawa.observe(labels)
+
+
 def test_data_parallel_is_named() -> None:
     model = network()
     cawa = cf.CAWA(nn.DataParallel(model), C)
