@@ -174,6 +174,7 @@ def find_logits(output: Any) -> Tensor:
         ValueError: ``output`` has none of these forms.
 
     Example:
+        >>> import torch
         >>> find_logits({"out": torch.zeros(2, 5, 8, 8)}).shape
         torch.Size([2, 5, 8, 8])
     """
@@ -212,6 +213,7 @@ def outputs_of(output: Any) -> list[Output]:
         output: a tensor; or tensors in mappings, sequences, dataclasses and objects, nested up to four deep.
 
     Example:
+        >>> import torch
         >>> maps = outputs_of({"aux": torch.zeros(1, 5, 2, 2), "out": torch.zeros(1, 5, 4, 4), "loss": torch.zeros(())})
         >>> [(map.name, map.is_main) for map in maps]
         [("output['out']", True), ("output['aux']", False)]
@@ -234,6 +236,7 @@ def tensors_of(output: Any) -> list[Tensor]:
     """All tensors in what a network returned.
 
     Example:
+        >>> import torch
         >>> len(tensors_of({"logits": torch.zeros(1, 5, 2, 2), "hidden": (torch.zeros(3), None)}))
         2
     """

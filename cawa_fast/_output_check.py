@@ -6,6 +6,7 @@ The comparison reads a lattice of at most 16 x 16 positions per map, so that it 
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -21,22 +22,24 @@ _LATTICE = 16
 _TOLERANCE = 1e-4  # of the root mean square of the output, in float32: a hundred times what rounding explains
 
 
-class Call(NamedTuple):
+class LayerRun(NamedTuple):
     """One run of a candidate.
 
     Attributes:
         candidate: its index.
         activations: input of the 1x1 convolution ``(N, K, h, w)``, without a graph.
         logits: output ``(N, C, h, w)``, with its graph.
-        training: whether the layer was in training mode.
+        training_mode: whether the layer was in training mode.
         trains: whether this was a pass of the training: in training mode and with gradients.
+        version: number of changes of ``logits`` in place until then; None if that is not known.
     """
 
     candidate: int
     activations: Tensor
     logits: Tensor
-    training: bool
+    training_mode: bool
     trains: bool
+    version: int | None
 
 
 class Choice(NamedTuple):
@@ -44,19 +47,23 @@ class Choice(NamedTuple):
 
     Attributes:
         candidate: its index.
-        call: which of its runs within a forward pass.
-        calls: how often it runs within a forward pass.
+        run: which of its runs within a forward pass.
+        runs: how often it runs within a forward pass.
         align_corners: how the network resizes its output; None if it does not, or if that has not been seen.
         certain: whether there is nothing to compare any more.
         words: what was found, for people.
     """
 
     candidate: int
-    call: int
-    calls: int
+    run: int
+    runs: int
     align_corners: bool | None
     certain: bool
     words: str
+
+    def found(self) -> tuple[int, int, int, bool | None]:
+        """All but how it was found."""
+        return self[:4]
 
 
 class _Row(NamedTuple):
@@ -64,7 +71,7 @@ class _Row(NamedTuple):
 
     output: int
     candidate: int
-    call: int
+    run: int
     align_corners: bool
     mixed: bool
 
@@ -75,24 +82,27 @@ class Comparison:
     Args:
         who: name of the class that asks, for messages.
         candidates: the layers.
-        calls: for each of them its runs in the forward pass, in order.
+        runs: for each of them its runs in the forward pass, in order.
         outputs: what the network returned.
         num_classes: ``C``.
         explicit: whether the user has named the layer.
         align_corners: what the user has passed.
+        quiet: whether not to repeat what was said before.
     """
 
     def __init__(
         self,
         who: str,
         candidates: list[Candidate],
-        calls: list[tuple[Call, ...]],
+        runs: list[tuple[LayerRun, ...]],
         outputs: list[Output],
         num_classes: int,
         *,
         explicit: bool,
         align_corners: bool | None,
+        quiet: bool = False,
     ) -> None:
+        self.quiet = quiet
         self.who, self.candidates, self.num_classes = who, candidates, num_classes
         self.explicit, self.align_corners = explicit, align_corners
         self.other_channels = [output for output in outputs if output.tensor.shape[1] != num_classes]
@@ -102,18 +112,17 @@ class Comparison:
         with torch.no_grad():
             for index, output in enumerate(self.outputs):
                 wanted, places = _lattice(output.tensor)
-                for candidate, runs in enumerate(calls):
-                    for run, call in enumerate(runs):
-                        if call.logits.dim() != 4 or call.logits.shape[:2] != output.tensor.shape[:2]:
-                            continue
-                        mixed = _is_mixed(output.tensor, call.logits)
-                        for corners in (False, True)[: 1 if call.logits.shape == output.tensor.shape else 2]:
-                            self.rows.append(_Row(index, candidate, run, corners, mixed))
-                            size = output.tensor.shape[-2:]
-                            differences.append(_difference(_resized_at(call.logits, size, places, corners), wanted))
+                for run, logits in [(run, run.logits) for kept in runs for run in kept]:
+                    if logits.dim() != 4 or logits.shape[:2] != output.tensor.shape[:2]:
+                        continue
+                    which = next(k for k, other in enumerate(runs[run.candidate]) if other is run)
+                    mixed, size = _is_mixed(output.tensor, logits), output.tensor.shape[-2:]
+                    for corners in (False, True)[: 1 if logits.shape[-2:] == size else 2]:
+                        self.rows.append(_Row(index, run.candidate, which, corners, mixed))
+                        differences.append(_difference(_resized_at(logits, size, places, corners), wanted))
             self._values = torch.stack(differences) if differences else torch.zeros(0)
         # Kept until a GPU has finished, but without the graph of this pass.
-        self.calls = [tuple(call._replace(logits=call.logits.detach()) for call in runs) for runs in calls]
+        self.logits = [[run.logits.detach() for run in kept] for kept in runs]
         self.outputs = [output._replace(tensor=output.tensor.detach()) for output in self.outputs]
         self._host: Tensor | None = None
         self._copied: torch.cuda.Event | None = None
@@ -151,8 +160,9 @@ class Comparison:
         found = list(zip(self.rows, self._values.tolist(), strict=True))
         main = next((index for index, output in enumerate(self.outputs) if output.is_main), None)
         considered = range(len(self.outputs)) if self.explicit or main is None else [main]
-        if not any(value == value for row, value in found if row.output in considered):  # all NaN
-            return None  # no candidate has run on these images, or the output is constant 0 or not finite
+        values = [value for row, value in found if row.output in considered]
+        if values and all(map(math.isnan, values)):
+            return None  # the output is constant 0 or not finite
         agreeing = [(row, value) for row, value in found if row.output in considered and self._agrees(row, value)]
         if not agreeing:
             raise ValueError(self._none(found, considered))
@@ -167,35 +177,36 @@ class Comparison:
             raise ValueError(self._several(choices, agreeing, set()))
         (candidate,) = choices
         choice = self._choice(candidate, [pair for pair in agreeing if pair[0].candidate == candidate])
-        if main is not None and not self.explicit:
+        if main is not None and not self.explicit and not self.quiet:
             self._warn_of_others(found, choice)
         return choice
 
     def _agrees(self, row: _Row, value: float) -> bool:
-        call, output = self.calls[row.candidate][row.call], self.outputs[row.output].tensor
-        return value <= _tolerance(call.logits, output) and not row.mixed
+        logits, output = self.logits[row.candidate][row.run], self.outputs[row.output].tensor
+        return value <= _tolerance(logits, output) and not row.mixed
 
     def _choice(self, candidate: int, agreeing: list[tuple[_Row, float]]) -> Choice:
         output = min(row.output for row, _ in agreeing)
         row, value = min((pair for pair in agreeing if pair[0].output == output), key=lambda pair: pair[1])
-        call, (name, tensor, _) = self.calls[candidate][row.call], self.outputs[output]
-        low, high = call.logits.shape[-2:], tensor.shape[-2:]
+        name, tensor, _ = self.outputs[output]
+        low, high = self.logits[candidate][row.run].shape[-2:], tensor.shape[-2:]
         resized = low != high
         # Where nothing varies, both conventions agree, and a later pass must tell.
-        both = resized and len({r.align_corners for r, _ in agreeing if (r.output, r.call) == (output, row.call)}) > 1
+        both = resized and len({r.align_corners for r, _ in agreeing if (r.output, r.run) == (output, row.run)}) > 1
         align_corners = row.align_corners if resized and not both else None
         how = "as it is"
         if resized:
             how = f"resized bilinearly from {_by(low)} to {_by(high)}"
             how += " (align_corners not seen yet)" if both else f" with align_corners={align_corners}"
-        runs = len(self.calls[candidate])
-        which = "" if runs == 1 else f", run {row.call + 1} of {runs}"
+        runs = len(self.logits[candidate])
+        which = "" if runs == 1 else f", run {row.run + 1} of {runs}"
         words = (
             f"{self.candidates[candidate].name or 'the network itself'!r}{which}: its output, {how}, is {name}, "
             f"with a relative difference of {value:.0e}"
         )
         if self.align_corners is not None and align_corners not in (None, self.align_corners):
             words += f", whereas align_corners={self.align_corners} was passed"
+        if self.align_corners is not None and align_corners not in (None, self.align_corners) and not self.quiet:
             _log.warning(
                 "%s: align_corners=%s was passed, but the network resizes its logits with align_corners=%s: loss and "
                 "scores are those of slightly other predictions. Leave the argument out to use the network's own",
@@ -203,7 +214,7 @@ class Comparison:
                 self.align_corners,
                 align_corners,
             )
-        return Choice(candidate, row.call, runs, align_corners, not both or low == (1, 1), words)
+        return Choice(candidate, row.run, runs, align_corners, not both or low == (1, 1), words)
 
     def _none(self, found: list[tuple[_Row, float]], considered: Any) -> str:
         output = self.outputs[min(considered)]
@@ -212,16 +223,16 @@ class Comparison:
             rows = [(value, row) for row, value in found if row.candidate == index and row.output in considered]
             name = f"  {candidate.name or 'the network itself'}: "
             if not rows:
-                ran = self.calls[index]
-                lines.append(name + (f"{tuple(ran[-1].logits.shape)}, not comparable" if ran else "did not run"))
+                ran = self.logits[index]
+                lines.append(name + (f"{tuple(ran[-1].shape)}, not comparable" if ran else "did not run"))
                 continue
             value, row = min(rows, key=lambda pair: (pair[0] != pair[0], pair[0]))
-            call, whole = self.calls[index][row.call].logits, self.outputs[row.output].tensor
-            if value <= _tolerance(call, whole):
+            logits, whole = self.logits[index][row.run], self.outputs[row.output].tensor
+            if value <= _tolerance(logits, whole):
                 why = "agrees now, but other trained layers are between it and the output"
             else:
-                why = f"{100 * value:.3g} % off{_other_resize(call, whole)}"
-            lines.append(f"{name}{tuple(call.shape)}, {why}")
+                why = f"{100 * value:.3g} % off{_other_resize(logits, whole)}"
+            lines.append(f"{name}{tuple(logits.shape)}, {why}")
         layers = "the layer passed as classifier= does not do" if self.explicit else "no 1x1 convolution does"
         return (
             f"{self.who}: {output.name} of the network, {tuple(output.tensor.shape)}, should be the bilinearly resized "
@@ -231,7 +242,7 @@ class Comparison:
     def _several(self, choices: set[int], agreeing: list[tuple[_Row, float]], unmatched: set[int]) -> str:
         lines = [
             f"  {self.candidates[row.candidate].name}: {self.outputs[row.output].name}"
-            for row in dict.fromkeys((row._replace(align_corners=False, call=0)) for row, _ in agreeing)
+            for row in dict.fromkeys((row._replace(align_corners=False, run=0)) for row, _ in agreeing)
             if row.candidate in choices
         ]
         lines += [f"  no 1x1 convolution: {self.outputs[index].name}" for index in sorted(unmatched)]
@@ -269,6 +280,19 @@ class Comparison:
             f"cawa = CAWA(None, {self.num_classes}), cawa.loss(labels, logits=z) and cawa.observe(labels, logits=z). "
             "CAWA(..., verify=False) uses the last of them without this comparison"
         )
+
+
+def as_logits(output: Tensor) -> Tensor:
+    """Logits of the same softmax as what a network returned: itself, or its logarithm if it is probabilities.
+
+    Which of the two is decided on the device, without waiting for it.
+    """
+    with torch.no_grad():
+        values, _ = _lattice(output)
+        sums = values.sum(1)
+        are_probabilities = (values >= 0).all() & ((sums - 1).abs() < 0.02).all()
+    least = torch.finfo(output.dtype).tiny
+    return torch.where(are_probabilities, output.clamp_min(least).log(), output)
 
 
 def _lattice(output: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ._classifier import Candidate, find_classifier, find_logits, resolve
 from ._listener import Listener
-from ._output_check import Call
+from ._output_check import LayerRun
 from ._validate import check_choice
 
 __all__ = ["METHODS", "GradCAM", "closed_form", "find_classifier"]
@@ -128,8 +128,8 @@ class GradCAM:
 
     def __enter__(self) -> GradCAM:
         if self._listener is not None:
-            self._listener.attach()
-            self._handles = [self._listener.root.register_forward_hook(self._check)]
+            self._listener.recorder.attach()
+            self._handles = [self._listener.recorder.root.register_forward_hook(self._check)]
             return self
         assert self.target_layer is not None
         if torch.is_inference_mode_enabled():
@@ -150,7 +150,7 @@ class GradCAM:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._listener is not None:
-            self._listener.detach()
+            self._listener.recorder.detach()
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -171,8 +171,8 @@ class GradCAM:
         if self._record is None and (self._listener is None or not self._listener.has_run()):
             raise RuntimeError("GradCAM: no forward pass has run; call model(x) inside `with GradCAM(model) as cam:`")
         if self._listener is not None:
-            call = self._listener.last()
-            return maps_at_classifier(self._listener.candidates[call.candidate], call, self.method)
+            run = self._listener.last()
+            return maps_at_classifier(self._listener.candidates[run.candidate], run, self.method)
         assert self._record is not None
         return _by_autograd(*self._record, self.method)
 
@@ -180,7 +180,7 @@ class GradCAM:
         """Raise within the forward pass if no layer computes what the network returns."""
         if self._listener is not None and not torch.compiler.is_compiling() and self._listener.has_run():
             self._listener.last(wait=False)
-            self._listener.drop_graph()
+            self._listener.recorder.drop_graph()
 
     def _begin(self, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         images = (value for value in (*inputs, *options.values()) if isinstance(value, Tensor) and value.dim() == 4)
@@ -238,18 +238,24 @@ class GradCAM:
         self._activations = None
 
 
-def maps_at_classifier(candidate: Candidate, call: Call, method: str) -> Tensor:
+def maps_at_classifier(candidate: Candidate, run: LayerRun, method: str) -> Tensor:
     """The maps ``(N, C, h, w)`` of a run of the classifier, by :func:`closed_form`.
 
     Raises:
-        ValueError: the layer is an adapter (LoRA) around the 1x1 convolution, and ``method`` needs its whole weight.
+        ValueError: the layer is an adapter (LoRA) around the 1x1 convolution, and ``method`` needs its whole weight; or
+            its output was changed in place.
     """
     if candidate.layer is not candidate.convolution and method not in ("gradcam", "hirescam"):
         raise ValueError(
             f"method {method!r} needs the weight of {candidate.name!r}, an adapter around a 1x1 convolution; use "
             "'gradcam' or 'hirescam', which need its output alone"
         )
-    return closed_form(candidate.convolution, call.activations, call.logits, method)
+    if run.version is not None and not run.logits.is_inference() and run.logits._version != run.version:
+        raise ValueError(
+            f"the output of {candidate.name!r} was changed in place after the layer, so that the maps are not those of "
+            "its input; change a copy, or use source='argmax', or pass the logits as logits="
+        )
+    return closed_form(candidate.convolution, run.activations, run.logits, method)
 
 
 def closed_form(classifier: nn.Conv2d, activations: Tensor, logits: Tensor, method: str = "gradcam") -> Tensor:

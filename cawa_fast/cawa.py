@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import _validate
 from . import functional as CF
 from ._listener import Listener
-from ._output_check import Call
+from ._output_check import LayerRun
 from ._rules import RecallRule
 from ._state import as_bytes, from_bytes
 from ._wrappers import attach
@@ -181,7 +181,7 @@ class CAWA(nn.Module):
         self._sampler: ValidationSampler | None = None
         self._sampler_state: dict[str, Any] | None = None  # of a checkpoint, for a later sampler()
         if self._listener is not None:
-            self._listener.attach()
+            self._listener.recorder.attach()
 
     @property
     def criterion(self) -> CrossEntropyLoss:
@@ -195,14 +195,13 @@ class CAWA(nn.Module):
     @property
     def logits(self) -> Tensor:
         """``(N, C, h, w)``: the output of the classifier in the last forward pass, with its autograd graph."""
-        call = self._heard("logits").last(wait=False)
+        run = self._heard("logits").last(wait=False)
         self._adopt_corners()
-        return call.logits
+        return run.logits
 
     def maps(self) -> Tensor:
         """``(N, C, h, w)``: activation maps of the last forward pass, after the ReLU, before normalisation."""
-        call = self._heard("maps").last()
-        return self._maps(call)
+        return self._maps(self._heard("maps").last())
 
     def loss(
         self, target: Tensor, *, logits: Tensor | None = None, output: Any = None, weighted: bool = True
@@ -255,16 +254,16 @@ class CAWA(nn.Module):
         """
         weights = self.weights
         target = _validate.masked(target, mask, weights.ignore_index)
-        call = None
+        run = None
         if logits is not None:
             _validate.check_float("CAWA.observe", "logits", logits)
             scored = logits.detach().relu() if weights.source == "cam" else logits.detach()
         else:
             first = self.budget is not None and not self._needs_sampler().taken
-            call = self._heard("observe").use("observe", wait=True, first=first)
+            run = self._heard("observe").use("observe", wait=True, first=first)
             self._adopt_corners()
-            logits = call.logits
-            scored = self._maps(call) if weights.source == "cam" else logits
+            logits = run.logits
+            scored = self._maps(run) if weights.source == "cam" else logits
         self._follow(logits.device)
         if self.budget is not None:
             sampler = self._needs_sampler()
@@ -282,8 +281,8 @@ class CAWA(nn.Module):
                 weights.observe(scored, target)
         else:
             weights.observe(scored, target)
-        if call is not None:
-            self._heard("observe").observed(call)
+        if run is not None:
+            self._heard("observe").observed(run)
 
     def reset(self) -> None:
         """Forget what was observed since the last step, and the last forward pass. The weights stay.
@@ -315,10 +314,20 @@ class CAWA(nn.Module):
         return self._listener.explain()
 
     def step(self, group: dist.ProcessGroup | None = None) -> Tensor:
-        """Call after the last validation batch: the new weights ``(C,)``, see :meth:`AdaptiveClassWeights.step`."""
+        """Call after the last validation batch: the new weights ``(C,)``, see :meth:`AdaptiveClassWeights.step`.
+
+        The next forward passes are compared with the output of the network again, since layers after the classifier may
+        have changed nothing before they were trained.
+        """
         if self.budget is None:
-            return self.weights.step(group)
-        sampler = self._needs_sampler()
+            self.weights.step(group)
+        else:
+            self._step_of_sample(self._needs_sampler(), group)
+        if self._listener is not None:
+            self._listener.compare_again()  # after the collective, since it may raise
+        return self.weight
+
+    def _step_of_sample(self, sampler: ValidationSampler, group: dist.ProcessGroup | None) -> None:
         if not sampler.taken:  # this process has no image of the sample
             self.weights.begin_sample(sampler.draw()[1])
         if self.weights.weight.is_cuda:
@@ -326,7 +335,6 @@ class CAWA(nn.Module):
         times, began = sampler.times(), time.perf_counter_ns()
         sampler.stepped(self.weights.step_with(group, times))
         sampler.late(time.perf_counter_ns() - began)
-        return self.weight
 
     def due(self) -> bool:
         """Whether new weights are due: true at every ``every``-th call. Call it once per iteration or once per epoch.
@@ -363,7 +371,7 @@ class CAWA(nn.Module):
         if self._sampler_state is not None:
             self._sampler.restore(self._sampler_state)
         if self._listener is not None:
-            self._listener.clock = self._sampler
+            self._listener.recorder.clock = self._sampler
         return self._sampler
 
     def get_extra_state(self) -> Tensor:
@@ -387,21 +395,21 @@ class CAWA(nn.Module):
     def close(self) -> None:
         """Remove the hooks from the network and release the last output."""
         if self._listener is not None:
-            self._listener.detach()
+            self._listener.recorder.detach()
             self._listener.forget()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if self._listener is not None:
-            self._listener.clock = self._sampler
+            self._listener.recorder.clock = self._sampler
 
     def _heard(self, purpose: str) -> Listener:
         if self._listener is None:
             raise RuntimeError(f"CAWA.{purpose}: there is no network to listen to; pass the logits as logits=")
         return self._listener
 
-    def _maps(self, call: Call) -> Tensor:
-        return maps_at_classifier(self._heard("maps").candidates[call.candidate], call, self.method)
+    def _maps(self, run: LayerRun) -> Tensor:
+        return maps_at_classifier(self._heard("maps").candidates[run.candidate], run, self.method)
 
     def _adopt_corners(self) -> None:
         """Use the network's own sample positions, once they are known."""

@@ -60,7 +60,7 @@ def test_naive_counts_are_the_fast_ones(epoch, reference_libraries):
     classifier = find_classifier(adaptive.network, 19)
     with measure.quiet():
         counts = naive_counts(adaptive.network, classifier, batch, 19)
-    adaptive.cawa.weights.counts.zero_()
+    adaptive.cawa.reset()
     adaptive.validate(batch, Stopwatch(CPU))
     fast = adaptive.cawa.weights.counts
     assert counts[0].add(counts[2]).equal(fast[0] + fast[2])  # ground truth

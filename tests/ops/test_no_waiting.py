@@ -15,7 +15,7 @@ import cawa_fast as cf
 import cawa_fast.functional as CF
 from cawa_fast import reference
 from cawa_fast._classifier import Candidate, outputs_of
-from cawa_fast._output_check import Call, Comparison
+from cawa_fast._output_check import Comparison, LayerRun
 from tests.conftest import DEVICE
 from tests.support.cases import noise
 
@@ -91,7 +91,7 @@ def test_comparing_a_layer_with_the_output():
     case = noise(C, 2, *SIZES["resized"])
     output = torch.rand(2, C, *SIZES["resized"][1])
     candidate = Candidate("head", torch.nn.Identity(), torch.nn.Conv2d(1, C, 1))
-    call = Call(0, case.logits, case.logits, True, True)
+    call = LayerRun(0, case.logits, case.logits, True, True, None)
     options = {"explicit": False, "align_corners": None}
     comparison = twice(lambda: Comparison("CAWA", [candidate], [(call,)], outputs_of({"out": output}), C, **options))
     with pytest.raises(ValueError, match=r"head: .*% off"):

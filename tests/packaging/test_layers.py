@@ -18,6 +18,7 @@ LAYERS = (
     {"cawa"},
     {"adaptive", "cam", "nn", "sampling", "estimation", "metrics", "weighting"},
     {"_listener"},
+    {"_recorder"},
     {"_output_check", "_wrappers"},
     {"_classifier"},
     {"functional"},
