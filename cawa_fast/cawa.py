@@ -30,11 +30,11 @@ class CAWA(nn.Module):
     Finds the 1x1 convolution that computes the network's logits and registers a forward hook on it. The loss reads the
     low-resolution logits before any upsampling, and the activation maps follow from them in closed form.
 
-    **Which layer.** Several 1x1 convolutions may have C outputs. On the first forward pass in training mode, and the
-    first in evaluation mode, their outputs, resized, are compared with what the network returned, at a few hundred
-    positions. The layer that agrees is used, with the ``align_corners`` that agrees. If none does, or several do, an
-    error lists them. :meth:`explain` says what was found. On a GPU nothing waits for the comparison: until it has
-    finished, the loss is computed from the network's own output.
+    **Which layer.** Several 1x1 convolutions may have C outputs. In the first forward pass of the training, the first
+    other one, and the first of each size of images, their outputs, resized, are compared with what the network
+    returned, at a few hundred positions, and once more after each step. The layer that agrees is used, with the ``align_corners``
+    that agrees. If none does, or several do, an error lists them. :meth:`explain` says what was found. On a GPU nothing
+    waits for a comparison: until the first has finished, the loss is computed from the network's own output.
 
     **Without a hook.** ``CAWA(None, num_classes)`` works with any network, with windows, scales and mirrored images:
     pass the logits to :meth:`loss` and :meth:`observe` as ``logits=``. With ``source="cam"`` the maps are then Grad-CAM
