@@ -32,9 +32,10 @@ class CAWA(nn.Module):
 
     **Which layer.** Several 1x1 convolutions may have C outputs. In the first forward pass of the training, the first
     other one, and the first of each size of images, their outputs, resized, are compared with what the network
-    returned, at a few hundred positions, and once more after each step. The layer that agrees is used, with the ``align_corners``
-    that agrees. If none does, or several do, an error lists them. :meth:`explain` says what was found. On a GPU nothing
-    waits for a comparison: until the first has finished, the loss is computed from the network's own output.
+    returned, at a few hundred positions, and once more after each step. The layer that agrees is used, with the
+    ``align_corners`` that agrees. If none does, or several do, an error lists them. :meth:`explain` says what was
+    found. On a GPU nothing waits for a comparison: until the first has finished, the loss is computed from the
+    network's own output.
 
     **Without a hook.** ``CAWA(None, num_classes)`` works with any network, with windows, scales and mirrored images:
     pass the logits to :meth:`loss` and :meth:`observe` as ``logits=``. With ``source="cam"`` the maps are then Grad-CAM
