@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 
 import torch
 from torch import Tensor, nn
 
 from ._classifier import Candidate, best_guess, find_candidates, outputs_of
-from ._output_check import Choice, Comparison, LayerRun, as_logits
+from ._output_check import Choice, Comparison, LayerRun, as_logits, log
 from ._recorder import RELEASED, Pass, Recorder
 from ._wrappers import is_sharded_as_a_whole, unwrapped
 
@@ -268,10 +267,13 @@ class Listener:
             return
         self._warned = True
         name = self.candidates[self.guess].name
-        warnings.warn(
-            f"{self.who}: {name!r} is taken for the layer that computes the logits, and could not be compared with "
-            f"what the network returned: {why}. Pass classifier={name!r} to confirm, or the right layer",
-            stacklevel=2,
+        log.warning(
+            "%s: %r is taken for the layer that computes the logits, and could not be compared with what the network "
+            "returned: %s. Pass classifier=%r to confirm, or the right layer",
+            self.who,
+            name,
+            why,
+            name,
         )
 
     def _run_of(self, choice: Choice | None) -> LayerRun:

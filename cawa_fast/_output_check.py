@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from . import reference
 from ._classifier import MAIN_KEYS, Candidate, Output, best_guess
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger("cawa_fast")
 _LATTICE = 16
 _TOLERANCE = 1e-4  # of the root mean square of the output, in float32: a hundred times what rounding explains
 
@@ -127,10 +126,11 @@ class Comparison:
         self._host: Tensor | None = None
         self._copied: torch.cuda.Event | None = None
         if self._values.is_cuda:  # copied without waiting; is_ready() says when it has arrived
-            self._host = torch.empty(self._values.shape, pin_memory=True)
-            self._host.copy_(self._values, non_blocking=True)
-            self._copied = torch.cuda.Event()
-            self._copied.record()
+            with torch.cuda.device(self._values.device):
+                self._host = torch.empty(self._values.shape, pin_memory=True)
+                self._host.copy_(self._values, non_blocking=True)
+                self._copied = torch.cuda.Event()
+                self._copied.record()
 
     def is_ready(self) -> bool:
         """Whether :meth:`decide` would not wait for a GPU."""
@@ -207,7 +207,7 @@ class Comparison:
         if self.align_corners is not None and align_corners not in (None, self.align_corners):
             words += f", whereas align_corners={self.align_corners} was passed"
         if self.align_corners is not None and align_corners not in (None, self.align_corners) and not self.quiet:
-            _log.warning(
+            log.warning(
                 "%s: align_corners=%s was passed, but the network resizes its logits with align_corners=%s: loss and "
                 "scores are those of slightly other predictions. Leave the argument out to use the network's own",
                 self.who,
@@ -265,11 +265,15 @@ class Comparison:
         main = self.outputs[0].name
         if others and not any(main.endswith((f"[{key!r}]", f".{key}")) for key in MAIN_KEYS):
             rest = ", ".join(f"{self.candidates[index].name!r} ({name})" for index, name in others.items())
-            warnings.warn(
-                f"{self.who}: the network returns several maps with {self.num_classes} channels. {main}, of "
-                f"{mine!r}, is taken for the logits; the others are those of {rest}. Pass classifier={mine!r} to "
-                "confirm, or another one",
-                stacklevel=2,
+            log.warning(
+                "%s: the network returns several maps with %d channels. %s, of %r, is taken for the logits; the others "
+                "are those of %s. Pass classifier=%r to confirm, or another one",
+                self.who,
+                self.num_classes,
+                main,
+                mine,
+                rest,
+                mine,
             )
 
     def _way_out(self) -> str:
