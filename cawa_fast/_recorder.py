@@ -58,7 +58,7 @@ class _Hook:
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any = None) -> None:
         recorder = self.link.recorder()
-        if recorder is None or torch.compiler.is_exporting():
+        if recorder is None or _is_exporting():
             return
         if self._layer is not None:
             recorder.hear(self._layer, module, (*inputs, *options.values()), output)
@@ -229,6 +229,12 @@ class Recorder:
 def _size_of(inputs: tuple[Any, ...]) -> tuple[int, ...] | None:
     """Height and width of the images among the arguments of a network."""
     return next((tuple(x.shape[-2:]) for x in inputs if isinstance(x, Tensor) and x.dim() >= 3), None)
+
+
+def _is_exporting() -> bool:
+    """Whether ``torch.export`` runs the network, on tensors without values."""
+    # Not torch.compiler.is_exporting(), which is always true in code that torch 2.11 compiles.
+    return getattr(torch.compiler, "_is_exporting_flag", False)
 
 
 def _in_backward() -> bool:

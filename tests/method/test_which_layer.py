@@ -673,7 +673,7 @@ def test_layers_after_the_classifier_that_do_nothing_at_first(after: str) -> Non
         lambda net, x: up(net.after(net.head(x)) if after != "refinement" else net.head(x) + net.after(net.head(x))),
         head=head(),
         after={
-            "normalisation": nn.BatchNorm2d(C, eps=0.0),
+            "normalisation": nn.BatchNorm2d(C),
             "refinement": nn.Conv2d(C, C, 3, padding=1),
             "scale": nn.Conv2d(C, C, 1, groups=C, bias=False),
         }[after],

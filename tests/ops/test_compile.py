@@ -143,6 +143,7 @@ def test_compile_with_dynamic_shapes():
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # raised by inductor
+@pytest.mark.slow
 def test_compile_with_inductor():
     """Inductor checks the strides of the fake implementation's results. With channels_last they are not the default."""
     check_compiled("inductor", "channels_last", "same")
