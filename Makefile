@@ -5,7 +5,7 @@
 # make coverage   the fast tests, with a report of the lines that they run; six minutes
 # make demo       trains with uniform and with adaptive weights and compares the two on a page; three minutes
 # make bench      measures every operator against its baselines on this CPU and updates README.md; ten minutes
-# make sanitize   runs the compiled code under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer; five minutes
+# make sanitize   runs the compiled code under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer; twenty minutes
 # make clean      removes .venv and everything that was built
 # make help       prints this list
 
