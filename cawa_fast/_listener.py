@@ -200,7 +200,6 @@ class Listener:
         Raises:
             ValueError: no layer has computed what the network returned.
         """
-        self.recorder.settled.clear()
         while self._pending:
             current, comparison = self._pending.popitem()
             self._decide(current, comparison)

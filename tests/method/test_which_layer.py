@@ -95,6 +95,10 @@ def test_a_head_that_runs_twice_in_a_pass() -> None:
 
     cawa = check(Net(forward, head=head()), lambda output: output["out"])
     assert "run 1 of 2" in cawa.explain()
+    images, labels = batch()
+    for _ in range(2):  # what was found is used, not compared
+        output = cawa._listener.recorder.root.train()(images)
+        torch.testing.assert_close(cawa.loss(labels), F.cross_entropy(output["out"], labels))
 
 
 def test_a_run_that_compiled_code_does_not_keep() -> None:

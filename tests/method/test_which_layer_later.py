@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -103,6 +104,7 @@ def test_a_comparison_is_made_once_for_each_kind_and_size_between_two_steps(monk
         for _ in range(3):
             model.train()(images)
             cawa.loss(labels).backward()
+            assert cawa._listener.recorder.output is RELEASED
         for views in (images, images, images[..., :16], images[..., :16]):
             with torch.no_grad():
                 model.eval()(views)
@@ -180,6 +182,25 @@ def test_another_head_from_a_later_stage_on() -> None:
             model.eval()(images)
             cawa.observe(labels)
         cawa.step()
+
+
+def test_a_head_that_runs_once_more_in_a_later_pass() -> None:
+    def forward(net: Net, x: Tensor) -> Any:
+        z = net.head(x)
+        return {"out": up(z), "aux": net.head(2 * x)} if net.twice else {"out": up(z)}
+
+    model = Net(forward, head=head())
+    cawa = cf.CAWA(model, C)
+    images, labels = batch()
+    for model.twice in (False, True):
+        model(images)
+        if model.twice:
+            with pytest.raises(
+                RuntimeError, match=r"'head' ran 2 times in the last forward pass, and 1 times.*logits="
+            ):
+                cawa.loss(labels)
+        else:
+            cawa.loss(labels)
 
 
 def test_a_compiled_scale_of_1_is_seen_when_it_has_been_trained() -> None:

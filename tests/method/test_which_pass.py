@@ -152,6 +152,26 @@ def test_passes_of_the_other_kind_and_of_other_listeners_do_not_count() -> None:
         cawa.step()
 
 
+def test_passes_before_a_sample_do_not_count() -> None:
+    """With a budget, the sampler says which passes are scored: those before its first batch were for something else."""
+    model = network()
+    images, labels = batch(6)
+    cawa = cf.CAWA(model, C, budget=4)
+    for _ in range(2):
+        for _ in range(3):  # metrics on all images
+            evaluate(model, images)
+        for index in torch.tensor(list(cawa.sampler(len(images)))).split(2):
+            evaluate(model, images[index])
+            cawa.observe(labels[index])
+        cawa.step()
+    evaluate(model, images[index])
+    cawa.observe(labels[index])
+    for _ in range(2):
+        evaluate(model, images[index])
+    with pytest.raises(RuntimeError, match="2 forward passes"):
+        cawa.observe(labels[index])
+
+
 def test_one_pass_may_have_several_losses() -> None:
     """Mixed labels: two losses of one forward pass; in validation the loss before or after the scores."""
     model = network()
@@ -213,6 +233,14 @@ def test_checkpoints_repeat_the_pass_in_backward() -> None:
             loss.backward()
         assert model.net[0].weight.grad.abs().sum() > 0
         assert model.net[3].weight.grad.abs().sum() > 0
+    model = network()
+    cawa = cf.CAWA(model, C)
+    for _ in range(2):  # the whole network, from outside
+        output = checkpoint(model, images, use_reentrant=False)
+        loss, logits = cawa.loss(labels), cawa.logits
+        torch.testing.assert_close(loss, F.cross_entropy(output, labels))
+        loss.backward()
+        assert cawa.logits is logits
     model = Checkpointed(True, True)
     cawa = cf.CAWA(model, C)
     model(images)
