@@ -236,6 +236,20 @@ def test_a_copy_of_the_network_for_an_average_of_weights():
     cawa.loss(target).backward()
 
 
+def test_hooks_that_came_with_a_copy_are_removed():
+    model = network()
+    cawa = cf.CAWA(model, C)
+    twin = copy.deepcopy(model)
+    del cawa
+    for each in (twin, model):
+        other = cf.CAWA(each, C)
+        assert [len(module._forward_hooks) for module in (each, each[3])] == [1, 1]
+        assert len(each._forward_pre_hooks) == 1
+        other.close()
+        assert not any(module._forward_hooks or module._forward_hooks_with_kwargs for module in each.modules())
+        assert not any(module._forward_pre_hooks or module._forward_pre_hooks_with_kwargs for module in each.modules())
+
+
 def test_saving_the_whole_network():
     model = network()
     cawa = cf.CAWA(model, C)
