@@ -177,6 +177,7 @@ def test_an_adapter_around_the_classifier(trained: bool) -> None:
     model = Net(lambda net, x: up(net.head(x)), head=Adapter(head()))
     if trained:
         nn.init.normal_(model.head.lora_B["default"].weight)
+    assert cf.cam.find_classifier(model, C) is model.head.base_layer  # and not lora_B, which comes last
     cawa = check(model, lambda output: output)
     assert "'head'" in cawa.explain()
     images, _ = batch()
