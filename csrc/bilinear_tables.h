@@ -8,11 +8,14 @@
 namespace cawa_fast {
 
 // Positions along one axis. Output i interpolates between inputs low[i] and min(low[i] + 1, in_size - 1), with weights
-// 1 - high_weight[i] and high_weight[i]; high_weight is in [0, 1]. Both vectors have out_size elements.
+// 1 - high_weight[i] and high_weight[i]; high_weight is in [0, 1]. `offset` is high_weight without the rounding of
+// positions to float32. All vectors have out_size elements. The first `before` outputs lie before input 0.
 struct Taps {
   int64_t in_size, out_size;
   std::vector<int32_t> low;
-  std::vector<float> high_weight;
+  std::vector<float> high_weight, offset;
+  float step;
+  int32_t before;
 };
 
 Taps bilinear_taps(int64_t in_size, int64_t out_size, bool align_corners);
@@ -25,7 +28,7 @@ class CellTables {
 
  private:
   std::vector<int32_t> low_, high_, first_phase_, column_;
-  std::vector<float> high_weight_;
+  std::vector<float> high_weight_, offset_;
 };
 
 class ColumnTables {
@@ -47,7 +50,7 @@ class RowGroupTables {
 
  private:
   std::vector<RowGroup> groups_;
-  std::vector<float> high_weight_;
+  std::vector<float> high_weight_, offset_;
 };
 
 }  // namespace cawa_fast

@@ -133,7 +133,8 @@ void run_tile(const CrossEntropy& p, const Tile& tile, int64_t index, const Tile
   for (int64_t i = tile.pixels; i < kTile; ++i) label[i] = kInvalid;
   Pixels pixels[kGroup];
   bool any = false;
-  for (int g = 0; g < kGroup; ++g) any |= look_up(loss, label + g * kLanes, pixels[g]);
+  for (int g = 0; g < kGroup; ++g)
+    any |= look_up(loss, __builtin_convertvector(load_as<Shorts>(label + g * kLanes), Ints), pixels[g]);
 
   // The logits of a tile without valid labels are not read.
   if (!any) {
@@ -181,7 +182,7 @@ void run_tile(const CrossEntropy& p, const Tile& tile, int64_t index, const Tile
     for (int g = 0; g < kGroup; ++g) {
       float* at = scratch + c * kTile + g * kLanes;
       const Floats shifted = load(at) - top[g];
-      const Floats e = exp2_of_nonpositive<true>(shifted * kLog2E);
+      const Floats e = exp2<true>(shifted * kLog2E);
       if (kSmoothed) weighted[g] += loss.weight[c] * shifted;
       sum[g] += e;
       if (kGrad) store(at, e);
@@ -198,8 +199,9 @@ void run_tile(const CrossEntropy& p, const Tile& tile, int64_t index, const Tile
       }
       upstream = load(grads);
     }
-    const Terms terms =
-        pixel_terms(loss, pixels[g], top[g], sum[g], load(at_label + g * kLanes), weighted[g], upstream);
+    const Floats log_sum = log_of_positive(sum[g]);
+    const Terms terms = pixel_terms(loss, pixels[g], sum[g], log_sum, (top[g] - load(at_label + g * kLanes)) + log_sum,
+                                    weighted[g], upstream);
     coefficient[g] = terms.coefficient;
     smooth[g] = terms.smooth;
     total += __builtin_convertvector(terms.loss * pixels[g].factor, Doubles);

@@ -6,13 +6,13 @@
 namespace cawa_fast {
 namespace CAWA_FAST_ISA {
 
-// 2^t for t <= 0; relative error up to 2e-7, exactly 1 at 0, 0 below 2^-126.
+// 2^t for t < 127; relative error up to 2e-7, exactly 1 at 0, 0 below 2^-126.
 //
 // t = n + f with n an integer and |f| <= 1/2. 2^f is the polynomial of degree 5 that is 1 at 0 and minimises the
 // largest relative error; n is added to the exponent. With kNan, NaN gives NaN and -inf gives 0; without it, t must be
 // finite.
 template <bool kNan>
-CAWA_FAST_INLINE Floats exp2_of_nonpositive(Floats t) {
+CAWA_FAST_INLINE Floats exp2(Floats t) {
 #if defined(__AVX512F__)
   const Floats n = bit_cast<Floats>(_mm512_roundscale_ps(bit_cast<__m512>(t), _MM_FROUND_TO_NEAREST_INT));
   const Floats f = t - n;

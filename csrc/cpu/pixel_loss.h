@@ -30,11 +30,10 @@ CAWA_FAST_INLINE Floats entries(const float* table, bool few, const int32_t* lab
   return load(result);
 }
 
-// Fills `pixels` for `label`, kLanes decoded labels or kInvalid. Returns whether any is valid.
-CAWA_FAST_INLINE bool look_up(const Loss& loss, const uint16_t* label, Pixels& pixels) {
-  const Ints wide = __builtin_convertvector(load_as<Shorts>(label), Ints);
-  pixels.valid = wide != kInvalid;
-  const Ints index = wide & pixels.valid;
+// Fills `pixels` for decoded labels, kInvalid among them. Returns whether any is valid.
+CAWA_FAST_INLINE bool look_up(const Loss& loss, Ints label, Pixels& pixels) {
+  pixels.valid = label != kInvalid;
+  const Ints index = label & pixels.valid;
   store(pixels.label, index);
   pixels.at_label = pixels.factor = Floats{};
   if (!bits(pixels.valid)) return false;
@@ -55,14 +54,14 @@ struct Terms {
   Floats label_term;
 };
 
-// `maximum`: of the logits z. `sum`: of exp(z_c - maximum). `at_label`: the label's logit. `weighted`: with smoothing,
-// the sum of weight[c] * (z_c - maximum). `grad`: the upstream gradient.
-CAWA_FAST_INLINE Terms pixel_terms(const Loss& loss, const Pixels& pixels, Floats maximum, Floats sum, Floats at_label,
-                                   Floats weighted, Floats grad) {
+// `sum`: of exp(z_c - reference), for any reference logit. `log_sum`: its logarithm, read only with smoothing.
+// `negative_log`: minus the logarithm of the label's probability. `weighted`: with smoothing, the sum of weight[c] *
+// (z_c - reference). `grad`: the upstream gradient.
+CAWA_FAST_INLINE Terms pixel_terms(const Loss& loss, const Pixels& pixels, Floats sum, Floats log_sum,
+                                   Floats negative_log, Floats weighted, Floats grad) {
   Terms terms;
-  const Floats log_sum = log_of_positive(sum);
   const bool smoothed = loss.smooth > 0;
-  Floats value = pixels.at_label * ((maximum - at_label) + log_sum);
+  Floats value = pixels.at_label * negative_log;
   if (smoothed) value += loss.smooth * (loss.weight_sum * log_sum - weighted);
   const Floats factor = pixels.factor * grad;
   const Floats of_label = pixels.at_label * factor;

@@ -1,4 +1,8 @@
-// Resize and cross-entropy of one vector of cells in one group of rows: stages 1 to 3 of resized_cross_entropy.cpp.
+// Resize and cross-entropy of one vector of cells, pixel by pixel: one exponential per pixel and class. This serves
+// what resized_patch.h cannot: steep cells, logits that are not moderate (rows.h), and shrinking. Stages:
+//   1. per output row and phase: interpolate all classes; maximum
+//   2. exponentials and their sum, then the loss and the coefficients of the gradient
+//   3. per class: sum the gradients of rows and phases, with their four bilinear weights, in four accumulators
 #pragma once
 
 #include "../kernels.h"
@@ -11,10 +15,25 @@ namespace CAWA_FAST_ISA {
 // Floats of exponentials that are kept for stage 3: 256 KiB, a quarter of a common L2 cache.
 constexpr int64_t kKept = 256 * 1024 / sizeof(float);
 
+// Exponentials of one class in a vector of patches are computed from this many numbers (resized_patch.h).
+constexpr int kSequence = 4;
+// A patch is at most kSide x kSide pixels of a cell.
+constexpr int kSide = 4, kPatch = kSide * kSide;
+
+// Of a vector of patches, by pixel and lane.
+struct PatchMemory {
+  int32_t* label;           // kInvalid where invalid
+  uint8_t* present;         // (classes): whether the class is the label of a pixel
+  float* sum;               // of the exponentials
+  float* at_label;          // the label's exponential; from stage 3 on, minus label_term of Terms in pixel_loss.h
+  float* coefficient;       // see Terms
+  float* coefficient_high;  // the same, times the weight of the right input
+};
+
 // The memory of a task, carved from `memory`; with null only `size`, in floats, is of use.
 struct CellScratch {
   CellScratch(const ResizedCrossEntropy& p, float* memory)
-      : width(p.columns->blocks * kBlock), classes(p.input.classes) {
+      : width(p.columns->blocks * kBlock), right(p.columns->gathered ? width : 1), classes(p.input.classes) {
     most_phases = 1;
     for (int64_t block = 0; block < p.columns->blocks; ++block) {
       most_phases = larger(most_phases, p.columns->first_phase[block + 1] - p.columns->first_phase[block]);
@@ -37,34 +56,73 @@ struct CellScratch {
       for (int side = 0; side < 2; ++side) sums[i][side] = take(classes * width);
     }
     line = take(larger(row_stride(), p.input.width) + kBlock);
+    for (int i = 0; i < 2; ++i) top[i] = take(row_stride());
+    sequences = take(classes * kSequence * kLanes);
+    patch.sum = take(kPatch * kLanes);
+    patch.at_label = take(kPatch * kLanes);
+    patch.coefficient = take(kPatch * kLanes);
+    patch.coefficient_high = take(kPatch * kLanes);
+    patch.label = reinterpret_cast<int32_t*>(take(kPatch * kLanes));
+    patch.present = reinterpret_cast<uint8_t*>(take((classes + 4) / 4));
     exponentials = take(kept_rows * row_of_exponentials);
     coefficient = take(kept_rows * most_phases * kLanes);
     coefficient_high = take(kept_rows * most_phases * kLanes);
-    labels = reinterpret_cast<uint16_t*>(take((most_rows * (p.label_width + 1) + 1) / 2));
+    labels = reinterpret_cast<uint16_t*>(take((most_rows * (p.label_width + 1) + 2) / 2));
     size = next - memory;
   }
 
-  // Floats per class in `row`: the low inputs of all slots, then their high inputs.
-  int64_t row_stride() const { return 2 * width; }
+  // Floats per class in `row`, which has the left input of slot s at s and the right one at s + right.
+  int64_t row_stride() const { return width + larger(right, kBlock); }
 
-  int64_t width, classes, most_phases, most_rows, kept_rows, size;
-  float* row[2];            // (classes, 2, width) each: two input rows, low and high input of each slot
-  float* sums[2][2];        // (classes, width) each: for two gradient rows, the sums of low and high inputs by slot
-  float* line;              // (input width): one input row
+  int64_t width, right, classes, most_phases, most_rows, kept_rows, size;
+  float* row[2];      // (classes, row_stride) each: two input rows
+  float* sums[2][2];  // (classes, width) each: for two gradient rows, the sums of low and high inputs by slot
+  float* line;        // (input width): one input row
+  float* top[2];      // (row_stride) each: the largest input over classes, as in `row`
+  float* sequences;   // (classes, kSequence, kLanes), see resized_patch.h
+  PatchMemory patch;
   float* exponentials;      // (kept_rows, classes, phases, kLanes)
   float* coefficient;       // (kept_rows, phases, kLanes)
   float* coefficient_high;  // the same, times the weight of the right input
   uint16_t* labels;         // (rows, label_width + 1): decoded labels of the group, the last of each row kInvalid
 };
 
+// Memory that is needed after this group: that of class 0, and the step to the next class in bytes. Rows of
+// neighbouring classes lie far apart, so that no hardware prefetches them. Without these prefetches, reading the inputs
+// and writing the gradient took 40 % of the time at 2x150x128x128.
+struct Ahead {
+  const char* at;
+  int64_t step;
+};
+
 // The data of one vector of cells in one group.
 struct Place {
-  const float *low, *high;       // the input rows above and below, at class 0; left inputs, the right ones follow
-  int64_t class_stride;          // of `low` and `high`
+  const float *low, *high;       // the input rows above and below, left inputs of class 0
+  int64_t class_stride, right;   // of `low` and `high`; right inputs lie `right` after left ones
   const int32_t* column;         // (phases, kLanes): output columns, label_width for none
   const float* high_weight;      // (phases, kLanes): weights in [0, 1] of the right inputs
-  int64_t phase_stride, phases;  // phase_stride: of `column` and `high_weight`
+  const float* offset;           // the same without rounding
+  int64_t phase_stride, phases;  // phase_stride: of `column`, `high_weight` and `offset`
+  Ahead next_input, gradient;
 };
+
+// The upstream gradient of the pixels in a row of labels that starts at `label_start`.
+CAWA_FAST_INLINE Floats upstream_of(const ResizedCrossEntropy& p, int64_t label_start, const int32_t* column) {
+  if (!p.loss.grad_per_pixel) return common_grad(p.loss);
+  float grads[kLanes];
+  for (int lane = 0; lane < kLanes; ++lane) {
+    grads[lane] = p.loss.grad[label_start + smaller(column[lane], p.label_width - 1)];
+  }
+  return load(grads);
+}
+
+CAWA_FAST_INLINE void write_losses(const ResizedCrossEntropy& p, int64_t label_start, const int32_t* column,
+                                   Floats losses) {
+  if (!p.loss.pixel_loss) return;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if (column[lane] < p.label_width) p.loss.pixel_loss[label_start + column[lane]] = losses[lane];
+  }
+}
 
 // Stages 1 and 2 for kPhases phases, from `phase` on, of one output row. kFinite: all inputs are moderate (rows.h).
 // row_weight: weight in [0, 1] of the input row below. labels: (label_width + 1), the row's decoded labels. e: output,
@@ -81,10 +139,7 @@ Doubles softmax(const ResizedCrossEntropy& p, const Place& place, int64_t phase,
   bool any = false;
   for (int k = 0; k < kPhases; ++k) {
     weight[k] = load(place.high_weight + (phase + k) * place.phase_stride);
-    uint16_t label[kLanes];
-    for (int lane = 0; lane < kLanes; ++lane)
-      label[lane] = labels[place.column[(phase + k) * place.phase_stride + lane]];
-    any |= look_up(loss, label, pixels[k]);
+    any |= look_up(loss, gather(labels, load(place.column + (phase + k) * place.phase_stride)), pixels[k]);
   }
   if (!any && !loss.pixel_loss) {  // nothing to compute
     if (kGrad) {
@@ -105,7 +160,7 @@ Doubles softmax(const ResizedCrossEntropy& p, const Place& place, int64_t phase,
   for (int64_t c = 0; c < classes; ++c) {
     const float* low = place.low + c * place.class_stride;
     const float* high = place.high + c * place.class_stride;
-    const int64_t right = place.class_stride / 2;
+    const int64_t right = place.right;
     const Floats left_value = load(low) * above + load(high) * row_weight;
     const Floats right_value = load(low + right) * above + load(high + right) * row_weight;
     const Floats difference = right_value - left_value;
@@ -125,7 +180,7 @@ Doubles softmax(const ResizedCrossEntropy& p, const Place& place, int64_t phase,
     for (int k = 0; k < kPhases; ++k) {
       float* at = e + c * step + k * kLanes;
       const Floats shifted = load(at) - top[k];
-      Floats value = exp2_of_nonpositive<!kFinite>(shifted * kLog2E);
+      Floats value = exp2<!kFinite>(shifted * kLog2E);
       sum[k] += value;
       if (kSmoothed) weighted[k] += loss.weight[c] * shifted;
       if (!kFinite) value = bit_cast<Floats>(bit_cast<Ints>(value) & pixels[k].valid);  // stage 3 would compute 0 * NaN
@@ -135,23 +190,12 @@ Doubles softmax(const ResizedCrossEntropy& p, const Place& place, int64_t phase,
   Doubles total = {};
   for (int k = 0; k < kPhases; ++k) {
     const int32_t* column = place.column + (phase + k) * place.phase_stride;
-    Floats upstream = common_grad(loss);
-    if (loss.grad_per_pixel) {
-      float grads[kLanes];
-      for (int lane = 0; lane < kLanes; ++lane) {
-        grads[lane] = loss.grad[label_start + smaller(column[lane], p.label_width - 1)];
-      }
-      upstream = load(grads);
-    }
+    const Floats upstream = upstream_of(p, label_start, column);
     float label_term[kLanes];
-    const Terms terms =
-        pixel_terms(loss, pixels[k], top[k], sum[k], load(at_label + k * kLanes), weighted[k], upstream);
+    const Floats log_sum = log_of_positive(sum[k]), negative_log = (top[k] - load(at_label + k * kLanes)) + log_sum;
+    const Terms terms = pixel_terms(loss, pixels[k], sum[k], log_sum, negative_log, weighted[k], upstream);
     total += __builtin_convertvector(terms.loss * pixels[k].factor, Doubles);
-    if (loss.pixel_loss) {
-      for (int lane = 0; lane < kLanes; ++lane) {
-        if (column[lane] < p.label_width) loss.pixel_loss[label_start + column[lane]] = terms.loss[lane];
-      }
-    }
+    write_losses(p, label_start, column, terms.loss);
     if (kGrad) {
       store(coefficient + k * kLanes, terms.coefficient);
       store(coefficient_high + k * kLanes, terms.coefficient * weight[k]);
@@ -228,28 +272,29 @@ CAWA_FAST_INLINE void add_gradient(const Loss& loss, const Rows& rows, const Flo
   }
 }
 
-// All stages for one vector of cells in one group. Adds the gradient to low[0], low[1], high[0] and high[1], as
-// add_gradient does, and returns the scaled losses.
+// All stages for output rows [begin, end) of one vector of cells. labels: (rows, label_width + 1), their decoded
+// labels. Adds the gradient to low[0], low[1], high[0] and high[1], as add_gradient does, and returns the scaled
+// losses.
 template <bool kFinite, bool kSmoothed, bool kGrad>
-Doubles run_cells(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, const RowGroup& group,
-                  const Place& place, int64_t slot, float* const* low, float* const* high) {
+Doubles run_cells(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, int32_t begin, int32_t end,
+                  const uint16_t* labels, const Place& place, int64_t slot, float* const* low, float* const* high) {
   Doubles total = {};
-  for (int32_t first = group.begin; first < group.end; first += static_cast<int32_t>(s.kept_rows)) {
-    const int32_t last = static_cast<int32_t>(smaller(first + s.kept_rows, group.end));
+  for (int32_t first = begin; first < end; first += static_cast<int32_t>(s.kept_rows)) {
+    const int32_t last = static_cast<int32_t>(smaller(first + s.kept_rows, end));
     const int64_t row_size = s.classes * place.phases * kLanes;
     Floats smooth[4] = {};  // the four sums of add_gradient
     for (int32_t y = first; y < last; ++y) {
       const float row_weight = p.rows->high_weight[y];
       const int64_t label_start = (n * p.label_height + y) * p.label_width;
-      const uint16_t* labels = s.labels + (y - group.begin) * (p.label_width + 1);
+      const uint16_t* row_labels = labels + (y - begin) * (p.label_width + 1);
       float* e = s.exponentials + (y - first) * row_size;
       float* coefficient = s.coefficient + (y - first) * place.phases * kLanes;
       float* coefficient_high = s.coefficient_high + (y - first) * place.phases * kLanes;
       Floats row_smooth = {}, row_smooth_high = {};
       const auto run = [&]<int kPhases>(int64_t phase) __attribute__((always_inline)) {
         const int64_t at = phase * kLanes;
-        total += softmax<kPhases, kFinite, kSmoothed, kGrad>(p, place, phase, row_weight, label_start, labels, e + at,
-                                                             place.phases * kLanes, coefficient + at,
+        total += softmax<kPhases, kFinite, kSmoothed, kGrad>(p, place, phase, row_weight, label_start, row_labels,
+                                                             e + at, place.phases * kLanes, coefficient + at,
                                                              coefficient_high + at, &row_smooth, &row_smooth_high);
       };
       int64_t phase = 0;

@@ -14,47 +14,124 @@
 #include "../kernels.h"
 #include "decode.h"
 #include "resized_cells.h"
+#include "resized_patch.h"
 #include "rows.h"
 
 namespace cawa_fast {
 namespace CAWA_FAST_ISA {
 namespace {
 
-// Reads input row y to `out`, (classes, 2, width), by slots. Returns whether all values are moderate (rows.h).
-bool read_slots(const ResizedCrossEntropy& p, int64_t n, int64_t y, const CellScratch& s, float* out) {
+// Reads input row y to `out`, (classes, row_stride), by slots, and the largest over the classes to `top`, (row_stride).
+// Returns whether all values are moderate (rows.h).
+bool read_slots(const ResizedCrossEntropy& p, int64_t n, int64_t y, const CellScratch& s, float* out, float* top) {
   const Cells& columns = *p.columns;
+  const int64_t stride = s.row_stride();
   bool moderate = true;
+  for (int64_t i = 0; i < stride; i += kLanes) store(top + i, broadcast(-kInfinity));
   for (int64_t c = 0; c < s.classes; ++c) {
-    float* low = out + c * s.row_stride();
-    float* high = low + s.width;
+    float* row = out + c * stride;
     if (columns.gathered) {
       moderate &= read_row(p.input, n, c, y, s.line);
       for (int64_t slot = 0; slot < s.width; ++slot) {
-        low[slot] = s.line[columns.low[slot]];
-        high[slot] = s.line[columns.high[slot]];
+        row[slot] = s.line[columns.low[slot]];
+        row[slot + s.right] = s.line[columns.high[slot]];
       }
-    } else {
-      moderate &= read_row(p.input, n, c, y, low);
-      const float last = low[columns.slots - 1];
-      for (int64_t slot = columns.slots; slot < s.width; ++slot) low[slot] = last;
-      std::memcpy(high, low + 1, (s.width - 1) * sizeof(float));
-      high[s.width - 1] = last;
+      continue;
     }
+    float* inputs = row - columns.first;
+    moderate &= read_row(p.input, n, c, y, inputs);
+    row[0] = inputs[0];
+    for (float* border = inputs + p.input.width; border < row + stride; ++border) *border = border[-1];
+    for (int64_t i = 0; i < stride; i += kLanes) store(top + i, maximum(load(row + i), load(top + i)));
   }
   return moderate;
 }
 
+// Row y of image n from column x on, to be prefetched; `nothing`, any address, if there is no such row.
+Ahead ahead_of(const void* data, Float type, int64_t row, int64_t stride_c, int64_t stride_x, int64_t x,
+               const void* nothing) {
+  const int64_t bytes = type == Float::kFloat32 ? 4 : 2;
+  if (row < 0 || stride_x != 1) return {static_cast<const char*>(nothing), 0};
+  return {static_cast<const char*>(data) + (row + x) * bytes, stride_c * bytes};
+}
+
+// Copies the inputs of the first vector of cells to s.sequences, which is free outside of patches. There the right
+// input of cell -1 is input 1, as in PyTorch; its weight is 0, but 0 * inf is NaN. In rows of moderate values it is
+// input 0, where all cells' right inputs follow the left ones.
+Place first_cells(const ResizedCrossEntropy& p, const CellScratch& s, Place place) {
+  const float* const rows[2] = {place.low, place.high};
+  float* to = s.sequences;
+  for (int64_t c = 0; c < s.classes; ++c) {
+    for (const float* row : rows) {
+      const float* from = row + c * place.class_stride;
+      store(to, load(from));
+      store(to + kLanes, load(from + 1));
+      if (p.input.width > 1) to[kLanes] = from[2];
+      to += 2 * kLanes;
+    }
+  }
+  place.low = s.sequences;
+  place.high = s.sequences + 2 * kLanes;
+  place.class_stride = 4 * kLanes;
+  place.right = kLanes;
+  return place;
+}
+
+// Whether patches are faster than one exponential per pixel.
+bool has_patches(const ResizedCrossEntropy& p) {
+  return !p.columns->gathered && p.label_width * p.label_height >= kLeastRatio * p.input.width * p.input.height;
+}
+
+// All stages for one vector of cells in one group, as run_cells, patch by patch.
+template <bool kSmoothed, bool kGrad>
+Doubles run_patches(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, const RowGroup& group,
+                    const Place& cells, Floats reference, int64_t slot, float* const* low, float* const* high) {
+  const int64_t label_stride = p.label_width + 1;
+  Floats step = broadcast(p.columns->step);
+  if (slot + p.columns->first < 0) step[0] = 0;  // all columns left of input column 0 have its values
+  Doubles total = {};
+  int32_t part_end = group.begin;
+  for (int32_t y = group.begin; y < group.end; y = part_end) {
+    // The rows above input row 0 are not spaced like the others: all have the values of input row 0.
+    const bool before = y < p.rows->before;
+    const int32_t end = before ? p.rows->before : group.end;
+    const int32_t left = (end - y + kSide - 1) / kSide;  // patches
+    part_end = y + (end - y + left - 1) / left;
+    const uint16_t* labels = s.labels + (y - group.begin) * label_stride;
+    const int64_t label_start = (n * p.label_height + y) * p.label_width;
+    Place place = cells;
+    for (int64_t phase = 0; phase < cells.phases; phase += place.phases) {
+      const int64_t parts = (cells.phases - phase + kSide - 1) / kSide, at = phase * cells.phase_stride;
+      place.phases = (cells.phases - phase + parts - 1) / parts;
+      place.column = cells.column + at;
+      place.high_weight = cells.high_weight + at;
+      place.offset = cells.offset + at;
+      const Patch patch{part_end - y, static_cast<int>(place.phases),    load(place.offset),
+                        step,         before ? 0.0f : p.rows->offset[y], before ? 0.0f : p.rows->step};
+      if (!run_patch<kSmoothed, kGrad>(p, s, label_start, labels, place, patch, reference, slot, low, high, &total)) {
+        total += run_cells<true, kSmoothed, kGrad>(p, s, n, y, part_end, labels, place, slot, low, high);
+      }
+    }
+  }
+  return total;
+}
+
 // Computes one group of rows of image n and returns its scaled loss. rows[0], rows[1]: the input rows above and below,
-// from read_slots. low, high: the gradient sums of these rows, to which it adds.
+// and top[0], top[1]: the largest of all classes there, from read_slots. low, high: the gradient sums of these rows, to
+// which it adds.
 template <bool kSmoothed, bool kGrad>
 double run_group(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, const RowGroup& group, bool finite,
-                 float* const* rows, float* const* low, float* const* high) {
+                 float* const* rows, float* const* top, float* const* low, float* const* high) {
   const int64_t label_stride = p.label_width + 1;
+  const bool patches = finite && has_patches(p);
   for (int32_t y = group.begin; y < group.end; ++y) {
     uint16_t* labels = s.labels + (y - group.begin) * label_stride;
     decode(p.labels, (n * p.label_height + y) * p.label_width, p.label_width, labels);
     labels[p.label_width] = kInvalid;
   }
+  const bool is_last = group.high + 1 >= p.input.height;
+  const int64_t next_input = is_last ? -1 : n * p.input.stride_n + (group.high + 1) * p.input.stride_y;
+  const int64_t gradient = p.grad_input ? n * p.grad_n + group.low * p.grad_y : -1;
   Doubles total = {};
   for (int64_t slot = 0; slot < p.columns->slots; slot += kLanes) {
     const int64_t block = slot / kBlock, first = p.columns->first_phase[block];
@@ -62,12 +139,24 @@ double run_group(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, 
     const Place place{rows[0] + slot,
                       rows[1] + slot,
                       s.row_stride(),
+                      s.right,
                       p.columns->column + at,
                       p.columns->high_weight + at,
+                      p.columns->offset + at,
                       kBlock,
-                      p.columns->first_phase[block + 1] - first};
-    total += finite ? run_cells<true, kSmoothed, kGrad>(p, s, n, group, place, slot, low, high)
-                    : run_cells<false, kSmoothed, kGrad>(p, s, n, group, place, slot, low, high);
+                      p.columns->first_phase[block + 1] - first,
+                      ahead_of(p.input.data, p.input.type, next_input, p.input.stride_c, p.input.stride_x, slot, &p),
+                      ahead_of(p.grad_input, p.input.type, gradient, p.grad_c, p.grad_x, slot, &p)};
+    if (patches) {
+      const Floats reference = maximum(maximum(load(top[0] + slot), load(top[0] + slot + s.right)),
+                                       maximum(load(top[1] + slot), load(top[1] + slot + s.right)));
+      total += run_patches<kSmoothed, kGrad>(p, s, n, group, place, reference, slot, low, high);
+    } else if (finite) {
+      total += run_cells<true, kSmoothed, kGrad>(p, s, n, group.begin, group.end, s.labels, place, slot, low, high);
+    } else {
+      const Place cells = slot + p.columns->first < 0 ? first_cells(p, s, place) : place;
+      total += run_cells<false, kSmoothed, kGrad>(p, s, n, group.begin, group.end, s.labels, cells, slot, low, high);
+    }
   }
   return sum_of_lanes(total);
 }
@@ -81,10 +170,12 @@ void write_row(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, in
     float* __restrict line = s.line;
     const float* __restrict left = sums ? sums[0] + c * s.width : nullptr;
     const float* __restrict right = sums ? sums[1] + c * s.width : nullptr;
-    if (sums && !columns.gathered) {  // slot s lies between inputs s and s + 1; the last slot has one input
-      line[0] = left[0];
-      for (int64_t x = 1; x < columns.slots; ++x) line[x] = left[x] + right[x - 1];
-      line[columns.slots - 1] += right[columns.slots - 1];
+    if (sums && !columns.gathered) {  // cell s lies between inputs s and s + 1; those at the borders have one input
+      const int64_t last = p.input.width - 1, first = -columns.first;  // slots of cells -1 and 0
+      line[0] = first ? left[0] + left[1] : left[0];
+      for (int64_t x = 1; x <= last; ++x) line[x] = left[x + first] + right[x + first - 1];
+      line[last] += right[last + first];
+      if (first) line[smaller(1, last)] += right[0];
     } else {
       std::memset(line, 0, p.input.width * sizeof(float));
     }
@@ -131,6 +222,7 @@ void run_rows(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, int
   }
 
   float* rows[2] = {s.row[0], s.row[1]};
+  float* top[2] = {s.top[0], s.top[1]};
   float* const* sums = s.sums[0];       // of the group's upper row
   float* const* next_sums = s.sums[1];  // of its lower row
   const int64_t bytes = s.classes * s.width * static_cast<int64_t>(sizeof(float));
@@ -156,10 +248,13 @@ void run_rows(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, int
       float* kept = rows[1];
       rows[1] = rows[0];
       rows[0] = kept;
+      float* kept_top = top[1];
+      top[1] = top[0];
+      top[0] = kept_top;
     } else {
-      finite = read_slots(p, n, group.low, s, rows[0]);
+      finite = read_slots(p, n, group.low, s, rows[0], top[0]);
     }
-    held_finite = read_slots(p, n, group.high, s, rows[1]);
+    held_finite = read_slots(p, n, group.high, s, rows[1], top[1]);
     held = group.high;
     finite &= held_finite;
 
@@ -174,7 +269,7 @@ void run_rows(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, int
       }
       clear(next_sums);
     }
-    const double loss = run_group<kSmoothed, kGrad>(p, s, n, group, finite, rows, sums, next_sums);
+    const double loss = run_group<kSmoothed, kGrad>(p, s, n, group, finite, rows, top, sums, next_sums);
     if (p.loss.partial_loss && group.low >= begin) p.loss.partial_loss[n * count + index] = loss;
     if (kGrad) {
       if (group.high == group.low) {  // the last group has one input row

@@ -178,6 +178,20 @@ CAWA_FAST_INLINE Floats permute(Floats table, Ints index) {
 #endif
 }
 
+// Lane i of the result is table[index[i]], with index >= 0. The table has room for one more entry than it has.
+CAWA_FAST_INLINE Ints gather(const uint16_t* table, Ints index) {
+#if defined(__AVX512F__)
+  return bit_cast<Ints>(_mm512_i32gather_epi32(bit_cast<__m512i>(index), table, 2)) & 0xffff;
+#elif defined(__AVX2__)
+  return bit_cast<Ints>(_mm256_i32gather_epi32(reinterpret_cast<const int*>(table), bit_cast<__m256i>(index), 2)) &
+         0xffff;
+#else
+  Ints result;
+  for (int lane = 0; lane < kLanes; ++lane) result[lane] = table[index[lane]];
+  return result;
+#endif
+}
+
 // ------------------------------------------------------------------------------------------------- 16-bit floats
 
 CAWA_FAST_INLINE Words widen(const uint16_t* from) { return __builtin_convertvector(load_as<Shorts>(from), Words); }

@@ -67,3 +67,14 @@ def check(logits, target, weight=None, *, grad=None, smoothing=0.0, corners=Fals
     assert loss.dtype == (torch.float64 if logits.dtype == torch.float64 else torch.float32)
     assert leaf.grad.dtype == logits.dtype
     return loss.detach(), leaf.grad
+
+
+def check_infinite_sample(row, column, value):
+    """Assert that a sample (row, column) of 6x7, of infinite ``value``, affects the same pixels as in PyTorch."""
+    logits = torch.randn(1, 3, 6, 7)
+    logits[0, 2, row, column] = value
+    target = torch.randint(0, 2, (1, 24, 28))
+    expected = by_formula(torch.float64, logits, target, reduction="none")
+    loss = CF.cross_entropy(logits, target, reduction="none")
+    assert loss.isnan().equal(expected.isnan())
+    torch.testing.assert_close(loss[~loss.isnan()].double(), expected[~expected.isnan()], rtol=1e-5, atol=1e-6)
