@@ -164,6 +164,19 @@ def check_map_shapes(name: str, argument: str, value: Tensor, target: Tensor) ->
         raise ValueError(f"{name}: {argument} {tuple(value.shape)} is empty, but target is {tuple(target.shape)}")
 
 
+def check_volume_shapes(name: str, argument: str, value: Tensor, target: Tensor) -> None:
+    wanted = (value.shape[0], *value.shape[2:])
+    if target.shape == wanted:
+        return
+    if target.shape[1:2] == (1,) and target.dim() == value.dim():
+        raise ValueError(f"{name}: target must be {wanted}, got {tuple(target.shape)}; use target.squeeze(1)")
+    resize = f"F.interpolate({argument}, size, mode='trilinear')"
+    raise ValueError(
+        f"{name}: for {argument} {tuple(value.shape)} target must have the shape {wanted}, got {tuple(target.shape)}; "
+        f"only (N, C, h, w) is resized, so resize a volume before, as with {resize}"
+    )
+
+
 def check_weight(name: str, weight: Tensor | None, input: Tensor) -> None:
     if weight is None:
         return

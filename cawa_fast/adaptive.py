@@ -424,7 +424,7 @@ class AdaptiveClassWeights(nn.Module):
 
     def _check_observed(self, cam: Tensor) -> None:
         _validate.check_tensor("observe", "cam", cam)
-        if cam.dim() == 4 and cam.shape[1] != self.num_classes:
+        if cam.dim() >= 4 and cam.shape[1] != self.num_classes:
             raise ValueError(
                 f"observe: cam has {cam.shape[1]} channels, but num_classes={self.num_classes}; got {tuple(cam.shape)}"
             )
