@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from . import _label_check, _rules, _validate, reference
 from . import functional as CF
-from ._collective import all_reduce
+from ._collective import check_group, sum_if_distributed
 from ._rules import RecallRule
 from ._state import as_bytes, from_bytes
 from .estimation import Average, Estimate, estimate
@@ -167,17 +167,10 @@ class AdaptiveClassWeights(nn.Module):
         check(max_error > 0, argument="max_error", value=max_error, must="be positive")
         if not callable(rule):
             check_choice("rule", rule, _rules.RULES)
-        if class_names is not None:
-            must = f"have {num_classes} names"
-            if isinstance(class_names, str) or not hasattr(class_names, "__len__"):
-                got = _validate.described(class_names)
-                raise TypeError(f"AdaptiveClassWeights: class_names must be a list of {num_classes} names, got {got}")
-            check(len(class_names) == num_classes, argument="class_names", value=list(class_names), must=must)
-
         self.num_classes = num_classes
         self.delta, self.tau, self.w_min, self.w_max, self.eps = delta, tau, w_min, w_max, eps
         self.ignore_index = ignore_index
-        self.class_names = None if class_names is None else tuple(class_names)
+        self.class_names = _validate.as_class_names("AdaptiveClassWeights", class_names, num_classes)
         self.source, self.ratio, self.ratio_eps = source, ratio, ratio_eps
         self.normalize, self.classes, self.align_corners = normalize, classes, align_corners
         self.momentum, self.max_error = momentum, max_error
@@ -293,11 +286,7 @@ class AdaptiveClassWeights(nn.Module):
 
     def step_with(self, group: dist.ProcessGroup | None, others: Sequence[int] = ()) -> list[int]:
         """:meth:`step` that also sums ``others`` over the processes, in the same all-reduce; returns these sums."""
-        if group is not None and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
-            raise TypeError(
-                "step: group must be None or a process group that this process belongs to, got "
-                f"{_validate.described(group)}; torch.distributed.new_group returns one"
-            )
+        check_group("step", group)
         counts, matrix, others = self._gather(group, others)
         # After the collective: a process that raises must not leave the others waiting in it.
         _label_check.check_labels()
@@ -377,8 +366,7 @@ class AdaptiveClassWeights(nn.Module):
         if others:
             flat.append(counts.new_tensor(others))
         everything = torch.cat(flat)
-        if dist.is_available() and dist.is_initialized():
-            all_reduce(everything, group)
+        sum_if_distributed(everything, group)
         summed = everything.cpu().split([*(part.numel() for part in parts), len(others)])
         matrix = None if self.confusion is None else summed[1].view_as(self.confusion)
         return summed[0].view(counts.shape), matrix, summed[-1].tolist()

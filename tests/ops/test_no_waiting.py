@@ -73,6 +73,14 @@ def test_confusion_matrix(size):
     assert counts.sum().item() == same.sum().item() == (case.target != 255).sum().item()
 
 
+def test_metrics():
+    case = noise(C, 2, *SIZES["resized"])
+    metrics = cf.SegmentationMetrics(C, ignore_index=255)  # the counts move to the device
+    twice(lambda: metrics.update(case.logits, case.target))
+    assert metrics.local.device == pretend.DEVICE
+    assert metrics.compute().confusion.sum().item() == 2 * (case.target != 255).sum().item()
+
+
 @pytest.mark.parametrize("size", ["same", "resized"])
 @pytest.mark.parametrize("normalize", reference.NORMALIZATIONS)
 def test_cam_counts(normalize, size):
