@@ -15,7 +15,7 @@ from . import _label_check, _rules, _validate, reference
 from . import functional as CF
 from ._collective import check_group, sum_if_distributed
 from ._rules import RecallRule
-from ._state import as_bytes, from_bytes
+from ._state import as_history, from_history
 from .estimation import Average, Estimate, estimate
 from .metrics import MetricValues, segmentation_metrics
 
@@ -41,7 +41,9 @@ class AdaptiveClassWeights(nn.Module):
     with every rule, because it would take most of the weight and no pixel would use it; its scores are computed.
 
     All state is in buffers. It moves with the module and is saved in ``state_dict``; a resumed run continues with the
-    same bits. ``weight`` is updated in place, so that losses, CUDA graphs and DDP use the new values.
+    same bits. ``weight`` is updated in place, so that losses, CUDA graphs and DDP use the new values. The shapes in
+    ``state_dict`` depend on the arguments alone, so that a fresh module loads it in any framework, also with
+    ``torch.distributed.checkpoint``; the last 1000 records of the history are part of it.
 
     Args:
         num_classes: ``C``, at least 1. With 1, softmax cross-entropy is always 0, of which the losses warn.
@@ -334,7 +336,8 @@ class AdaptiveClassWeights(nn.Module):
         self.held.copy_(held)
         self.last_csps.copy_(self.csps.where(~(self.csps.isnan() | self.held), self.last_csps))
         record: dict[str, Any] = {name: value.float().tolist() for name, value in results.items()}
-        record |= {"step": len(self.history) + 1, "pixels": (score.counts[0] + score.counts[2]).round().long().tolist()}
+        last_step = self.history[-1].get("step", len(self.history)) if self.history else 0
+        record |= {"step": last_step + 1, "pixels": (score.counts[0] + score.counts[2]).round().long().tolist()}
         if self._drawn is not None:
             record |= {"images": len(self._drawn), "held": held.tolist()}
         self.history.append(record)
@@ -395,10 +398,10 @@ class AdaptiveClassWeights(nn.Module):
         )
 
     def get_extra_state(self) -> Tensor:
-        return as_bytes(self.history)
+        return as_history(self.history, self.num_classes)
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.history = from_bytes(state)
+        self.history = from_history(state)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptiveClassWeights:
         # model.half() casts floating-point buffers, but the weights stay float32: checkpoints hold all of their bits.
