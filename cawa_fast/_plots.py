@@ -53,7 +53,7 @@ def draw_steps(panels: Sequence[Panel], names: Sequence[str], steps: Sequence[in
             norm, colours = Normalize(0, 1), "viridis"
         by_class = [list(row) for row in zip(*panel.values, strict=True)]
         image = axis.imshow(
-            [[value if value > 0 or not panel.around_one else 1 / largest for value in row] for row in by_class],
+            [[max(value, norm.vmin) for value in row] for row in by_class],  # a logarithm has no colour for 0
             norm=norm,
             cmap=colours,
             aspect="auto",
@@ -62,15 +62,17 @@ def draw_steps(panels: Sequence[Panel], names: Sequence[str], steps: Sequence[in
         )
         axis.set_title(panel.title, fontsize=10)
         axis.set_xlabel("step")
-        axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
         last = axis.secondary_yaxis("right")
         last.set_yticks(range(len(names)), [_short(row[-1]) for row in by_class], fontsize=8)
         last.tick_params(length=0)
-        # Of fixed height in inches, which a share of a tall figure would not be.
-        bar = figure.colorbar(
-            image, ax=axis, pad=0.16, aspect=20, shrink=min(1, 3 / (_ROW * len(names))), anchor=(0, 1)
-        )
+        share = min(1, 3 / (_ROW * len(names)))  # at most three inches high, also beside many classes
+        bar = figure.colorbar(image, ax=axis, pad=0.04, aspect=20, shrink=share, anchor=(0, 1))
         bar.ax.tick_params(labelsize=8)
+        if panel.around_one:
+            ticks = [largest**power for power in (-1, -0.5, 0, 0.5, 1)]
+            bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
+            bar.minorticks_off()
     axes[0].set_yticks(range(len(names)), [_plain(name) for name in names], fontsize=8)
     for axis in axes[1:]:
         axis.set_yticks([])
@@ -101,7 +103,7 @@ def _new_figure(panels: int, rows: int) -> tuple[Any, Any]:
     except ImportError as error:
         raise ImportError("plot needs matplotlib; install it with: pip install matplotlib") from error
     figure, axes = plt.subplots(
-        1, panels, squeeze=False, figsize=(5.2 * panels + 0.8, _ROW * max(rows, 6) + _MARGIN), layout="constrained"
+        1, panels, squeeze=False, figsize=(4.8 * panels + 0.8, _ROW * max(rows, 6) + _MARGIN), layout="constrained"
     )
     return figure, axes[0]
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from . import _label_check, _rules, _validate, reference
 from . import functional as CF
 from ._collective import check_group, sum_if_distributed
+from ._plots import Panel, draw_steps, names_of
 from ._rules import RecallRule
 from ._state import as_history, from_history
 from .estimation import Average, Estimate, estimate
@@ -56,7 +57,7 @@ class AdaptiveClassWeights(nn.Module):
         class_counts: ``(C,)`` pixels per class for :math:`n_i`; by default those observed. Pass the counts of the
             training set, because the weights are for its loss. On CamVid, where one class has 0.3 % of the training
             pixels and 2.3 % of the validation pixels, this gains 3 points of mIoU (docs/settings.md).
-        class_names: ``C`` names for tables.
+        class_names: ``C`` names for :meth:`plot`, :meth:`log` and tables.
         source: ``"cam"``: :meth:`observe` takes activation maps. ``"argmax"``: it takes logits and scores the predicted
             classes (the paper's ablation without pseudo masks).
         ratio: ``"none"``: Eq. 6 is left out. ``"paper"``: ``CSPS(t) / (CSPS(t-1) + eps)`` to the letter. A class with
@@ -354,6 +355,69 @@ class AdaptiveClassWeights(nn.Module):
         if self.confusion is not None:
             self.confusion.zero_()
         self._drawn = self._rows = None
+
+    def plot(self) -> tuple[Any, Any]:
+        """The weights and the IoU of every step in :attr:`history`: a row of colours for each class. Needs matplotlib.
+
+        Returns:
+            ``(fig, ax)``, a matplotlib figure and an array of its two axes. It belongs to ``pyplot``: close it with
+            ``plt.close(fig)``, as TensorBoard's ``add_figure`` does.
+
+        Raises:
+            RuntimeError: there was no step yet.
+            ImportError: matplotlib is not installed.
+
+        Example:
+            >>> import torch, cawa_fast as cf
+            >>> weights = cf.AdaptiveClassWeights(2, class_names=["road", "sky"])
+            >>> weights.observe(torch.rand(1, 2, 4, 4), torch.randint(0, 2, (1, 8, 8)))
+            >>> _ = weights.step()
+            >>> fig, ax = weights.plot()
+            >>> [axes.get_title() for axes in ax]
+            ['class weight', 'IoU of the activation maps']
+        """
+        if not self.history:
+            raise RuntimeError("plot: there is nothing to draw before the first step; call step()")
+        scored = {"cam": "activation maps", "argmax": "predictions"}[self.source]
+        panels = [
+            Panel("class weight", [record["weight"] for record in self.history], around_one=True),
+            Panel(f"IoU of the {scored}", [record["iou"] for record in self.history], around_one=False),
+        ]
+        names = names_of(self.class_names, self.num_classes)
+        return draw_steps(panels, names, [record["step"] for record in self.history])
+
+    def log(self, fn: Callable[[str, float, Any], object], step: Any) -> None:
+        """Log the weights, and the IoU of the last step, as numbers. Synchronises with the device.
+
+        The names are ``cawa/weight/road`` and ``cawa/iou/road`` for a class "road", and ``cawa/miou`` for the mean IoU
+        of the classes that have one; a class without a name has its number. What is NaN is left out: before the first
+        step every IoU, after it that of a class without ground truth.
+
+        Args:
+            fn: called as ``fn(name, value, step)``, such as ``SummaryWriter.add_scalar``.
+            step: what ``fn`` gets, such as the number of the epoch.
+
+        Raises:
+            TypeError: ``fn`` cannot be called.
+
+        Example:
+            >>> import cawa_fast as cf
+            >>> cf.AdaptiveClassWeights(2, class_names=["road", "sky"]).log(print, 7)
+            cawa/weight/road 1.0 7
+            cawa/weight/sky 1.0 7
+        """
+        if not callable(fn):
+            raise TypeError(
+                f"log: fn must be a function of (name, value, step), got {_validate.described(fn)}; pass a method such "
+                "as writer.add_scalar"
+            )
+        names = names_of(self.class_names, self.num_classes)
+        values = {f"weight/{name}": value for name, value in zip(names, self.weight.tolist(), strict=True)}
+        values |= {f"iou/{name}": value for name, value in zip(names, self.iou.tolist(), strict=True)}
+        values["miou"] = self.iou.nanmean().item()
+        for name, value in values.items():
+            if not math.isnan(value):
+                fn(f"cawa/{name}", value, step)
 
     def _gather(
         self, group: dist.ProcessGroup | None, others: Sequence[int]

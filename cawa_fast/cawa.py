@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -336,6 +336,21 @@ class CAWA(nn.Module):
         times, began = sampler.times(), time.perf_counter_ns()
         sampler.stepped(self.weights.step_with(group, times))
         sampler.late(time.perf_counter_ns() - began)
+
+    def plot(self) -> tuple[Any, Any]:
+        """Weights and IoU by class and step, as a figure ``(fig, ax)``; see :meth:`AdaptiveClassWeights.plot`."""
+        return self.weights.plot()
+
+    def log(self, fn: Callable[[str, float, Any], object], step: Any) -> None:
+        """Log weights, IoU and mIoU with ``fn(name, value, step)``; see :meth:`AdaptiveClassWeights.log`.
+
+        Example:
+            >>> import cawa_fast as cf
+            >>> cf.CAWA(None, 2, class_names=["road", "sky"]).log(print, 7)
+            cawa/weight/road 1.0 7
+            cawa/weight/sky 1.0 7
+        """
+        self.weights.log(fn, step)
 
     def due(self) -> bool:
         """Whether new weights are due: true at every ``every``-th call. Call it once per iteration or once per epoch.
