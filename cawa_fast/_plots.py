@@ -48,7 +48,8 @@ def draw_steps(panels: Sequence[Panel], names: Sequence[str], steps: Sequence[in
         if panel.around_one:
             finite = [abs(math.log(value)) for row in panel.values for value in row if 0 < value < math.inf]
             largest = math.exp(max([*finite, math.log(1.5)]))
-            norm, colours = LogNorm(1 / largest, largest), "RdBu_r"
+            norm: Normalize = LogNorm(1 / largest, largest)
+            colours = "RdBu_r"
         else:
             norm, colours = Normalize(0, 1), "viridis"
         by_class = [list(row) for row in zip(*panel.values, strict=True)]

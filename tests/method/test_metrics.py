@@ -330,7 +330,7 @@ def test_batches_that_do_not_fit_change_nothing() -> None:
             metrics.update(*arguments)
     with pytest.raises(ValueError, match=r"SegmentationMetrics.update: mask must be bool of shape \(3,\)"):
         metrics.update(logits, target, mask=[True])
-    with pytest.raises(TypeError, match="SegmentationMetrics.sync: group must be None or a process group"):
+    with pytest.raises(TypeError, match=r"SegmentationMetrics\.sync: group must be None or a process group"):
         metrics.sync(group=0)
     assert not metrics.local.any()
 

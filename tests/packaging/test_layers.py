@@ -19,7 +19,7 @@ LAYERS = (
     {"adaptive", "cam", "nn", "sampling", "estimation", "evaluation", "metrics", "weighting"},
     {"_listener"},
     {"_recorder"},
-    {"_output_check", "_wrappers"},
+    {"_output_check", "_wrappers", "_closed_form"},
     {"_classifier"},
     {"functional"},
     {"_ops"},
