@@ -15,6 +15,7 @@ from torch import Tensor
 
 import cawa_fast as cf
 import cawa_fast.functional as CF
+from cawa_fast import evaluation
 from cawa_fast.metrics import MetricValues
 
 C = 5
@@ -232,7 +233,7 @@ def test_in_any_context(context: Any) -> None:
     logits, target = batch()
     with context():
         inside = cf.SegmentationMetrics(C, ignore_index=255, align_corners=True)
-        inside.to("cpu").update(logits, target)
+        inside._apply(torch.clone).update(logits, target)  # what .to(device) does
         inside.compute()
     inside.update(logits.requires_grad_(), target)
     matrix = CF.confusion_matrix(logits, target, ignore_index=255, align_corners=True)
@@ -265,6 +266,26 @@ def test_updates_add_up_and_reset_forgets() -> None:
     metrics.reset()
     metrics.update(*second)
     same(metrics.compute(), values_of(*second, C, ignore_index=255))
+
+
+def test_sums_over_processes_are_not_summed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if another process had counted the same, and a process that only prints did not wait for it."""
+    sums = []
+    monkeypatch.setattr(evaluation, "sum_if_distributed", lambda counts, group: sums.append(counts.mul_(2)))
+    metrics, (logits, target) = cf.SegmentationMetrics(C), batch()
+    target = target.clamp(max=4)
+    matrix = CF.confusion_matrix(logits, target)
+    metrics.update(logits, target)
+    assert metrics.compute(sync=False).confusion.equal(matrix)
+    assert metrics.compute().confusion.equal(2 * matrix)
+    assert metrics.compute().confusion.equal(2 * matrix)
+    assert len(sums) == 1
+    metrics.update(logits, target)
+    assert metrics.compute(sync=False).confusion.equal(3 * matrix)
+    assert metrics.compute().confusion.equal(4 * matrix)
+    metrics.reset()
+    assert not metrics.compute().confusion.any()
+    assert len(sums) == 3  # the others may have counted
 
 
 @pytest.mark.parametrize(
