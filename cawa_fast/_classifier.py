@@ -37,7 +37,7 @@ class Candidate(NamedTuple):
 
     @property
     def num_classes(self) -> int:
-        return self.head.out_features if isinstance(self.head, nn.Linear) else self.head.out_channels
+        return _outputs(self.head)
 
     @property
     def has_channels_last(self) -> bool:
@@ -112,9 +112,8 @@ def find_candidates(
     found = [
         _candidate(name, module, module, model)
         for module, name in names.items()
-        if _has_closed_form(module) and not _is_inside_adapter(name, model)
+        if _has_closed_form(module) and num_classes in (None, _outputs(module)) and not _is_inside_adapter(name, model)
     ]
-    found = [candidate for candidate in found if num_classes in (None, candidate.num_classes)]
     if not found:
         outputs = "" if num_classes is None else f" with num_classes={num_classes} outputs"
         raise ValueError(
@@ -306,6 +305,10 @@ _OTHERS = (
     "another convolution with stride 1 whose zero padding keeps the size of the map, or an nn.Linear over "
     "channels-last features"
 )
+
+
+def _outputs(head: Head) -> int:
+    return head.out_features if isinstance(head, nn.Linear) else head.out_channels
 
 
 def is_pointwise(head: Head) -> bool:
