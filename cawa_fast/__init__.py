@@ -2,6 +2,7 @@
 
 Start with :class:`CAWA` (the closed loop in one object); its parts are :class:`GradCAM`,
 :class:`AdaptiveClassWeights` and :class:`CrossEntropyLoss`, on the operators of :mod:`cawa_fast.functional`.
+:class:`SegmentationMetrics` evaluates any network.
 """
 
 from . import functional, weighting
@@ -9,6 +10,7 @@ from ._label_check import check_labels, set_label_check
 from .adaptive import AdaptiveClassWeights
 from .cam import GradCAM
 from .cawa import CAWA
+from .evaluation import SegmentationMetrics
 from .metrics import segmentation_metrics
 from .nn import CrossEntropyLoss, FocalLoss, LogitAdjustedLoss, RecallLoss
 from .sampling import unpadded
@@ -23,6 +25,7 @@ __all__ = [
     "GradCAM",
     "LogitAdjustedLoss",
     "RecallLoss",
+    "SegmentationMetrics",
     "__version__",
     "check_labels",
     "functional",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from torch import Tensor, nn
 
@@ -14,50 +14,66 @@ MAIN_KEYS = ("out", "logits")
 """Keys under which networks return their logits, beside other tensors; the last is also an attribute."""
 
 
+Head = nn.Conv2d | nn.Linear
+"""The layers for which Grad-CAM has a closed form, see :func:`_has_closed_form`."""
+
+
 class Candidate(NamedTuple):
     """A layer that may compute the logits.
 
     Attributes:
         name: dotted name of ``layer`` in the network.
-        layer: the module whose output the logits may be: ``convolution``, or an adapter around it (LoRA).
-        convolution: the 1x1 convolution, whose weight and bias the closed form of Grad-CAM needs.
+        layer: the module whose output the logits may be: ``head``, or an adapter around it (LoRA).
+        head: the convolution or linear layer, whose weight and bias the closed form of Grad-CAM needs.
     """
 
     name: str
     layer: nn.Module
-    convolution: nn.Conv2d
+    head: Head
 
     @property
     def is_auxiliary(self) -> bool:
         return _is_auxiliary(self.name)
 
+    @property
+    def num_classes(self) -> int:
+        return _outputs(self.head)
+
+    @property
+    def has_channels_last(self) -> bool:
+        """Whether its input and output are ``(N, h, w, K)`` and ``(N, h, w, C)``."""
+        return isinstance(self.head, nn.Linear)
+
 
 def find_classifier(
     model: nn.Module, num_classes: int | None = None, classifier: nn.Module | str | None = None
-) -> nn.Conv2d:
-    """The convolution that seems to compute the logits: ``classifier``, or the last 1x1 convolution of the network.
+) -> Head:
+    """The layer that seems to compute the logits: ``classifier``, or the last 1x1 convolution of the network.
+
+    If there is no 1x1 convolution with one group, it is the last of the other layers for which Grad-CAM has a closed
+    form: a convolution with stride 1 whose zero padding keeps the size of the map, or ``nn.Linear``.
 
     "Last" refers to the order of ``model.named_modules()``. Many models define auxiliary heads after the main head. A
-    convolution is therefore used only as a last resort if a part of its name begins with ``aux``. This is a guess from
-    the network's structure. :class:`cawa_fast.CAWA` and :class:`cawa_fast.GradCAM` compare it with the output of the
+    layer is therefore used only as a last resort if a part of its name begins with ``aux``. This is a guess from the
+    network's structure. :class:`cawa_fast.CAWA` and :class:`cawa_fast.GradCAM` compare it with the output of the
     network.
 
     Args:
         model: the network.
-        num_classes: ``C``. If given, only convolutions with as many outputs are considered.
-        classifier: a 1x1 ``nn.Conv2d``, or its dotted name.
+        num_classes: ``C``. If given, only layers with as many outputs are considered.
+        classifier: such a layer, or its dotted name.
 
     Returns:
-        The ``nn.Conv2d``: kernel 1x1, stride 1, one group, no padding.
+        The ``nn.Conv2d`` or ``nn.Linear``.
 
     Raises:
-        ValueError: there is no such convolution, or ``classifier`` is not one, or has another number of outputs.
+        ValueError: there is no such layer, or ``classifier`` is not one, or has another number of outputs.
 
     Example:
         >>> find_classifier(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 1)))
         Conv2d(8, 5, kernel_size=(1, 1), stride=(1, 1))
     """
-    return best_guess(find_candidates(model, num_classes, classifier)).convolution
+    return best_guess(find_candidates(model, num_classes, classifier)).head
 
 
 def find_candidates(
@@ -71,55 +87,57 @@ def find_candidates(
         ValueError: as :func:`find_classifier`.
 
     Example:
-        >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 5, 3))
-        >>> [candidate.name for candidate in find_candidates(model)]
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 5, 3))
+        >>> [candidate.name for candidate in find_candidates(model)]  # the last does not keep the size of the map
         ['0', '1']
     """
     if num_classes is not None:
         num_classes = as_int("find_classifier", "num_classes", num_classes, "pass the number of classes")
     names = {module: name for name, module in _checked(model).named_modules()}
     if classifier is not None:
-        module = resolve(model, classifier, "classifier")
-        layer, module = module, getattr(module, "base_layer", module)  # of an adapter of peft
-        if not isinstance(module, nn.Conv2d) or not _is_pointwise(module):
+        layer = resolve(model, classifier, "classifier")
+        head: Any = getattr(layer, "base_layer", layer)  # of an adapter of peft
+        if not _has_closed_form(head):
             raise ValueError(
-                f"classifier must be a 1x1 nn.Conv2d (stride 1, one group), got {module}; for another kind of layer "
-                "pass the logits to CAWA's loss() and observe() as logits=, or pass a target_layer to GradCAM"
+                f"classifier must be a 1x1 nn.Conv2d, {_OTHERS}, got {head}; for another kind of layer "
+                "pass the logits to CAWA's loss() and observe() as logits=, with source='argmax' unless you mean "
+                "Grad-CAM at the logits, or pass a target_layer to GradCAM"
             )
-        if num_classes is not None and module.out_channels != num_classes:
+        candidate = _candidate(names.get(layer, "classifier"), layer, head, model)
+        if num_classes is not None and candidate.num_classes != num_classes:
             raise ValueError(
-                f"classifier has {module.out_channels} outputs, but num_classes={num_classes}; make them equal"
+                f"classifier has {candidate.num_classes} outputs, but num_classes={num_classes}; make them equal"
             )
-        return [_candidate(names.get(layer, "classifier"), layer, module, model)]
+        return [candidate]
     found = [
         _candidate(name, module, module, model)
         for module, name in names.items()
-        if isinstance(module, nn.Conv2d)
-        and _is_pointwise(module)
-        and (num_classes is None or module.out_channels == num_classes)
-        and not _is_inside_adapter(name, model)
+        if _has_closed_form(module) and num_classes in (None, _outputs(module)) and not _is_inside_adapter(name, model)
     ]
     if not found:
         outputs = "" if num_classes is None else f" with num_classes={num_classes} outputs"
         raise ValueError(
-            f"no 1x1 nn.Conv2d{outputs} in {type(model).__name__}; pass the layer as classifier=. For a network that "
-            f"ends otherwise, pass the logits yourself: cawa = CAWA(None, {num_classes or 'num_classes'}), "
-            "cawa.loss(labels, logits=z) and cawa.observe(labels, logits=z). GradCAM takes a target_layer, which works "
-            "with any network"
+            f"no 1x1 nn.Conv2d{outputs} in {type(model).__name__}, nor {_OTHERS}; pass the layer as classifier=. "
+            f"For a network that ends otherwise, pass the logits yourself: cawa = CAWA(None, "
+            f"{num_classes or 'num_classes'}), cawa.loss(labels, logits=z) and cawa.observe(labels, logits=z), with "
+            "source='argmax' unless you mean Grad-CAM at the logits. GradCAM takes a target_layer, which works with "
+            "any network"
         )
-    channels = best_guess(found).convolution.out_channels
-    return [candidate for candidate in found if candidate.convolution.out_channels == channels]
+    channels = best_guess(found).num_classes
+    return [candidate for candidate in found if candidate.num_classes == channels]
 
 
 def best_guess(candidates: list[Candidate]) -> Candidate:
-    """The last candidate that is not auxiliary, or the last one.
+    """The last candidate that is not auxiliary, or the last one; 1x1 convolutions first.
 
     Example:
         >>> heads = [Candidate(name, nn.Conv2d(8, 5, 1), nn.Conv2d(8, 5, 1)) for name in ("head", "aux_head.1")]
         >>> best_guess(heads).name
         'head'
     """
-    return ([candidate for candidate in candidates if not candidate.is_auxiliary] or candidates)[-1]
+    candidates = [candidate for candidate in candidates if not candidate.is_auxiliary] or candidates
+    pointwise = [c for c in candidates if is_pointwise(c.head) and not c.has_channels_last and c.head.groups == 1]
+    return (pointwise or candidates)[-1]
 
 
 def _checked(model: Any) -> nn.Module:
@@ -262,12 +280,12 @@ def _named_tensors(value: Any, name: str, depth: int) -> Iterator[tuple[str, Ten
         yield from _named_tensors(part, part_name, depth - 1)
 
 
-def _candidate(name: str, layer: nn.Module, convolution: nn.Conv2d, model: nn.Module) -> Candidate:
-    """The candidate, or the adapter around it, whose output replaces that of the convolution."""
+def _candidate(name: str, layer: nn.Module, head: Head, model: nn.Module) -> Candidate:
+    """The candidate, or the adapter around it, whose output replaces that of the head."""
     parent, _, child = name.rpartition(".")
     if child == "base_layer":
-        return Candidate(parent, model.get_submodule(parent), convolution)
-    return Candidate(name, layer, convolution)
+        return Candidate(parent, model.get_submodule(parent), head)
+    return Candidate(name, layer, head)
 
 
 def _is_inside_adapter(name: str, model: nn.Module) -> bool:
@@ -283,10 +301,33 @@ def _is_auxiliary(name: str) -> bool:
     return any(part.startswith("aux") for part in name.split("."))
 
 
-def _is_pointwise(module: nn.Conv2d) -> bool:
-    return (
-        module.kernel_size == (1, 1)
-        and module.stride == (1, 1)
-        and module.groups == 1
-        and module.padding in ((0, 0), "valid", "same")
-    )
+_OTHERS = (
+    "another convolution with stride 1 whose zero padding keeps the size of the map, or an nn.Linear over "
+    "channels-last features"
+)
+
+
+def _outputs(head: Head) -> int:
+    return head.out_features if isinstance(head, nn.Linear) else head.out_channels
+
+
+def is_pointwise(head: Head) -> bool:
+    """Whether a position of the logits depends on that position of the features alone."""
+    return isinstance(head, nn.Linear) or head.kernel_size == (1, 1)
+
+
+def _has_closed_form(module: nn.Module) -> TypeGuard[Head]:
+    """Whether Grad-CAM at the input of the module follows from its weight, and the maps fit the logits."""
+    if isinstance(module, nn.Linear):
+        return True
+    if not isinstance(module, nn.Conv2d) or module.stride != (1, 1):
+        return False
+    if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
+        return False  # a scale of logits, and no classifier
+    half = tuple(d * (k - 1) / 2 for d, k in zip(module.dilation, module.kernel_size, strict=True))
+    keeps_size = module.padding in ("same", half)
+    if is_pointwise(module):
+        return keeps_size or module.padding == "valid"
+    # What replaces the forward pass may replace the weight or the padding too.
+    plain = type(module).forward is nn.Conv2d.forward and type(module)._conv_forward is nn.Conv2d._conv_forward
+    return keeps_size and plain and module.padding_mode == "zeros"

@@ -49,10 +49,12 @@ class Listener:
             candidates = [best_guess(candidates)]
         self.who, self.candidates, self.guess = who, candidates, candidates.index(best_guess(candidates))
         self.explicit, self.verify = classifier is not None, verify
-        self.num_classes = candidates[0].convolution.out_channels
+        self.num_classes = candidates[0].num_classes
         self.wanted_corners = align_corners
         self.choices: dict[bool, Choice] = {}  # for passes of the training, and for others
-        self.recorder = Recorder(root, [candidate.layer for candidate in candidates], keep_output=verify)
+        layers, channels_last = zip(*((c.layer, c.has_channels_last) for c in candidates), strict=True)
+        self.recorder = Recorder(root, list(layers), list(channels_last), keep_output=verify)
+        self._sizes: dict[Pass, tuple[int, int]] = {}  # of the logits that the network returned
         self._observed: weakref.ref[Tensor] | None = None
         self._pending: dict[Pass, Comparison] = {}  # those that a GPU may not have finished
         self._needs_output: bool | None = None
@@ -80,14 +82,17 @@ class Listener:
             RuntimeError: the network has not run.
             ValueError: no layer has computed what the network returned.
         """
-        if not self.has_run():
-            raise RuntimeError(self._why_deaf())
         runs = self.recorder.runs
+        if not any(each.kept for each in runs):
+            if self.recorder.tokens is not None:
+                raise ValueError(self._over_tokens(self.recorder.tokens))
+            raise RuntimeError(self._why_deaf())
         if not self.verify:
             return runs[0].kept[-1]
         current = self.recorder.current
         if self.recorder.compiled:  # which does not tell what it is
             current = Pass(next(run.kept[-1].trains for run in runs if run.kept), None)
+        self._note_size(current)
         known = self.choices.get(current.trains)
         lost = known is not None and self.recorder.compiled and known.run < known.runs - 1  # an error below
         if current not in self.recorder.settled and not lost:
@@ -99,7 +104,7 @@ class Listener:
         return self._run_of(self.choices.get(current.trains) or self.choices.get(not current.trains))
 
     def has_run(self) -> bool:
-        return any(runs.kept for runs in self.recorder.runs)
+        return self.recorder.tokens is not None or any(runs.kept for runs in self.recorder.runs)
 
     @property
     def candidate(self) -> Candidate:
@@ -113,6 +118,11 @@ class Listener:
         if self.wanted_corners is not None:
             return None
         return next((c.align_corners for c in self.choices.values() if c.align_corners is not None), None)
+
+    def resize(self) -> tuple[tuple[int, int] | None, bool]:
+        """To which size the network resizes its logits in a pass as the last one, as far as it is known, and how."""
+        corners = (choice.align_corners for choice in self.choices.values())
+        return self._sizes.get(self.recorder.current), next((c for c in corners if c is not None), False)
 
     def use(self, purpose: str, *, wait: bool = False, first: bool = False) -> LayerRun:
         """:meth:`last`, for a purpose that takes the forward pass for that of a certain batch.
@@ -250,6 +260,16 @@ class Listener:
             self._warn(f"its output holds no map with {self.num_classes} channels")
         return None if main is None else as_logits(main)
 
+    def _note_size(self, current: Pass) -> None:
+        """Keep the size of the returned logits, which is needed after the output has been released."""
+        if self.recorder.output is None:
+            self._sizes.pop(current, None)
+        elif self.recorder.output is not RELEASED:
+            names = {choice.output for choice in self.choices.values()}
+            maps = [map for map in outputs_of(self.recorder.output) if map.tensor.shape[1] == self.num_classes]
+            for map in [*(map for map in maps if map.name in names), *maps][:1]:
+                self._sizes[current] = (map.tensor.shape[-2], map.tensor.shape[-1])
+
     def _decide(self, current: Pass, comparison: Comparison) -> bool:
         """Whether the comparison has told."""
         choice = comparison.decide()
@@ -309,6 +329,13 @@ class Listener:
             return False
         trained = any(parameter.requires_grad for parameter in self.candidates[run.candidate].layer.parameters())
         return run.training_mode and trained
+
+    def _over_tokens(self, layer: int) -> str:
+        return (
+            f"{self.who}: {self.candidates[layer].name!r} is an nn.Linear whose output is no map (N, h, w, C), as it "
+            "is none over tokens (N, L, C). Pass the network's output as logits=, with source='argmax' unless you mean "
+            "Grad-CAM at the logits; GradCAM takes a target_layer"
+        )
 
     def _why_deaf(self) -> str:
         name = self.candidates[self.guess].name

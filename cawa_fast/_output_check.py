@@ -26,11 +26,12 @@ class LayerRun(NamedTuple):
 
     Attributes:
         candidate: its index.
-        activations: input of the 1x1 convolution ``(N, K, h, w)``, without a graph.
+        activations: input of the layer ``(N, K, h, w)``, without a graph.
         logits: output ``(N, C, h, w)``, with its graph.
         training_mode: whether the layer was in training mode.
         trains: whether this was a pass of the training: in training mode and with gradients.
         version: number of changes of ``logits`` in place until then; None if that is not known.
+        activations_version: that of ``activations``.
     """
 
     candidate: int
@@ -39,6 +40,7 @@ class LayerRun(NamedTuple):
     training_mode: bool
     trains: bool
     version: int | None
+    activations_version: int | None = None
 
 
 class Choice(NamedTuple):
@@ -51,6 +53,7 @@ class Choice(NamedTuple):
         align_corners: how the network resizes its output; None if it does not, or if that has not been seen.
         certain: whether there is nothing to compare any more.
         words: what was found, for people.
+        output: name of the output that are the logits.
     """
 
     candidate: int
@@ -59,6 +62,7 @@ class Choice(NamedTuple):
     align_corners: bool | None
     certain: bool
     words: str
+    output: str
 
     def found(self) -> tuple[int, int, int, bool | None]:
         """All but how it was found."""
@@ -115,7 +119,8 @@ class Comparison:
                     if logits.dim() != 4 or logits.shape[:2] != output.tensor.shape[:2]:
                         continue
                     which = next(k for k, other in enumerate(runs[run.candidate]) if other is run)
-                    mixed, size = _is_mixed(output.tensor, logits), output.tensor.shape[-2:]
+                    mixed = _is_mixed(output.tensor, logits, candidates[run.candidate].has_channels_last)
+                    size = output.tensor.shape[-2:]
                     for corners in (False, True)[: 1 if logits.shape[-2:] == size else 2]:
                         self.rows.append(_Row(index, run.candidate, which, corners, mixed))
                         differences.append(_difference(_resized_at(logits, size, places, corners), wanted))
@@ -147,11 +152,12 @@ class Comparison:
         if not self.outputs:
             if self.other_channels and self.other_channels[0].is_main:
                 name, tensor, _ = self.other_channels[0]
-                layer = best_guess(self.candidates)
+                layer, gradcam = best_guess(self.candidates), self.who == "GradCAM"
                 raise ValueError(
-                    f"{self.who}: {layer.name!r}, the last 1x1 convolution, has {self.num_classes} outputs, but the "
-                    f"network has {tensor.shape[1]} ({name} is {tuple(tensor.shape)}); pass the right layer as "
-                    "classifier=, " + ("or a target_layer" if self.who == "GradCAM" else "or the logits as logits=")
+                    f"{self.who}: {layer.name!r}, taken for the layer of the logits, has {self.num_classes} outputs, "
+                    f"but the network has {tensor.shape[1]} ({name} is {tuple(tensor.shape)}); pass the right layer as "
+                    "classifier=, "
+                    + (f"num_classes={tensor.shape[1]} or a target_layer" if gradcam else "or the logits as logits=")
                 )
             return None
         if self._copied is not None and self._host is not None:
@@ -214,7 +220,7 @@ class Comparison:
                 self.align_corners,
                 align_corners,
             )
-        return Choice(candidate, row.run, runs, align_corners, not both or low == (1, 1), words)
+        return Choice(candidate, row.run, runs, align_corners, not both or low == (1, 1), words, name)
 
     def _none(self, found: list[tuple[_Row, float]], considered: Any) -> str:
         output = self.outputs[min(considered)]
@@ -233,7 +239,7 @@ class Comparison:
             else:
                 why = f"{100 * value:.3g} % off{_other_resize(logits, whole)}"
             lines.append(f"{name}{tuple(logits.shape)}, {why}")
-        layers = "the layer passed as classifier= does not do" if self.explicit else "no 1x1 convolution does"
+        layers = "the layer passed as classifier= does not do" if self.explicit else "no layer does"
         return (
             f"{self.who}: {output.name} of the network, {tuple(output.tensor.shape)}, should be the bilinearly resized "
             f"output of its classifier, but {layers} that:\n" + "\n".join(lines) + f"\n{self._way_out()}"
@@ -245,7 +251,7 @@ class Comparison:
             for row in dict.fromkeys((row._replace(align_corners=False, run=0)) for row, _ in agreeing)
             if row.candidate in choices
         ]
-        lines += [f"  no 1x1 convolution: {self.outputs[index].name}" for index in sorted(unmatched)]
+        lines += [f"  no layer: {self.outputs[index].name}" for index in sorted(unmatched)]
         return (
             f"{self.who}: several outputs of the network have {self.num_classes} channels, and which of them are the "
             "logits is not clear:\n" + "\n".join(lines) + "\nPass the layer that computes them as classifier="
@@ -281,7 +287,8 @@ class Comparison:
             return "Pass the right layer as classifier=, or a target_layer, which works with any network"
         return (
             "Pass the right layer as classifier=. If there is none, pass the logits yourself: "
-            f"cawa = CAWA(None, {self.num_classes}), cawa.loss(labels, logits=z) and cawa.observe(labels, logits=z). "
+            f"cawa = CAWA(None, {self.num_classes}), cawa.loss(labels, logits=z) and cawa.observe(labels, logits=z), "
+            "with source='argmax' unless you mean Grad-CAM at the logits. "
             "CAWA(..., verify=False) uses the last of them without this comparison"
         )
 
@@ -345,7 +352,7 @@ def _tolerance(logits: Tensor, output: Tensor) -> float:
     return max(_TOLERANCE, torch.finfo(logits.dtype).eps, torch.finfo(output.dtype).eps)
 
 
-def _is_mixed(output: Tensor, logits: Tensor) -> bool:
+def _is_mixed(output: Tensor, logits: Tensor, channels_last: bool) -> bool:
     """Whether trained parameters enter ``output`` other than through ``logits``, as those of a learned scale do.
 
     At initialisation they may change nothing (a scale of 1, an adapter of 0), so that the values do not show them.
@@ -353,6 +360,8 @@ def _is_mixed(output: Tensor, logits: Tensor) -> bool:
     a teacher. Custom functions (compiled code, checkpointing) hide what is inside them; there the values decide.
     """
     goal = logits.grad_fn
+    if goal is not None and channels_last:
+        goal = goal.next_functions[0][0]  # of the layer: ``logits`` are a view of its output
     if output.grad_fn is None:
         return False
     waiting, seen = [output.grad_fn], {output.grad_fn, goal}

@@ -89,6 +89,7 @@ class Recorder:
     Args:
         root: the network.
         layers: the layers whose outputs are recorded.
+        channels_last: for each of them, whether its maps have their channels last.
         keep_output: whether to keep what the network returns, until :attr:`settled` has the pass.
 
     Attributes:
@@ -99,13 +100,16 @@ class Recorder:
         compiled: whether compiled code ran last. It keeps the last run of each layer alone, and counts no passes.
         replica: whether a copy of a layer has run, as ``nn.DataParallel`` makes them.
         with_gradients: whether the pass as a whole had gradients.
+        tokens: a layer with channels last whose output was no map, or None.
         static_graph: whether it ran in DDP with ``static_graph=True``.
         settled: for passes that need no comparison any more, the layer and which of its runs is kept.
         clock: is told of passes in training mode.
     """
 
-    def __init__(self, root: nn.Module, layers: list[nn.Module], *, keep_output: bool) -> None:
-        self.root, self.layers, self._keep_output = root, layers, keep_output
+    def __init__(
+        self, root: nn.Module, layers: list[nn.Module], channels_last: list[bool], *, keep_output: bool
+    ) -> None:
+        self.root, self.layers, self._channels_last, self._keep_output = root, layers, channels_last, keep_output
         self.settled: dict[Pass, tuple[int, int]] = {}
         self.clock: Clock | None = None
         self._link = _Link()
@@ -145,6 +149,7 @@ class Recorder:
         self.output: Any = None
         self.current = Pass(False, None)
         self.passes = 0
+        self.tokens: int | None = None
         self.compiled = self.replica = self.with_gradients = self.static_graph = self._inside = False
 
     def drop_graph(self) -> None:
@@ -176,21 +181,27 @@ class Recorder:
             self.passes = 0
         self.current = Pass(trains, _size_of(inputs))
         self._inside, self.with_gradients, self.static_graph = True, torch.is_grad_enabled(), in_static_graph()
-        self.output, self.compiled = None, False
+        self.output, self.compiled, self.tokens = None, False, None
         for runs in self.runs:
             runs.kept, runs.count = (), 0
 
     def hear(self, layer: int, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         """A layer has run."""
+        activations = inputs[0].detach()
         trains = module.training and output.requires_grad
+        if self._channels_last[layer]:
+            if output.dim() != 4:
+                self.tokens = layer
+                return
+            activations, output = activations.movedim(-1, 1), output.movedim(-1, 1)
         if torch.compiler.is_compiling():
             self.compiled = True
-            self.runs[layer].kept = (LayerRun(layer, inputs[0].detach(), output, module.training, trains, None),)
+            self.runs[layer].kept = (LayerRun(layer, activations, output, module.training, trains, None),)
         elif module is not self.layers[layer]:
             self.replica = True
         elif not _in_backward():
-            version = None if output.is_inference() else output._version
-            self._keep(layer, LayerRun(layer, inputs[0].detach(), output, module.training, trains, version))
+            versions = [None if tensor.is_inference() else tensor._version for tensor in (output, activations)]
+            self._keep(layer, LayerRun(layer, activations, output, module.training, trains, *versions))
         if module.training and self.clock is not None:
             self.clock.train()
 

@@ -164,6 +164,19 @@ def check_map_shapes(name: str, argument: str, value: Tensor, target: Tensor) ->
         raise ValueError(f"{name}: {argument} {tuple(value.shape)} is empty, but target is {tuple(target.shape)}")
 
 
+def check_volume_shapes(name: str, argument: str, value: Tensor, target: Tensor) -> None:
+    wanted = (value.shape[0], *value.shape[2:])
+    if target.shape == wanted:
+        return
+    if target.shape[1:2] == (1,) and target.dim() == value.dim():
+        raise ValueError(f"{name}: target must be {wanted}, got {tuple(target.shape)}; use target.squeeze(1)")
+    resize = f"F.interpolate({argument}, size, mode='trilinear')"
+    raise ValueError(
+        f"{name}: for {argument} {tuple(value.shape)} target must have the shape {wanted}, got {tuple(target.shape)}; "
+        f"only (N, C, h, w) is resized, so resize a volume before, as with {resize}"
+    )
+
+
 def check_weight(name: str, weight: Tensor | None, input: Tensor) -> None:
     if weight is None:
         return
@@ -209,21 +222,21 @@ def as_fraction(name: str, argument: str, value: Any) -> Any:
     return value
 
 
-def masked(target: Tensor, mask: Tensor | Sequence[bool] | None, ignore_index: int) -> Tensor:
+def masked(target: Tensor, mask: Tensor | Sequence[bool] | None, ignore_index: int, name: str = "observe") -> Tensor:
     """The labels ``(N, H, W)`` with ``ignore_index`` everywhere in the images whose ``mask`` ``(N,)`` is false."""
     if mask is None:
         return target
-    _check_dtype("observe", "target", target, LABELS, "convert it, best on load")
+    _check_dtype(name, "target", target, LABELS, "convert it, best on load")
     try:
         mask = torch.as_tensor(mask, device=target.device)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
-            f"observe: mask must be a bool tensor or a list, one value per image, got {described(mask)}; "
+            f"{name}: mask must be a bool tensor or a list, one value per image, got {described(mask)}; "
             "cawa_fast.unpadded(sampler) returns one"
         ) from None
     if mask.dtype != torch.bool or mask.shape != target.shape[:1]:
         raise ValueError(
-            f"observe: mask must be bool of shape {tuple(target.shape[:1])}, one value per image; "
+            f"{name}: mask must be bool of shape {tuple(target.shape[:1])}, one value per image; "
             f"got {mask.dtype} {tuple(mask.shape)}"
         )
     limits = torch.iinfo(target.dtype)
@@ -273,3 +286,13 @@ def as_class_counts(name: str, counts: Tensor | Sequence[int] | None, num_classe
     valid = bool((result >= 0).all()) and bool(result.double().isfinite().all()) and bool((result > 0).any())
     check(valid, name, "class_counts", result.tolist(), "be finite, not negative and not all zero")
     return result if result.is_floating_point() else result.to(torch.int64)
+
+
+def as_class_names(name: str, class_names: Any, num_classes: int) -> tuple[str, ...] | None:
+    if class_names is None:
+        return None
+    if isinstance(class_names, str) or not hasattr(class_names, "__len__"):
+        got = described(class_names)
+        raise TypeError(f"{name}: class_names must be a list of {num_classes} names, got {got}")
+    check(len(class_names) == num_classes, name, "class_names", list(class_names), f"have {num_classes} names")
+    return tuple(class_names)

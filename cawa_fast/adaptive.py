@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from . import _label_check, _rules, _validate, reference
 from . import functional as CF
-from ._collective import all_reduce
+from ._collective import check_group, sum_if_distributed
+from ._plots import Panel, draw_steps, names_of
 from ._rules import RecallRule
-from ._state import as_bytes, from_bytes
+from ._state import as_history, from_history
 from .estimation import Average, Estimate, estimate
 from .metrics import MetricValues, segmentation_metrics
 
@@ -41,7 +42,9 @@ class AdaptiveClassWeights(nn.Module):
     with every rule, because it would take most of the weight and no pixel would use it; its scores are computed.
 
     All state is in buffers. It moves with the module and is saved in ``state_dict``; a resumed run continues with the
-    same bits. ``weight`` is updated in place, so that losses, CUDA graphs and DDP use the new values.
+    same bits. ``weight`` is updated in place, so that losses, CUDA graphs and DDP use the new values. The shapes in
+    ``state_dict`` depend on the arguments alone, so that a fresh module loads it in any framework, also with
+    ``torch.distributed.checkpoint``; the last 1000 records of the history are part of it.
 
     Args:
         num_classes: ``C``, at least 1. With 1, softmax cross-entropy is always 0, of which the losses warn.
@@ -54,7 +57,7 @@ class AdaptiveClassWeights(nn.Module):
         class_counts: ``(C,)`` pixels per class for :math:`n_i`; by default those observed. Pass the counts of the
             training set, because the weights are for its loss. On CamVid, where one class has 0.3 % of the training
             pixels and 2.3 % of the validation pixels, this gains 3 points of mIoU (docs/settings.md).
-        class_names: ``C`` names for tables.
+        class_names: ``C`` names for :meth:`plot`, :meth:`log` and tables.
         source: ``"cam"``: :meth:`observe` takes activation maps. ``"argmax"``: it takes logits and scores the predicted
             classes (the paper's ablation without pseudo masks).
         ratio: ``"none"``: Eq. 6 is left out. ``"paper"``: ``CSPS(t) / (CSPS(t-1) + eps)`` to the letter. A class with
@@ -167,17 +170,10 @@ class AdaptiveClassWeights(nn.Module):
         check(max_error > 0, argument="max_error", value=max_error, must="be positive")
         if not callable(rule):
             check_choice("rule", rule, _rules.RULES)
-        if class_names is not None:
-            must = f"have {num_classes} names"
-            if isinstance(class_names, str) or not hasattr(class_names, "__len__"):
-                got = _validate.described(class_names)
-                raise TypeError(f"AdaptiveClassWeights: class_names must be a list of {num_classes} names, got {got}")
-            check(len(class_names) == num_classes, argument="class_names", value=list(class_names), must=must)
-
         self.num_classes = num_classes
         self.delta, self.tau, self.w_min, self.w_max, self.eps = delta, tau, w_min, w_max, eps
         self.ignore_index = ignore_index
-        self.class_names = None if class_names is None else tuple(class_names)
+        self.class_names = _validate.as_class_names("AdaptiveClassWeights", class_names, num_classes)
         self.source, self.ratio, self.ratio_eps = source, ratio, ratio_eps
         self.normalize, self.classes, self.align_corners = normalize, classes, align_corners
         self.momentum, self.max_error = momentum, max_error
@@ -293,11 +289,7 @@ class AdaptiveClassWeights(nn.Module):
 
     def step_with(self, group: dist.ProcessGroup | None, others: Sequence[int] = ()) -> list[int]:
         """:meth:`step` that also sums ``others`` over the processes, in the same all-reduce; returns these sums."""
-        if group is not None and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
-            raise TypeError(
-                "step: group must be None or a process group that this process belongs to, got "
-                f"{_validate.described(group)}; torch.distributed.new_group returns one"
-            )
+        check_group("step", group)
         counts, matrix, others = self._gather(group, others)
         # After the collective: a process that raises must not leave the others waiting in it.
         _label_check.check_labels()
@@ -345,7 +337,8 @@ class AdaptiveClassWeights(nn.Module):
         self.held.copy_(held)
         self.last_csps.copy_(self.csps.where(~(self.csps.isnan() | self.held), self.last_csps))
         record: dict[str, Any] = {name: value.float().tolist() for name, value in results.items()}
-        record |= {"step": len(self.history) + 1, "pixels": (score.counts[0] + score.counts[2]).round().long().tolist()}
+        last_step = self.history[-1].get("step", len(self.history)) if self.history else 0
+        record |= {"step": last_step + 1, "pixels": (score.counts[0] + score.counts[2]).round().long().tolist()}
         if self._drawn is not None:
             record |= {"images": len(self._drawn), "held": held.tolist()}
         self.history.append(record)
@@ -363,6 +356,69 @@ class AdaptiveClassWeights(nn.Module):
             self.confusion.zero_()
         self._drawn = self._rows = None
 
+    def plot(self) -> tuple[Any, Any]:
+        """The weights and the IoU of every step in :attr:`history`: a row of colours for each class. Needs matplotlib.
+
+        Returns:
+            ``(fig, ax)``, a matplotlib figure and an array of its two axes. It belongs to ``pyplot``: close it with
+            ``plt.close(fig)``, as TensorBoard's ``add_figure`` does.
+
+        Raises:
+            RuntimeError: there was no step yet.
+            ImportError: matplotlib is not installed.
+
+        Example:
+            >>> import torch, cawa_fast as cf
+            >>> weights = cf.AdaptiveClassWeights(2, class_names=["road", "sky"])
+            >>> weights.observe(torch.rand(1, 2, 4, 4), torch.randint(0, 2, (1, 8, 8)))
+            >>> _ = weights.step()
+            >>> fig, ax = weights.plot()
+            >>> [axes.get_title() for axes in ax]
+            ['class weight', 'IoU of the activation maps']
+        """
+        if not self.history:
+            raise RuntimeError("plot: there is nothing to draw before the first step; call step()")
+        scored = {"cam": "activation maps", "argmax": "predictions"}[self.source]
+        panels = [
+            Panel("class weight", [record["weight"] for record in self.history], around_one=True),
+            Panel(f"IoU of the {scored}", [record["iou"] for record in self.history], around_one=False),
+        ]
+        names = names_of(self.class_names, self.num_classes)
+        return draw_steps(panels, names, [record["step"] for record in self.history])
+
+    def log(self, fn: Callable[[str, float, Any], object], step: Any) -> None:
+        """Log the weights, and the IoU of the last step, as numbers. Synchronises with the device.
+
+        The names are ``cawa/weight/road`` and ``cawa/iou/road`` for a class "road", and ``cawa/miou`` for the mean IoU
+        of the classes that have one; a class without a name has its number. What is NaN is left out: before the first
+        step every IoU, after it that of a class without ground truth.
+
+        Args:
+            fn: called as ``fn(name, value, step)``, such as ``SummaryWriter.add_scalar``.
+            step: what ``fn`` gets, such as the number of the epoch.
+
+        Raises:
+            TypeError: ``fn`` cannot be called.
+
+        Example:
+            >>> import cawa_fast as cf
+            >>> cf.AdaptiveClassWeights(2, class_names=["road", "sky"]).log(print, 7)
+            cawa/weight/road 1.0 7
+            cawa/weight/sky 1.0 7
+        """
+        if not callable(fn):
+            raise TypeError(
+                f"log: fn must be a function of (name, value, step), got {_validate.described(fn)}; pass a method such "
+                "as writer.add_scalar"
+            )
+        names = names_of(self.class_names, self.num_classes)
+        values = {f"weight/{name}": value for name, value in zip(names, self.weight.tolist(), strict=True)}
+        values |= {f"iou/{name}": value for name, value in zip(names, self.iou.tolist(), strict=True)}
+        values["miou"] = self.iou.nanmean().item()
+        for name, value in values.items():
+            if not math.isnan(value):
+                fn(f"cawa/{name}", value, step)
+
     def _gather(
         self, group: dist.ProcessGroup | None, others: Sequence[int]
     ) -> tuple[Tensor, Tensor | None, list[int]]:
@@ -377,8 +433,7 @@ class AdaptiveClassWeights(nn.Module):
         if others:
             flat.append(counts.new_tensor(others))
         everything = torch.cat(flat)
-        if dist.is_available() and dist.is_initialized():
-            all_reduce(everything, group)
+        sum_if_distributed(everything, group)
         summed = everything.cpu().split([*(part.numel() for part in parts), len(others)])
         matrix = None if self.confusion is None else summed[1].view_as(self.confusion)
         return summed[0].view(counts.shape), matrix, summed[-1].tolist()
@@ -407,10 +462,10 @@ class AdaptiveClassWeights(nn.Module):
         )
 
     def get_extra_state(self) -> Tensor:
-        return as_bytes(self.history)
+        return as_history(self.history, self.num_classes)
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.history = from_bytes(state)
+        self.history = from_history(state)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptiveClassWeights:
         # model.half() casts floating-point buffers, but the weights stay float32: checkpoints hold all of their bits.
@@ -424,7 +479,7 @@ class AdaptiveClassWeights(nn.Module):
 
     def _check_observed(self, cam: Tensor) -> None:
         _validate.check_tensor("observe", "cam", cam)
-        if cam.dim() == 4 and cam.shape[1] != self.num_classes:
+        if cam.dim() >= 4 and cam.shape[1] != self.num_classes:
             raise ValueError(
                 f"observe: cam has {cam.shape[1]} channels, but num_classes={self.num_classes}; got {tuple(cam.shape)}"
             )

@@ -7,7 +7,8 @@ at the input of that convolution is therefore
 .. math:: \mathrm{ReLU}\Bigl(\sum_k W_{ck} A_k\Bigr) = \mathrm{ReLU}(z_c - b_c)
 
 up to a positive factor, which every normalisation removes. No backward pass is needed. A bilinear resize after the
-classifier changes nothing, because the interpolation weights of an output pixel sum to 1.
+classifier changes nothing, because the interpolation weights of an output pixel sum to 1. Larger kernels have a closed
+form too, :mod:`cawa_fast._closed_form`.
 
 Shapes in this module: ``N`` images, ``C`` classes, ``K`` channels of the layer, ``(h, w)`` its resolution.
 """
@@ -18,10 +19,10 @@ from types import TracebackType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._classifier import Candidate, find_classifier, find_logits, resolve
+from ._classifier import Head, find_classifier, find_logits, is_pointwise, resolve
+from ._closed_form import closed_form, from_gradient, needs_weight
 from ._listener import Listener
 from ._output_check import LayerRun
 from ._validate import check_choice
@@ -48,14 +49,17 @@ class GradCAM:
 
     ``gradcam++`` replaces the mean by a weighted sum of :math:`\mathrm{ReLU}(G^c_k)` over the positions.
 
-    **Without** ``target_layer`` the maps come in closed form from the network's last 1x1 classifier. This needs no
+    **Without** ``target_layer`` the maps come in closed form from the layer that computes the logits: a 1x1
+    convolution, another one with stride 1 whose zero padding keeps the size of the map, or ``nn.Linear``. This needs no
     backward pass and works under ``no_grad``, ``inference_mode`` and autocast. **With** ``target_layer`` they come from
     autograd, for all classes of a batch from one forward pass. Put the network in ``eval()`` mode first: in training
     mode, batch normalisation makes the images of a batch depend on one another.
 
     The maps are defined up to a positive factor per class, which every normalisation removes. Grad-CAM++ is the
     exception. It is not linear in the gradient, so the scale of the score matters; in closed form the score is the
-    output of the classifier.
+    output of the classifier. So it is for ``hirescam`` and ``layercam``, where a resize that gives some positions more
+    weight (``align_corners=True``, sizes that are no multiples) changes the maps a little; for ``gradcam`` the score is
+    the output of the network.
 
     Sources: Grad-CAM: Selvaraju et al. 2017; Grad-CAM++: Chattopadhay et al. 2018, Eq. 19; HiResCAM: Draelos and Carin
     2020; LayerCAM: Jiang et al. 2021.
@@ -64,17 +68,17 @@ class GradCAM:
         model: the network. Its output is logits ``(N, C, H, W)``, a mapping that holds them as ``"out"`` or
             ``"logits"``, an object that holds them as ``.logits``, or a sequence whose first item they are.
         target_layer: a layer with output ``(N, K, h, w)``, or its dotted name. Default: the input of the classifier.
-        classifier: the 1x1 ``nn.Conv2d`` that computes the logits, or its dotted name. Needed if several outputs of the
-            network may be the logits. With ``target_layer``, the scores come from the output of ``classifier`` if
-            given, otherwise from the output of the network.
-        num_classes: ``C``. Restricts the search for the classifier to convolutions with as many outputs.
+        classifier: the ``nn.Conv2d`` or ``nn.Linear`` that computes the logits, or its dotted name. Needed if several
+            outputs of the network may be the logits. With ``target_layer``, the scores come from the output of
+            ``classifier`` if given, otherwise from the output of the network.
+        num_classes: ``C``. Restricts the search for the classifier to layers with as many outputs.
         method: ``"gradcam"``, ``"gradcam++"``, ``"hirescam"`` or ``"layercam"``.
-        verify: without ``target_layer``, compare the outputs of the 1x1 convolutions with what the network returns, and
-            take the one that agrees (see :class:`cawa_fast.CAWA`). False: take the last one.
+        verify: without ``target_layer``, compare the outputs of such layers with what the network returns, and take the
+            one that agrees (see :class:`cawa_fast.CAWA`). False: take the last one.
 
     Raises:
         ValueError: no classifier is found, ``classifier`` does not fit, a name does not exist, or ``method`` is
-            unknown. The forward pass raises it if no 1x1 convolution computes what the network returns, or if the
+            unknown. The forward pass raises it if no layer computes what the network returns, or if the
             output of ``target_layer`` or of the network does not fit.
         RuntimeError: ``target_layer`` is used under ``inference_mode`` or ``no_grad``, does not run before the logits,
             or runs several times in a forward pass.
@@ -118,9 +122,9 @@ class GradCAM:
         self._grad_mode: torch.enable_grad | None = None
 
     @property
-    def classifier(self) -> nn.Conv2d | None:
-        """The 1x1 convolution whose maps are computed; None with ``target_layer``."""
-        return None if self._listener is None else self._listener.candidate.convolution
+    def classifier(self) -> Head | None:
+        """The layer at whose input the maps are computed; None with ``target_layer``."""
+        return None if self._listener is None else self._listener.candidate.head
 
     def explain(self) -> str:
         """Which layer computes the logits, and how the network's output follows from it, in words."""
@@ -171,8 +175,7 @@ class GradCAM:
         if self._record is None and (self._listener is None or not self._listener.has_run()):
             raise RuntimeError("GradCAM: no forward pass has run; call model(x) inside `with GradCAM(model) as cam:`")
         if self._listener is not None:
-            run = self._listener.last()
-            return maps_at_classifier(self._listener.candidates[run.candidate], run, self.method)
+            return maps_at_classifier(self._listener, self._listener.last(), self.method)
         assert self._record is not None
         return _by_autograd(*self._record, self.method)
 
@@ -229,6 +232,8 @@ class GradCAM:
                 "several places does; pass a layer that runs once, such as the block around it"
             )
         logits = find_logits(output)
+        if isinstance(self._scored, nn.Linear):  # a classifier over features with their channels last
+            logits = logits.movedim(-1, 1)
         self._check_layout("the output of the network", logits)
         if self._num_classes is not None and logits.shape[1] != self._num_classes:
             raise ValueError(
@@ -238,80 +243,35 @@ class GradCAM:
         self._activations = None
 
 
-def maps_at_classifier(candidate: Candidate, run: LayerRun, method: str) -> Tensor:
+def maps_at_classifier(listener: Listener, run: LayerRun, method: str) -> Tensor:
     """The maps ``(N, C, h, w)`` of a run of the classifier, by :func:`closed_form`.
 
     Raises:
-        ValueError: the layer is an adapter (LoRA) around the 1x1 convolution, and ``method`` needs its whole weight; or
-            its output was changed in place.
+        ValueError: the layer is an adapter (LoRA) around the classifier, and the maps need its whole weight; or what
+            they are computed from was changed in place.
     """
-    if candidate.layer is not candidate.convolution and method not in ("gradcam", "hirescam"):
+    candidate = listener.candidates[run.candidate]
+    with_weight = needs_weight(candidate.head, method)
+    if candidate.layer is not candidate.head and with_weight:
         raise ValueError(
-            f"method {method!r} needs the weight of {candidate.name!r}, an adapter around a 1x1 convolution; use "
-            "'gradcam' or 'hirescam', which need its output alone"
+            f"method {method!r} needs the weight of {candidate.name!r}, an adapter around {candidate.head}; use "
+            + ("'gradcam' or 'hirescam', which need its output alone" if is_pointwise(candidate.head) else _NO_MAPS)
         )
-    if run.version is not None and not run.logits.is_inference() and run.logits._version != run.version:
+    which, tensor, version = "output", run.logits, run.version
+    if with_weight:
+        which, tensor, version = "input", run.activations, run.activations_version
+    if version is not None and not tensor.is_inference() and tensor._version != version:
         raise ValueError(
-            f"the output of {candidate.name!r} was changed in place after the layer, so that the maps are not those of "
-            "its input; change a copy, or use source='argmax', or pass the logits as logits="
+            f"the {which} of {candidate.name!r} was changed in place after the layer, so that the maps are not those "
+            f"of its input; change a copy, or use {_NO_MAPS}"
         )
-    return closed_form(candidate.convolution, run.activations, run.logits, method)
+    size, align_corners = listener.resize()
+    return closed_form(
+        candidate.head, run.activations, run.logits, method, resized_to=size, align_corners=align_corners
+    )
 
 
-def closed_form(classifier: nn.Conv2d, activations: Tensor, logits: Tensor, method: str = "gradcam") -> Tensor:
-    r"""Activation maps from the input and the output of the 1x1 classifier, without a backward pass.
-
-    With the weights :math:`W` and the bias :math:`b` of the classifier:
-
-    .. math::
-        \text{gradcam, hirescam:}\quad & \mathrm{ReLU}(z_c - b_c) \\
-        \text{layercam:}\quad & \mathrm{ReLU}\bigl(\textstyle\sum_k \mathrm{ReLU}(W_{ck}) A_k\bigr) \\
-        \text{gradcam++:}\quad & \mathrm{ReLU}\bigl(\textstyle\sum_k \alpha^c_k A_k\bigr), \quad
-        \alpha^c_k = h w \, \mathrm{ReLU}(W_{ck}) \frac{W_{ck}^2}{2 W_{ck}^2 + W_{ck}^3 \sum_p A_k(p) + 10^{-6}}
-
-    Sources: as for :class:`GradCAM`.
-
-    Args:
-        classifier: the 1x1 convolution.
-        activations: its input ``(N, K, h, w)``, any floating dtype.
-        logits: its output ``(N, C, h, w)``, any floating dtype.
-        method: ``"gradcam"``, ``"gradcam++"``, ``"hirescam"`` or ``"layercam"``.
-
-    Returns:
-        ``(N, C, h, w)``, at least 0, not normalised, without a graph. In the dtype of ``logits`` for ``"gradcam"`` and
-        ``"hirescam"``, else in that of ``activations``.
-
-    Example:
-        >>> classifier = nn.Conv2d(1, 1, 1)
-        >>> _ = nn.init.constant_(classifier.weight, 2.0)
-        >>> activations = torch.tensor([[[[3.0, -1.0]]]])
-        >>> closed_form(classifier, activations, classifier(activations))
-        tensor([[[[6., 0.]]]])
-    """
-    with torch.no_grad():
-        if method in ("gradcam", "hirescam"):  # the gradient is W at every position, and so is its mean
-            if classifier.bias is None:
-                return logits.detach().relu()
-            return (logits.detach() - _whole(classifier.bias).to(logits.dtype).view(-1, 1, 1)).relu_()
-        weight = _whole(classifier.weight).flatten(1).to(activations.dtype)
-        if method == "layercam":
-            return F.conv2d(activations, weight.relu()[:, :, None, None]).relu_()
-        positions = activations.shape[-2:].numel()
-        alpha = positions * _gradcam_plus_plus(weight, activations.sum((-2, -1)).unsqueeze(1))
-        return torch.einsum("nck,nkhw->nchw", alpha, activations).relu_()
-
-
-def _whole(parameter: Tensor) -> Tensor:
-    """The full parameter: of one that FSDP shards, all shards gathered; of any other, the parameter itself."""
-    gather = getattr(parameter, "full_tensor", None)
-    return parameter if gather is None else gather()
-
-
-def _gradcam_plus_plus(grad: Tensor, activation_sum: Tensor) -> Tensor:
-    """Weight of each position for one channel, from gradient and sum of activations (Chattopadhay et al., Eq. 19)."""
-    square = grad * grad
-    denominator = 2 * square + activation_sum * square * grad + 1e-6  # the constant of pytorch-grad-cam
-    return grad.relu() * (square / denominator).where(grad != 0, 0)
+_NO_MAPS = "source='argmax', or pass the logits as logits="
 
 
 def _by_autograd(activations: Tensor, logits: Tensor, method: str) -> Tensor:
@@ -320,21 +280,8 @@ def _by_autograd(activations: Tensor, logits: Tensor, method: str) -> Tensor:
     maps: list[Tensor] = []
     for chunk in one_hot.split(_CLASSES_PER_BACKWARD):
         (grads,) = torch.autograd.grad(scores, activations, chunk, retain_graph=True, is_grads_batched=True)
-        maps.extend(_from_gradient(activations.detach(), grad, method) for grad in grads)
+        maps.extend(from_gradient(activations.detach(), grad, method) for grad in grads)
     return torch.stack(maps, 1)
-
-
-def _from_gradient(activations: Tensor, grad: Tensor, method: str) -> Tensor:
-    """Maps ``(N, h, w)`` of one class, from activations and their gradient, both ``(N, K, h, w)``."""
-    if method == "hirescam":
-        return (grad * activations).sum(1).relu_()
-    if method == "layercam":
-        return (grad.relu() * activations).sum(1).relu_()
-    if method == "gradcam":
-        alpha = grad.mean((-2, -1), keepdim=True)
-    else:
-        alpha = _gradcam_plus_plus(grad, activations.sum((-2, -1), keepdim=True)).sum((-2, -1), keepdim=True)
-    return (alpha * activations).sum(1).relu_()
 
 
 def _distortion(h: int, w: int, height: int, width: int) -> float:

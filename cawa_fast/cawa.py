@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,12 @@ from .sampling import HasPresence, ValidationSampler, as_presence
 class CAWA(nn.Module):
     r"""Class-activation adaptive weights for a network that you already train.
 
-    Finds the 1x1 convolution that computes the network's logits and registers a forward hook on it. The loss reads the
-    low-resolution logits before any upsampling, and the activation maps follow from them in closed form.
+    Finds the layer that computes the network's logits and registers a forward hook on it. The loss reads the
+    low-resolution logits before any upsampling, and the activation maps follow in closed form from what that layer
+    computes. It may be a 1x1 convolution, another one with stride 1 whose zero padding keeps the size of the map, also
+    with groups or dilation, or ``nn.Linear`` over features with their channels last.
 
-    **Which layer.** Several 1x1 convolutions may have C outputs. In the first forward pass of the training, the first
+    **Which layer.** Several such layers may have C outputs. In the first forward pass of the training, the first
     other one, and the first of each size of images, their outputs, resized, are compared with what the network
     returned, at a few hundred positions, and once more after each step. The layer that agrees is used, with the
     ``align_corners`` that agrees. If none does, or several do, an error lists them. :meth:`explain` says what was
@@ -65,7 +67,8 @@ class CAWA(nn.Module):
         model: the network, bare or wrapped in DDP. The caller keeps it; CAWA only adds hooks. None: the logits are
             passed to :meth:`loss` and :meth:`observe`.
         num_classes: ``C``.
-        classifier: the 1x1 ``nn.Conv2d`` that computes the logits, or its dotted name. Default: search for it.
+        classifier: the ``nn.Conv2d`` or ``nn.Linear`` that computes the logits, or its dotted name. Default: search for
+            it.
         reduction, label_smoothing, ignore_index: as in :class:`cawa_fast.CrossEntropyLoss`. The last applies to the
             scores too.
         align_corners: sample positions of the resize, for loss and scores, as in ``F.interpolate``. Default: those of
@@ -152,7 +155,7 @@ class CAWA(nn.Module):
             self._listener = Listener(
                 "CAWA", model, num_classes, classifier, align_corners=align_corners, verify=verify
             )
-            device = self._listener.candidate.convolution.weight.device
+            device = self._listener.candidate.head.weight.device
         corners = bool(align_corners)
         self.weights = AdaptiveClassWeights(
             num_classes,
@@ -337,6 +340,21 @@ class CAWA(nn.Module):
         sampler.stepped(self.weights.step_with(group, times))
         sampler.late(time.perf_counter_ns() - began)
 
+    def plot(self) -> tuple[Any, Any]:
+        """Weights and IoU by class and step, as a figure ``(fig, ax)``; see :meth:`AdaptiveClassWeights.plot`."""
+        return self.weights.plot()
+
+    def log(self, fn: Callable[[str, float, Any], object], step: Any) -> None:
+        """Log weights, IoU and mIoU with ``fn(name, value, step)``; see :meth:`AdaptiveClassWeights.log`.
+
+        Example:
+            >>> import cawa_fast as cf
+            >>> cf.CAWA(None, 2, class_names=["road", "sky"]).log(print, 7)
+            cawa/weight/road 1.0 7
+            cawa/weight/sky 1.0 7
+        """
+        self.weights.log(fn, step)
+
     def due(self) -> bool:
         """Whether new weights are due: true at every ``every``-th call. Call it once per iteration or once per epoch.
 
@@ -410,7 +428,7 @@ class CAWA(nn.Module):
         return self._listener
 
     def _maps(self, run: LayerRun) -> Tensor:
-        return maps_at_classifier(self._heard("maps").candidates[run.candidate], run, self.method)
+        return maps_at_classifier(self._heard("maps"), run, self.method)
 
     def _adopt_corners(self) -> None:
         """Use the network's own sample positions, once they are known."""

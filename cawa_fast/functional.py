@@ -189,8 +189,10 @@ def confusion_matrix(
     Args:
         input: logits ``(N, C, h, w)``, float32, float64, bfloat16 or float16, any size and strides; or predictions
             ``(N, H, W)``, uint8, int16, int32 or int64, in ``[0, num_classes)`` where the label is valid. If several
-            classes have the largest logit, the lowest index wins. NaN counts as the largest logit.
-        target: labels ``(N, H, W)``, uint8, int16, int32 or int64, in ``[0, C)`` or equal to ``ignore_index``.
+            classes have the largest logit, the lowest index wins. NaN counts as the largest logit. Volumes too:
+            ``(N, C, D, H, W)`` or ``(N, D, H, W)``, of the size of the labels.
+        target: labels ``(N, H, W)``, uint8, int16, int32 or int64, in ``[0, C)`` or equal to ``ignore_index``. Of
+            volumes ``(N, D, H, W)``.
         num_classes: ``C``, in ``[1, 65535]``. Required with integer predictions. With logits it may be left out; if
             given, it must equal their number of channels.
         ignore_index: label of the pixels that are not counted.
@@ -218,7 +220,7 @@ def confusion_matrix(
         num_classes = _validate.as_int(name, "num_classes", num_classes, "pass the model's number of classes")
     if input.is_floating_point():
         _validate.check_float(name, "input", input)
-        _validate.check_map_shapes(name, "input", input, target)
+        input, target = _as_maps(name, "input", input, target)
         classes = input.shape[1]
         if num_classes is not None and num_classes != classes:
             raise ValueError(
@@ -263,8 +265,9 @@ def cam_counts(
 
     Args:
         cam: maps ``(N, C, h, w)`` after the ReLU, as :class:`cawa_fast.GradCAM` returns them. float32, float64,
-            bfloat16 or float16, any size and strides.
-        target: labels ``(N, H, W)``, uint8, int16, int32 or int64, in ``[0, C)`` or equal to ``ignore_index``.
+            bfloat16 or float16, any size and strides. Volumes ``(N, C, D, H, W)`` must have the size of the labels.
+        target: labels ``(N, H, W)``, uint8, int16, int32 or int64, in ``[0, C)`` or equal to ``ignore_index``. Of
+            volumes ``(N, D, H, W)``.
         tau: threshold in ``[0, 1]``. A pixel is in the mask if its value is strictly greater.
         normalize: how each map is normalised, and whether before or after the resize.
 
@@ -296,7 +299,7 @@ def cam_counts(
     name = "cam_counts"
     _validate.check_float(name, "cam", cam)
     _validate.check_label_dtype(name, "target", target, cam)
-    _validate.check_map_shapes(name, "cam", cam, target)
+    cam, target = _as_maps(name, "cam", cam, target)
     tau = _validate.as_fraction(name, "tau", tau)
     _validate.check_choice(name, "normalize", normalize, NORMALIZATIONS)
     _validate.check_choice(name, "classes", classes, CLASSES)
@@ -305,3 +308,15 @@ def cam_counts(
     return ClassCounts(
         *torch.ops.cawa_fast.cam_counts(cam.detach(), target, tau, normalize, classes, ignore_index, align_corners)
     )
+
+
+def _as_maps(name: str, argument: str, value: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Checked maps ``(N, C, h, w)`` and labels ``(N, H, W)``.
+
+    Volumes become maps ``(N, C, D, H * W)``: counts and maxima do not depend on where in an image a pixel is.
+    """
+    if value.dim() > 4:
+        _validate.check_volume_shapes(name, argument, value, target)
+        value, target = value.flatten(3), target.flatten(2)
+    _validate.check_map_shapes(name, argument, value, target)
+    return value, target

@@ -1,4 +1,4 @@
-"""mIoU, accuracies and per-class IoU of a segmentation network, computed from its confusion matrix."""
+"""mIoU, Dice and accuracies of a segmentation network, computed from its confusion matrix."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ class MetricValues(NamedTuple):
 
     All values are fractions in ``[0, 1]``, or NaN where they are undefined. With TP, FP and FN of class i,
 
-    .. math:: IoU_i = \frac{TP_i}{TP_i + FP_i + FN_i}, \quad Acc_i = \frac{TP_i}{TP_i + FN_i}
+    .. math:: IoU_i = \frac{TP_i}{TP_i + FP_i + FN_i}, \quad Acc_i = \frac{TP_i}{TP_i + FN_i}, \quad
+        Dice_i = \frac{2\, TP_i}{2\, TP_i + FP_i + FN_i}, \quad
+        FWIoU = \frac{\sum_i (TP_i + FN_i)\, IoU_i}{\sum_i (TP_i + FN_i)}
 
-    Source: Long, Shelhamer and Darrell 2015 (FCN), section 5.
+    Source: Long, Shelhamer and Darrell 2015 (FCN), section 5; Dice 1945, which is also called F1.
 
     Attributes:
         miou: mean IoU over the classes whose IoU is defined.
@@ -24,6 +26,10 @@ class MetricValues(NamedTuple):
         pixel_accuracy: fraction of the counted pixels that are predicted correctly.
         iou: ``(C,)`` float64; NaN for a class that occurs neither in the labels nor in the predictions.
         accuracy: ``(C,)`` float64; NaN for a class without ground truth.
+        mean_dice: mean Dice over the classes whose Dice is defined, as ``miou``.
+        dice: ``(C,)`` float64; NaN where ``iou`` is.
+        frequency_weighted_iou: mean IoU, weighted by the pixels of the ground truth.
+        confusion: ``(C, C)``, the matrix: rows = target, columns = prediction.
 
     Example:
         >>> import torch
@@ -37,19 +43,21 @@ class MetricValues(NamedTuple):
     pixel_accuracy: float
     iou: Tensor
     accuracy: Tensor
+    mean_dice: float
+    dice: Tensor
+    frequency_weighted_iou: float
+    confusion: Tensor
 
 
 def segmentation_metrics(matrix: Tensor) -> MetricValues:
-    r"""mIoU, accuracies and per-class IoU from a confusion matrix.
+    r"""mIoU, Dice and accuracies from a confusion matrix, over all classes and by class.
 
     .. math:: IoU_i = \frac{M_{ii}}{\sum_j M_{ij} + \sum_j M_{ji} - M_{ii}}, \quad
         Acc_i = \frac{M_{ii}}{\sum_j M_{ij}}, \quad PA = \frac{\sum_i M_{ii}}{\sum_{ij} M_{ij}}
 
-    The values of a class equal those of torchmetrics' ``MulticlassJaccardIndex`` and ``MulticlassAccuracy`` with
-    ``average=None``; where nothing is counted, they are NaN here and 0 there. The means are over the values that are
-    not NaN. A class that is predicted but occurs in no label is thus left out of ``mean_accuracy``, as in
-    MMSegmentation; torchmetrics' ``average="macro"`` counts it with accuracy 0. In ``miou`` it counts with IoU 0
-    everywhere. On a GPU this function synchronises, since it returns Python floats.
+    The means are over the values that are not NaN. Where torchmetrics and MMSegmentation define a value alike, theirs
+    is the same; docs/metrics.md lists where they do not. On a GPU this function synchronises, since it returns Python
+    floats.
 
     Source: Long, Shelhamer and Darrell 2015 (FCN), section 5.
 
@@ -71,10 +79,19 @@ def segmentation_metrics(matrix: Tensor) -> MetricValues:
         ([0.75, 0.8], 0.775, 0.875)
     """
     _validate.check_matrix("segmentation_metrics", matrix)
-    matrix = matrix.double()
-    hit, truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    counts = matrix.double()
+    hit, truth, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
     iou = hit / (truth + predicted - hit)
     accuracy = hit / truth
+    dice = 2 * hit / (truth + predicted)
     return MetricValues(
-        iou.nanmean().item(), accuracy.nanmean().item(), (hit.sum() / truth.sum()).item(), iou, accuracy
+        miou=iou.nanmean().item(),
+        mean_accuracy=accuracy.nanmean().item(),
+        pixel_accuracy=(hit.sum() / truth.sum()).item(),
+        iou=iou,
+        accuracy=accuracy,
+        mean_dice=dice.nanmean().item(),
+        dice=dice,
+        frequency_weighted_iou=((truth * iou).nansum() / truth.sum()).item(),
+        confusion=matrix,
     )

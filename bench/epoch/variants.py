@@ -145,7 +145,7 @@ def updated_weight(counts: Tensor) -> Tensor:
     return _rules.cawa_weights(counts, class_counts=None, last_csps=library.last_csps, **settings).weight
 
 
-def naive_counts(network: nn.Module, classifier: nn.Conv2d, batch: Batch, classes: int) -> Tensor:
+def naive_counts(network: nn.Module, classifier: nn.Module, batch: Batch, classes: int) -> Tensor:
     """(b): tp, fp, fn ``(3, C)`` with pytorch-grad-cam: a forward and a backward pass for every class of every image.
 
     Raises:
@@ -177,7 +177,7 @@ def naive_counts(network: nn.Module, classifier: nn.Conv2d, batch: Batch, classe
     return torch.from_numpy(counts)
 
 
-def feeding(network: nn.Module, classifier: nn.Conv2d, image: Tensor) -> nn.Module:
+def feeding(network: nn.Module, classifier: nn.Module, image: Tensor) -> nn.Module:
     """The module whose output is the classifier's input: the target layer of Grad-CAM."""
     outputs: list[tuple[nn.Module, int]] = []
     wanted: list[int] = []

@@ -306,7 +306,7 @@ def test_layers_whose_gradients_have_no_batching_rule(images):
         ((), {"method": "scorecam"}, "method must be one of gradcam, .*'scorecam'"),
         (("decoder",), {}, "target_layer: Net has no submodule 'decoder'"),
         ((), {"classifier": "head"}, "classifier: Net has no submodule 'head'"),
-        ((), {"classifier": "body"}, r"classifier must be a 1x1.*Conv2d\(6, 8"),
+        ((), {"classifier": "stem"}, r"classifier must be a 1x1.*Conv2d\(3, 6"),
         ((), {"num_classes": 19}, "no 1x1 nn.Conv2d with num_classes=19"),
         ((), {"classifier": "classifier", "num_classes": 19}, "classifier has 5 outputs.*num_classes=19"),
     ],

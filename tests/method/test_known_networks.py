@@ -59,12 +59,22 @@ DPT = VIT | {
 }
 
 # the network, the number of classes, the layer, the align_corners that is found
+THREE_BY_THREE: dict[str, tuple[Callable[[], nn.Module], int, str, bool]] = {
+    **{
+        f"smp {name}": (lambda name=name: smp(name), 5, "segmentation_head.0", name in ("PSPNet", "PAN"))
+        for name in ("Unet", "UnetPlusPlus", "MAnet", "PSPNet", "PAN")
+    },
+    "smp Unet, SE encoder": (lambda: smp("Unet", 16, "se_resnet50"), 16, "segmentation_head.0", False),
+    "smp MAnet, C = 16": (lambda: smp("MAnet", 16), 16, "segmentation_head.0", False),
+    "smp PSPNet, C = 32": (lambda: smp("PSPNet", 32), 32, "segmentation_head.0", True),
+}
 TAKEN: dict[str, tuple[Callable[[], nn.Module], int, str, bool]] = {
     **{
         f"smp {name}": (lambda name=name: smp(name), 5, "segmentation_head.0", True)
         for name in ("DeepLabV3", "DeepLabV3Plus", "FPN", "UPerNet", "Segformer")
     },
     "smp Linknet": (lambda: smp("Linknet"), 5, "segmentation_head.0", False),
+    **THREE_BY_THREE,
     "smp DPT": (lambda: smp("DPT", encoder="tu-vit_tiny_patch16_224"), 5, "segmentation_head.head.4", True),
     "smp FPN, SE encoder": (lambda: smp("FPN", 16, "se_resnet50"), 16, "segmentation_head.0", True),
     "torchvision deeplabv3": (lambda: torchvision("deeplabv3_resnet50", aux_loss=True), 5, "classifier.4", False),
@@ -80,13 +90,6 @@ TAKEN: dict[str, tuple[Callable[[], nn.Module], int, str, bool]] = {
 }
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], int, str]] = {
-    **{
-        f"smp {name}": (lambda name=name: smp(name), 5, "no 1x1 nn.Conv2d with num_classes=5")
-        for name in ("Unet", "UnetPlusPlus", "MAnet", "PSPNet", "PAN")
-    },
-    "smp Unet, SE encoder": (lambda: smp("Unet", 16, "se_resnet50"), 16, r"layer1.0.se_module.fc1: .*% off"),
-    "smp MAnet, C = 16": (lambda: smp("MAnet", 16), 16, r"SE_ll.1: \(2, 16, 1, 1\), .*% off"),
-    "smp PSPNet, C = 512": (lambda: smp("PSPNet", 512), 512, r"decoder.conv.0: .*% off"),
     "torchvision lraspp": (lambda: torchvision("lraspp_mobilenet_v3_large"), 5, r"low_classifier: .*% off"),
 }
 
@@ -113,6 +116,22 @@ def test_the_layer_is_found(name: str) -> None:
     assert f"'{layer}'" in cawa.explain()
     assert cawa.weights.align_corners is align_corners
     assert name.split()[-1].split(",")[0] in TABLE or "SE encoder" in name
+
+
+@pytest.mark.parametrize("name", THREE_BY_THREE)
+def test_maps_of_3x3_heads_are_those_of_autograd(name: str) -> None:
+    """At the output of the decoder, for the sum of what the network returns, also where it is resized."""
+    make, classes, _, _ = THREE_BY_THREE[name]
+    model = make().double().eval()
+    images = batch(name, classes)[0].double()
+    maps = []
+    for target_layer in (None, "decoder"):
+        with cf.GradCAM(model, target_layer, num_classes=classes) as cam:
+            model(images)
+            maps.append(cam())
+        maps[-1] /= maps[-1].amax((-2, -1), keepdim=True).clamp_min(1e-30)
+    torch.testing.assert_close(*maps, rtol=0, atol=1e-12)
+    assert maps[0].any()
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -16,6 +16,14 @@ import cawa_fast as cf
 from cawa_fast.cam import METHODS
 from tests.support.heads import C, Net, batch, check, head, listen, up
 
+
+class StandardisedConv2d(nn.Conv2d):
+    """Of timm, for example: its weight is not the one that it convolves with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
 MISMATCHES: dict[str, tuple[Any, dict[str, nn.Module], str]] = {
     "sum of heads": (lambda net, x: up(net.low(x) + net.high(x)), {"low": head(), "high": head()}, r"% off"),
     "scale": (lambda net, x: up(net.head(x) * 3), {"head": head()}, r"head: \(2, 5, 8, 10\), .*% off"),
@@ -37,15 +45,15 @@ MISMATCHES: dict[str, tuple[Any, dict[str, nn.Module], str]] = {
         "% off",
     ),
     "dropout": (lambda net, x: up(F.dropout(net.head(x), 0.5)), {"head": head()}, "% off"),
-    "3x3 after it": (
+    "3x3 with reflected borders after it": (
         lambda net, x: up(net.last(net.head(x))),
-        {"head": head(), "last": nn.Conv2d(C, C, 3, padding=1)},
+        {"head": head(), "last": nn.Conv2d(C, C, 3, padding=1, padding_mode="reflect")},
         "% off",
     ),
     "channels permuted": (lambda net, x: up(net.head(x))[:, [1, 0, 2, 3, 4]], {"head": head()}, "% off"),
     "did not run": (
         lambda net, x: up(net.last(x)) + net.tiny(x).sum() * 0,
-        {"unused": head(), "tiny": head(), "last": nn.Conv2d(8, C, 3, padding=1)},
+        {"unused": head(), "tiny": head(), "last": nn.Conv2d(8, C, 3, stride=2)},
         r"unused: did not run\n  tiny",
     ),
 }
@@ -117,7 +125,7 @@ def test_two_tasks_with_as_many_channels(keys: tuple[str, str]) -> None:
 
 def test_a_sum_and_its_part_under_unknown_keys() -> None:
     model = Net(lambda net, x: {"low": net.low(x), "sum": net.low(x) + net.high(x)}, low=head(), high=head())
-    with pytest.raises(ValueError, match=r"no 1x1 convolution: output\['sum'\]"):
+    with pytest.raises(ValueError, match=r"no layer: output\['sum'\]"):
         listen(model)
 
 
@@ -224,15 +232,35 @@ def test_a_network_that_returns_losses(caplog: pytest.LogCaptureFixture) -> None
 @pytest.mark.parametrize(
     ("last", "message"),
     [
-        (nn.Conv2d(8, C, 3, padding=1), "no 1x1 nn.Conv2d with num_classes=5 outputs"),
+        (nn.Conv2d(8, C, 3), "no 1x1 nn.Conv2d with num_classes=5 outputs"),
+        (nn.Conv2d(8, C, 2, padding=1), r"nor another convolution with stride 1 whose zero padding keeps the size"),
+        (nn.Conv2d(8, C, (1, 5), padding=(0, 1)), r"pass the logits yourself: cawa = CAWA\(None, 5\)"),
+        (nn.Conv2d(8, C, 3, padding=1, stride=2), r"with source='argmax' unless you mean Grad-CAM at the logits"),
+        (nn.Conv2d(8, C, 3, padding=1, padding_mode="circular"), r"zero padding"),
         (nn.ConvTranspose2d(8, C, 2, stride=2), r"pass the logits yourself: cawa = CAWA\(None, 5\)"),
         (nn.Conv2d(8, C * 2, 1, groups=2), r"cawa.observe\(labels, logits=z\)"),
-        (nn.Linear(8, C), r"cawa.loss\(labels, logits=z\)"),
+        (StandardisedConv2d(8, C, 3, padding=1), r"cawa.loss\(labels, logits=z\)"),
     ],
 )
 def test_heads_of_other_kinds_are_refused_with_the_way_out(last: nn.Module, message: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), last)
     with pytest.raises(ValueError, match=message):
-        cf.CAWA(nn.Sequential(nn.Conv2d(3, 8, 3), last), C)
+        cf.CAWA(model, C)
+    with pytest.raises(ValueError, match=r"classifier must be a 1x1|classifier has 10 outputs"):
+        cf.CAWA(model, C, classifier="1")
+
+
+def test_a_linear_layer_over_tokens() -> None:
+    """``(N, L, C)`` does not say which map it is."""
+    model = Net(lambda net, x: up(net.head(x.flatten(2).mT).mT.unflatten(2, x.shape[-2:])), head=nn.Linear(8, C))
+    with pytest.raises(
+        ValueError, match=r"CAWA: 'head' is an nn.Linear whose output is no map \(N, h, w, C\).*logits="
+    ):
+        listen(model)
+    images, labels = batch()
+    with cf.GradCAM(model), pytest.raises(ValueError, match=r"GradCAM: 'head' is an nn.Linear.*target_layer"):
+        model(images)
+    assert cf.CAWA(None, C).loss(labels, logits=model(images)).isfinite()
 
 
 def test_compiled() -> None:

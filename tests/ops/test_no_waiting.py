@@ -15,6 +15,7 @@ import cawa_fast as cf
 import cawa_fast.functional as CF
 from cawa_fast import reference
 from cawa_fast._classifier import Candidate, outputs_of
+from cawa_fast._closed_form import closed_form
 from cawa_fast._output_check import Comparison, LayerRun
 from tests.conftest import DEVICE
 from tests.support.cases import noise
@@ -71,6 +72,21 @@ def test_confusion_matrix(size):
     labels = case.target.where(case.target != 255, 0)
     same = twice(lambda: CF.confusion_matrix(labels, case.target, num_classes=C, ignore_index=255))
     assert counts.sum().item() == same.sum().item() == (case.target != 255).sum().item()
+
+
+def test_metrics():
+    case = noise(C, 2, *SIZES["resized"])
+    metrics = cf.SegmentationMetrics(C, ignore_index=255)  # the counts move to the device
+    twice(lambda: metrics.update(case.logits, case.target))
+    assert metrics.local.device == pretend.DEVICE
+    assert metrics.compute().confusion.sum().item() == 2 * (case.target != 255).sum().item()
+
+
+def test_maps_of_a_3x3_head():
+    head = torch.nn.Conv2d(3, C, 3, padding=1)
+    features = torch.rand(2, 3, 4, 6)
+    maps = twice(lambda: closed_form(head, features, head(features), resized_to=(9, 11), align_corners=True))
+    assert maps.device == pretend.DEVICE
 
 
 @pytest.mark.parametrize("size", ["same", "resized"])

@@ -16,14 +16,14 @@ LAYERS = (
     {"cli"},
     {"recipes", "integrations"},
     {"cawa"},
-    {"adaptive", "cam", "nn", "sampling", "estimation", "metrics", "weighting"},
+    {"adaptive", "cam", "nn", "sampling", "estimation", "evaluation", "metrics", "weighting"},
     {"_listener"},
     {"_recorder"},
-    {"_output_check", "_wrappers"},
+    {"_output_check", "_wrappers", "_closed_form"},
     {"_classifier"},
     {"functional"},
     {"_ops"},
-    {"reference", "_validate", "_label_check", "_rules", "_state", "_collective"},
+    {"reference", "_validate", "_label_check", "_rules", "_state", "_collective", "_plots"},
     {"kernels"},
 )
 """The parts of ``cawa_fast`` from top to bottom. A file imports from its own layer and from those below it."""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import cawa_fast as cf
+import cawa_fast.functional as CF
 from cawa_fast import _collective
 from tests.support.tiny_runs import assert_same_run, without_times
 
@@ -76,6 +77,30 @@ with torch.no_grad():
 torch.save(cawa.weights.state_dict(), f"{folder}/{processes}-{rank}.pt")
 if processes > 1:
     dist.destroy_process_group()
+"""
+
+
+METRICS = """
+import sys, torch, torch.distributed as dist
+import cawa_fast as cf
+rank, processes, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
+images, labels, presence, model = torch.load(f"{folder}/data.pt", weights_only=False)
+metrics = cf.SegmentationMetrics(5, ignore_index=255)
+shares = (images[:4], labels[:4]), (images[4:9], labels[4:9]), (images[:0], labels[:0])
+with torch.inference_mode():
+    if len(shares[rank][0]):
+        metrics.update(model(shares[rank][0]), shares[rank][1])
+    alone = metrics.compute(sync=False).confusion
+    first = metrics.compute().confusion
+    if rank == 1:
+        metrics.update(model(images[9:]), labels[9:])
+    metrics.sync()
+    metrics.sync()  # adds nothing
+    if rank == 0:
+        metrics.compute()  # waits for nobody
+    torch.save([alone, first, metrics.compute().confusion], f"{folder}/{rank}.pt")
+dist.destroy_process_group()
 """
 
 
@@ -254,6 +279,22 @@ def test_what_pads_the_last_batch_is_not_counted_twice(data):
     assert one["last_confusion"].sum() == 11 * 11 * 12
     for rank in range(3):
         same(one, state(data / f"3-{rank}.pt"))
+
+
+@pytest.mark.slow
+def test_metrics_are_those_of_all_processes(data):
+    """One of three processes has no image; another counts more after the sum."""
+    run(METRICS, data, 3)
+    images, labels, _, model = torch.load(data / "data.pt", weights_only=False)
+    matrices = [
+        CF.confusion_matrix(model(images[n:m]), labels[n:m], ignore_index=255)
+        for n, m in ((0, 4), (4, 9), (0, 0), (9, 11))
+    ]
+    for rank in range(3):
+        alone, first, last = torch.load(data / f"{rank}.pt")
+        assert alone.equal(matrices[rank])
+        assert first.equal(matrices[0] + matrices[1])
+        assert last.equal(sum(matrices))
 
 
 @pytest.mark.slow

@@ -23,7 +23,8 @@ def metrics_record(metrics: MetricValues) -> dict[str, Any]:
         >>> metrics_record(segmentation_metrics(torch.tensor([[3, 1], [0, 4]])))["iou"]
         [0.75, 0.8]
     """
-    return metrics._asdict() | {"iou": numbers(metrics.iou), "accuracy": numbers(metrics.accuracy)}
+    record: dict[str, Any] = {name: getattr(metrics, name) for name in ("miou", "mean_accuracy", "pixel_accuracy")}
+    return record | {"iou": numbers(metrics.iou), "accuracy": numbers(metrics.accuracy)}
 
 
 def numbers(values: Tensor) -> list[float | None]:
