@@ -21,6 +21,15 @@ _LOSS_FMAS = 3
 # column between two samples, and not counted), the argument, the sum. Backward: interpolation, the argument, and the
 # probability added to the two samples that it came from.
 _RESIZED_LOSS_FMAS = 3 + 4
+# In patches, where four exponentials serve up to 16 pixels: a pixel's exponential from its neighbour's, the sum, and
+# the gradient's two sums over a row of pixels. What a patch needs once, and not once per pixel, is not counted.
+_PATCH_FMAS = 4
+_PATCH_SIDE = 4  # pixels
+
+
+def _patches(low: int, high: int) -> int:
+    """Along one axis, the number of patches with pixels."""
+    return min(high, low * -(-high // (low * _PATCH_SIDE)))
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,8 @@ def cross_entropy(
     Logits and labels are read once, the gradient is written, one exponential per class and pixel serves loss and
     gradient. With the resize inside and the backward pass a ``gather`` over the pixels of a sample (no atomics, the
     same bits every time), full-resolution values are not kept: logits and labels are read twice, a log-sum-exp per
-    pixel is written and read, and each exponential is computed twice.
+    pixel is written and read, and each exponential is computed twice. Otherwise four exponentials per class serve a
+    patch of up to 4 x 4 pixels between the same samples.
 
     Args:
         images, classes, low, high: ``N``, ``C``, ``(h, w)``, ``(H, W)``.
@@ -93,8 +103,12 @@ def cross_entropy(
         gather: as on a GPU; False where a thread owns whole rows and forms the gradient with the loss, as on a CPU.
     """
     logits, pixels = images * classes * low[0] * low[1], images * high[0] * high[1]
-    if low == high or not gather:
-        return Floor(2 * logits * logit_bytes + pixels * label_bytes, classes * pixels, _LOSS_FMAS * classes * pixels)
+    once = 2 * logits * logit_bytes + pixels * label_bytes
+    if low == high:
+        return Floor(once, classes * pixels, _LOSS_FMAS * classes * pixels)
+    if not gather:
+        patches = images * _patches(low[0], high[0]) * _patches(low[1], high[1])
+        return Floor(once, classes * min(4 * patches, pixels), _PATCH_FMAS * classes * pixels)
     moved = 3 * logits * logit_bytes + 2 * pixels * (label_bytes + _LSE)
     return Floor(moved, 2 * classes * pixels, _RESIZED_LOSS_FMAS * classes * pixels)
 

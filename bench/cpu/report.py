@@ -77,7 +77,8 @@ def cpu_page(result: Found) -> str:
             "- floor: the longer of two times. One is that of moving the bytes (logits read, gradient written, labels "
             "read) at the speed of `out.copy_(logits)` in the same rounds; the other that of computing the "
             f"exponentials at {rate:.2f} billion a second (the faster of `torch.exp` and `torch.exp2` within the "
-            "cache, same threads). It does not include the interpolation.",
+            "cache, same threads). With a resize, four exponentials per class serve up to 16 pixels. It does not "
+            "include multiplications and additions.",
             "",
         ]
     )

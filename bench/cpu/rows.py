@@ -41,15 +41,15 @@ def _same_size(classes: int, high: Size, *targets: Target) -> Row:
 
 
 def _resize(classes: int, low: Size, high: Size, name: str, *targets: Target) -> Row:
-    """A row of resize + cross-entropy; without targets it is compared with the row of ratio 4."""
+    """A row of resize + cross-entropy; other ratios than 4 are compared with the row of ratio 4 as well."""
     return Row(
         f"resize-ce-{classes}-{name}",
         "cross_entropy",
         classes,
         low,
         high,
-        _TRAINING if targets else (*_TRAINING, "ratio 4"),
-        targets=targets or (Target("ratio 4", 0.5, 1.0),),
+        _TRAINING if name == "x4" else (*_TRAINING, "ratio 4"),
+        targets=targets if name == "x4" else (*targets, Target("ratio 4", 0.5, 1.0)),
         align_corners=name == "corners",
         note="align_corners" if name == "corners" else "",
     )
@@ -90,16 +90,19 @@ def _rows() -> tuple[Row, ...]:
     rows = [
         _same_size(19, wide, Target("eager", 8), Target("compile", 3.5)),
         _same_size(150, square, Target("eager", 7)),
-        _resize(19, (128, 256), wide, "x4", Target("eager", 15, 25)),
-        _resize(150, (128, 128), square, "x4", Target("eager", 20, 30)),
+        _resize(19, (128, 256), wide, "x4", Target("eager", 40, 60)),
+        _resize(150, (128, 128), square, "x4", Target("eager", 60, 90)),
     ]
+    whole = {19: Target("eager", 60, 90), 150: Target("eager", 100, 140)}
+    other = {19: Target("eager", 27), 150: Target("eager", 37)}
     for classes, high in SHAPES:
-        for name, ratio in (("corners", 4), ("x8", 8), ("x3.7", 3.7)):
-            rows.append(_resize(classes, (round(high[0] / ratio), round(high[1] / ratio)), high, name))
+        for name, ratio, target in (("corners", 4, other), ("x8", 8, whole), ("x3.7", 3.7, other)):
+            low = (round(high[0] / ratio), round(high[1] / ratio))
+            rows.append(_resize(classes, low, high, name, target[classes]))
     rows += [
-        _counts("confusion_matrix", "confusion-19", 19, "realistic", 40, 80),
+        _counts("confusion_matrix", "confusion-19", 19, "realistic", 80, 160),
         _counts("confusion_matrix", "confusion-19-noise", 19, "noise", 12, 20),
-        _counts("cam_counts", "cam-19", 19, "realistic", 40, 80),
+        _counts("cam_counts", "cam-19", 19, "realistic", 80, 160),
         _counts("cam_counts", "cam-19-noise", 19, "noise", 20, 40),
         _counts("cam_counts", "cam-150", 150, "realistic", 80, 160),
     ]

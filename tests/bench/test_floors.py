@@ -41,9 +41,11 @@ def test_resized_cross_entropy() -> None:
     floor = floors.cross_entropy(1, 3, (2, 2), (8, 8))
     # 12 logits, read twice and written once; 64 pixels, label and log-sum-exp twice; 3 * 64 exponentials, twice
     assert floor == Floor(bytes=3 * 48 + 2 * 64 * 5, exponentials=2 * 192, fmas=7 * 192)
-    # a gradient that is formed with the loss: as for equal sizes, but with fewer logits
+    # a gradient that is formed with the loss: each logit is read once; 4 patches of 4 x 4 pixels
     once = floors.cross_entropy(1, 3, (2, 2), (8, 8), gather=False)
-    assert once == Floor(bytes=2 * 48 + 64, exponentials=192, fmas=3 * 192)
+    assert once == Floor(bytes=2 * 48 + 64, exponentials=4 * 4 * 3, fmas=4 * 192)
+    assert floors.cross_entropy(1, 3, (2, 2), (16, 8), gather=False).exponentials == 2 * 4 * 4 * 3
+    assert floors.cross_entropy(1, 3, (8, 8), (8, 12), gather=False).exponentials == 8 * 12 * 3
 
 
 def test_resized_cross_entropy_is_bound_by_exponentials_on_an_h200() -> None:
