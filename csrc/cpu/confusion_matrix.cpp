@@ -35,8 +35,8 @@ struct Scratch {
     const int64_t vectors = (p.resize.maps.width + kLanes - 1) / kLanes;
     possible = reinterpret_cast<Possible*>(take(vectors * classes * 2));
     possible_count = reinterpret_cast<int32_t*>(take(vectors));
-    candidates = reinterpret_cast<int32_t*>(take(classes));
-    merged = reinterpret_cast<int32_t*>(take(classes));
+    candidates = reinterpret_cast<int32_t*>(take(classes + 1));
+    merged = reinterpret_cast<int32_t*>(take(classes + 1));
     int64_t most_rows = 0;
     for (int64_t i = 0; i < p.resize.rows.count; ++i) {
       most_rows = larger(most_rows, p.resize.rows.groups[i].end - p.resize.rows.groups[i].begin);
@@ -51,7 +51,7 @@ struct Scratch {
   float* candidate_rows;         // (candidates, 2, kLanes): both rows at the columns of a patch
   Possible* possible;            // (vectors, classes): the classes that can win in a vector of cells, ascending
   int32_t* possible_count;       // (vectors): how many
-  int32_t *candidates, *merged;  // (classes): the classes that can win in a patch, ascending; and a spare list
+  int32_t *candidates, *merged;  // (classes + 1): the classes that can win in a patch, ascending; and a spare list
   uint16_t* labels;              // (rows, padded): decoded labels of a group's rows
 };
 
@@ -91,6 +91,16 @@ void find_possible(const Scratch& s, int64_t width, const float* above, const fl
 // Writes the classes that can win in any of the cells first .. last to s.candidates, ascending; returns how many.
 int64_t find_candidates(Scratch& s, int64_t first, int64_t last) {
   int64_t count = 0;
+  if (first / kLanes == last / kLanes) {  // the usual case, without a merge
+    const int64_t v = first / kLanes;
+    const uint32_t cells = kAllLanes << (first % kLanes) & kAllLanes >> (kLanes - 1 - last % kLanes);
+    const Possible* next = s.possible + v * s.classes;
+    for (const Possible* const end = next + s.possible_count[v]; next < end; ++next) {
+      s.candidates[count] = next->label;
+      count += (next->cells & cells) != 0;
+    }
+    return count;
+  }
   for (int64_t v = first / kLanes; v <= last / kLanes; ++v) {
     uint32_t cells = kAllLanes;
     if (v == first / kLanes) cells &= kAllLanes << (first % kLanes);
@@ -127,6 +137,18 @@ CAWA_FAST_INLINE void count(const ConfusionMatrix& p, int64_t classes, const uin
   }
   const int64_t table = p.tables == 1 ? 0 : classes * classes + 1;
   for (int lane = 0; lane < kLanes; ++lane) ++p.counts[lane % 4 * table + keys[lane]];
+}
+
+// Stage 3 for a patch with one candidate: counts all of its rows at once if they have the same label, and returns
+// whether they do. In areas of one class, that is most of an image. labels: (rows, stride).
+CAWA_FAST_INLINE bool count_uniform(const ConfusionMatrix& p, int64_t classes, const uint16_t* labels, int64_t stride,
+                                    int64_t rows, int32_t prediction) {
+  const uint16_t label = labels[0];
+  Shorts different = {};
+  for (int64_t y = 0; y < rows; ++y) different |= load_as<Shorts>(labels + y * stride) ^ label;
+  if (bits(__builtin_convertvector(different, Ints) != 0)) return false;
+  p.counts[label == kInvalid ? classes * classes : label * classes + prediction] += rows * kLanes;
+  return true;
 }
 
 // Stage 2: the argmax of `count` candidates in one output row of a patch. Of equal values the first wins. With kNan,
@@ -169,6 +191,11 @@ void run_group(const ConfusionMatrix& p, Scratch& s, int64_t n, const RowGroup& 
       count_of_candidates = find_candidates(s, patch.base, patch.last);
     } else {
       for (int32_t c = 0; c < s.classes; ++c) s.candidates[c] = c;
+    }
+    const int64_t rows = group.end - group.begin;
+    if (count_of_candidates == 1 &&
+        count_uniform(p, s.classes, s.labels + x, resize.columns.padded, rows, s.candidates[0])) {
+      continue;
     }
     if (count_of_candidates > 1) {
       for (int64_t i = 0; i < count_of_candidates; ++i) {
