@@ -123,3 +123,12 @@ def kernels_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         for kernel, configuration in SMALL.items():
             stack.enter_context(_tiling.forced(kernel, configuration))
         yield
+
+
+@contextlib.contextmanager
+def chunks_of_classes(size: int) -> Iterator[None]:
+    """Inside this context, the kernels of the cross-entropy compute so many classes at a time."""
+    with contextlib.ExitStack() as stack:
+        for kernel in ("cross_entropy", "cross_entropy_backward", "cross_entropy_same"):
+            stack.enter_context(_tiling.forced(kernel, {**_tiling.choose(kernel), "CLASSES": size}))
+        yield
