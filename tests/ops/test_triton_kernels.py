@@ -17,6 +17,7 @@ from cawa_fast import reference
 from cawa_fast._ops import backends, native
 from tests.conftest import DEVICE
 from tests.support.cases import CONTENTS, LAYOUTS, RATIOS, noise, one_class, smooth
+from tests.support.interpreter import chunks_of_classes
 from tests.support.losses import check
 
 pytest.importorskip("triton")
@@ -54,12 +55,8 @@ def check_counts(logits, target, classes, corners=False, normalize="max"):
 def test_chunks_of_classes(classes, ratio):
     case = noise(classes, 1, (2, 3), {"same": (2, 3), "x4": (8, 12)}[ratio])
     weight = torch.rand(classes) + 0.5
-    with contextlib.ExitStack() as stack:
-        for kernel in ("cross_entropy", "cross_entropy_backward", "cross_entropy_same"):
-            table = _tiling.choose(kernel)
-            # larger chunks for many classes, since the interpreter is slow; a GPU has too few registers for them
-            chunk = {33: 16, 150: 64}.get(classes, 8) if DEVICE == "cpu" else 8
-            stack.enter_context(_tiling.forced(kernel, {**table, "CLASSES": chunk}))
+    # larger chunks for many classes, since the interpreter is slow; a GPU has too few registers for them
+    with chunks_of_classes({33: 16, 150: 64}.get(classes, 8) if DEVICE == "cpu" else 8):
         check(*case, weight)
         check(*case, weight, smoothing=0.2)
         check_counts(*case, classes)
@@ -76,13 +73,17 @@ TINY = {
 }
 
 
+CONTENTS_OF_TILES = (noise, smooth, one_class)
+SIZES_OF_TILES = (((2, 36), (3, 71)), ((7, 3), (29, 12)), ((9, 5), (4, 11)), ((6, 33), (6, 33)))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("corners", [False, True])
-@pytest.mark.parametrize("make", [noise, smooth, one_class])
-@pytest.mark.parametrize("sizes", [((2, 36), (3, 71)), ((7, 3), (29, 12)), ((9, 5), (4, 11)), ((6, 33), (6, 33))])
-def test_many_small_tiles(sizes, make, corners):
+@pytest.mark.parametrize("content", range(len(CONTENTS_OF_TILES)), ids=[make.__name__ for make in CONTENTS_OF_TILES])
+@pytest.mark.parametrize("size", range(len(SIZES_OF_TILES)))
+def test_many_small_tiles(size, content):
     """Tiles, strips and blocks end everywhere, and a tile has more distinct pairs than are counted at once."""
-    case = make(5, 2, *sizes)
+    case = CONTENTS_OF_TILES[content](5, 2, *SIZES_OF_TILES[size])
+    corners = (size + content) % 2 == 1  # each size and each content with both
     with contextlib.ExitStack() as stack:
         for kernel, configuration in TINY.items():
             stack.enter_context(_tiling.forced(kernel, configuration))
@@ -95,7 +96,7 @@ def test_many_small_tiles(sizes, make, corners):
     ("kernel", "index"), [(kernel, i) for kernel, table in _tiling.TABLES.items() for i in range(len(table))]
 )
 def test_every_configuration(kernel, index):
-    case = smooth(6, 2, (9, 13), (36, 50))
+    case = smooth(6, 1, (9, 13), (36, 50))
     same = smooth(6, 1, (9, 40), (9, 40))
     with _tiling.forced(kernel, _tiling.TABLES[kernel][index]):
         if kernel.startswith("cross_entropy"):

@@ -166,6 +166,8 @@ def test_a_size_that_does_not_fit_is_named_with_one_that_does(
     with pytest.raises(ValueError, match=message):
         model.train()(images(2, *size))
     assert all(module.training for module in model.modules())
+    if multiple == 256:  # its tries take seconds, and show the same in the other mode
+        return
     buffers = {key: value.clone() for key, value in model.named_buffers()}
     with pytest.raises(ValueError, match=message):
         model.eval()(images(1, *size))

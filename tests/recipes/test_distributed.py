@@ -14,6 +14,7 @@ from torch import nn
 import cawa_fast as cf
 import cawa_fast.functional as CF
 from cawa_fast import _collective
+from tests.support.processes import start
 from tests.support.tiny_runs import assert_same_run, without_times
 
 SOURCE = Path(cf.__file__).parents[1]
@@ -188,14 +189,11 @@ dist.destroy_process_group()
 def run(script, folder, processes, *arguments):
     """Run the script in several processes. All must succeed within a minute."""
     (folder / "rendezvous").unlink(missing_ok=True)
-    env = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", script]
-    workers = [
-        subprocess.Popen([*command, str(rank), str(processes), str(folder), *arguments], env=env)
-        for rank in range(processes)
-    ]
+    workers = [start(script, str(rank), str(processes), str(folder), *arguments) for rank in range(processes)]
     try:
-        assert [worker.wait(timeout=60) for worker in workers] == [0] * processes
+        for worker in workers:
+            worker.join(timeout=60)
+        assert [worker.exitcode for worker in workers] == [0] * processes
     finally:
         for worker in workers:
             worker.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import types
 import warnings
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 import triton.language as tl
 import triton.runtime.interpreter as interpreter
-from cawa_fast.kernels import _tiling
+from triton.language.semantic import TritonSemantic
 
 from cawa_fast._ops import backends, native
+from cawa_fast.kernels import _tiling
 
 SMALL = {
     "label_histogram": {"BLOCK": 1024, "DISTINCT": 3, "num_warps": 1},
@@ -68,11 +70,48 @@ def _patched_language(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         scope.restore()
 
 
+_numpy_type = interpreter._get_np_dtype
+_numpy_types: dict[str, np.dtype[Any]] = {}
+
+
+def _known_numpy_type(of: Any) -> np.dtype[Any]:
+    """The same as the interpreter's own function, which makes a table of all types at each call."""
+    name = of.scalar.name
+    if name not in _numpy_types:
+        _numpy_types[name] = _numpy_type(of)
+    return _numpy_types[name]
+
+
+_broadcast = TritonSemantic.broadcast_impl_value
+
+
+def _broadcast_if_shapes_differ(self: Any, a: Any, b: Any) -> Any:
+    """The same as Triton's own function, which compares equal shapes slowly."""
+    if a.type.is_block() and b.type.is_block() and a.type.shape.values == b.type.shape.values:
+        return a, b
+    return _broadcast(self, a, b)
+
+
+def _leave_out_idle_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halve the interpreter's time, with the same results.
+
+    It computes for each sum, difference and product of integers whether it overflows, and then does not look at the
+    answer, because ``debug`` is off.
+    """
+    options = interpreter.interpreter_builder.options
+    if not options.debug:
+        quick = dataclasses.replace(options, sanitize_overflow=False)
+        monkeypatch.setattr(interpreter.interpreter_builder, "options", quick)
+    monkeypatch.setattr(interpreter, "_get_np_dtype", _known_numpy_type)
+    monkeypatch.setattr(TritonSemantic, "broadcast_impl_value", _broadcast_if_shapes_differ)
+
+
 @contextlib.contextmanager
 def kernels_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Inside this context, operators on CPU tensors run the Triton kernels."""
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_fma", _fused_multiply_add)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "cast_impl", _cast_to_nearest)
+    _leave_out_idle_work(monkeypatch)
     monkeypatch.setattr(backends, "runs_triton", lambda device: True)
     # where the CUDA C++ kernels are built and torch has CUDA, they would be preferred, and they need CUDA tensors
     monkeypatch.setattr(native, "cuda_available", lambda: False)
@@ -83,4 +122,13 @@ def kernels_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(tl.core.tensor, "__index__", lambda self: int(self.handle.data.reshape(())), raising=False)
         for kernel, configuration in SMALL.items():
             stack.enter_context(_tiling.forced(kernel, configuration))
+        yield
+
+
+@contextlib.contextmanager
+def chunks_of_classes(size: int) -> Iterator[None]:
+    """Inside this context, the kernels of the cross-entropy compute so many classes at a time."""
+    with contextlib.ExitStack() as stack:
+        for kernel in ("cross_entropy", "cross_entropy_backward", "cross_entropy_same"):
+            stack.enter_context(_tiling.forced(kernel, {**_tiling.choose(kernel), "CLASSES": size}))
         yield
