@@ -164,16 +164,21 @@ class Listener:
         """The pass was observed, and may not be observed again."""
         self._observed = weakref.ref(run.logits)
 
-    def check_wrapper(self) -> None:
-        """Raise if a wrapper synchronises gradients only where they pass through what it returns."""
+    def needs_output(self) -> str | None:
+        """The wrapper that synchronises gradients only where they pass through what it returns, if there is one."""
         if self._needs_output is None:
             self._needs_output = is_sharded_as_a_whole(self.candidate, self.recorder.root)
-        static = self.recorder.static_graph
-        if static or self._needs_output:
+        if self.recorder.static_graph:
+            return "DistributedDataParallel(..., static_graph=True)"
+        return "fully_shard" if self._needs_output else None
+
+    def check_wrapper(self) -> None:
+        """Raise if a wrapper needs its output, see :meth:`needs_output`."""
+        wrapper = self.needs_output()
+        if wrapper is not None:
             raise RuntimeError(
-                f"{self.who}.loss: {'DistributedDataParallel(..., static_graph=True)' if static else 'fully_shard'} "
-                "synchronises the gradients only if they pass through what the wrapped network returned; pass that "
-                "too, as loss(labels, output=model(images))"
+                f"{self.who}.loss: {wrapper} synchronises the gradients only if they pass through what the wrapped "
+                "network returned; pass that too, as loss(labels, output=model(images))"
             )
 
     def explain(self) -> str:
