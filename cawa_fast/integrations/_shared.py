@@ -12,8 +12,8 @@ def missing(extra: str, error: ImportError) -> ImportError:
     """The error for a framework that cannot be imported, with the command that installs it.
 
     Example:
-        >>> str(missing("lightning", ModuleNotFoundError("No module named 'lightning'", name="lightning")))
-        'cawa_fast.integrations.lightning: No module named \\'lightning\\'; install it: pip install "cawa_fast[lightning]"'
+        >>> print(missing("lightning", ModuleNotFoundError("No module named 'lightning'")))
+        cawa_fast.integrations.lightning: No module named 'lightning'; install it: pip install "cawa_fast[lightning]"
     """
     text = f'cawa_fast.integrations.{extra}: {error}; install it: pip install "cawa_fast[{extra}]"'
     return ModuleNotFoundError(text, name=error.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -203,9 +203,10 @@ class CawaCallback(TrainerCallback):  # type: ignore[misc]
             names = sorted(name.removesuffix("_runtime") for name in metrics if name.endswith("_runtime"))
             prefix = names[0] if names else "eval"
             if self.trains and self.score_on is None and prefix.startswith("eval_"):
+                name = prefix.removeprefix("eval_")
                 raise ValueError(
-                    f"{self.who}: there are several evaluation datasets; pass score_on={prefix.removeprefix('eval_')!r}, "
-                    "or another of their names, to say which one scores the classes"
+                    f"{self.who}: there are several evaluation datasets; pass score_on={name!r}, or another of their "
+                    "names, to say which one scores the classes"
                 )
         self._scores = self.trains and prefix == (f"eval_{self.score_on}" if self.score_on else "eval")
         values = self.finish()
@@ -334,7 +335,9 @@ class _Auxiliary:
     def _add(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         if not self._logits:
             return None
-        if isinstance(output, tuple):
-            return (*output, *self._logits)
-        output["auxiliary_logits"] = self._logits[0]
-        return output
+        if not isinstance(output, Mapping):
+            return (*(output if isinstance(output, tuple) else (output,)), *self._logits)
+        if "hidden_states" in getattr(output, "__dataclass_fields__", ()):  # DDP makes it anew from its own fields
+            output["hidden_states"] = (*(output.hidden_states or ()), *self._logits)
+            return output
+        return {**output, "auxiliary_logits": self._logits[0]}

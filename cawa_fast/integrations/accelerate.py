@@ -1,7 +1,8 @@
 """Hugging Face accelerate: which images of a batch are not padding.
 
-The rest of :class:`cawa_fast.CAWA` works in a loop with accelerate as it is: ``accelerator.backward(cawa.loss(labels))``,
-and ``accelerator.register_for_checkpointing(cawa)``. See ``docs/frameworks.md``.
+The rest of :class:`cawa_fast.CAWA` works in a loop with accelerate as it is:
+``accelerator.backward(cawa.loss(labels))``, and ``accelerator.register_for_checkpointing(cawa)``. See
+``docs/frameworks.md``.
 """
 
 from __future__ import annotations
@@ -64,7 +65,13 @@ def of_running_loader(n: int, *, but_not: Any = None) -> Tensor:
     """:func:`mask` for the loader that runs now in this process, unless that is the loader ``but_not``."""
     loader, processes = GradientState().active_dataloader, PartialState().num_processes
     whole = torch.ones(n, dtype=torch.bool)
-    if loader is None or loader is but_not or processes == 1 or not loader.end_of_dataloader or getattr(loader, "_drop_last", False):
+    if (
+        loader is None
+        or loader is but_not
+        or processes == 1
+        or not loader.end_of_dataloader
+        or getattr(loader, "_drop_last", False)
+    ):
         return whole
     real = loader.remainder
     shard = getattr(loader, "batch_sampler", None)

@@ -158,9 +158,10 @@ class CawaMixin:
             self._callback.save(output_dir, self.state.global_step)  # type: ignore[attr-defined]
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        # transformers 5 saves some networks, SegFormer among them, under older names of their layers, with which Trainer
-        # cannot load them: a resumed run would begin with random weights, and a best model would not be the best.
-        folder, model = self._callback.resume_from or self.state.best_model_checkpoint, self.model  # type: ignore[attr-defined]
+        # transformers 5 saves some networks, SegFormer among them, under older names of their layers, with which the
+        # Trainer cannot load them: a resumed run would begin with random weights, the best model would not be the best.
+        folder = self._callback.resume_from or self.state.best_model_checkpoint  # type: ignore[attr-defined]
+        model = self.model  # type: ignore[attr-defined]
         if load_result.missing_keys and load_result.unexpected_keys and folder and isinstance(model, PreTrainedModel):
             loaded, info = type(model).from_pretrained(folder, output_loading_info=True)
             if not info["missing_keys"]:
@@ -172,8 +173,8 @@ class CawaMixin:
 class CawaTrainer(CawaMixin, Trainer):  # type: ignore[misc]
     """``Trainer`` with :class:`cawa_fast.CAWA`; see :class:`CawaMixin` for what it does and for the arguments.
 
-    For networks with one map per class: SegFormer, UperNet, BEiT, DPT, MobileViT, MobileNetV2, Data2Vec, your own. Those
-    that predict a set of masks, such as Mask2Former, are refused.
+    For networks with one map per class: SegFormer, UperNet, BEiT, DPT, MobileViT, MobileNetV2, Data2Vec, your own.
+    Those that predict a set of masks, such as Mask2Former, are refused.
 
     Example:
         >>> import cawa_fast as cf, torch

@@ -1,4 +1,7 @@
-"""Tiny networks of transformers, with random weights."""
+"""Tiny networks of transformers, with random weights.
+
+Import transformers and its integration from here: torchvision, which they import, may not fit this torch.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,13 @@ from torch import nn
 
 from bench.libraries import import_torchvision
 
-import_torchvision()  # transformers imports it
+import_torchvision()
 
 import transformers  # noqa: E402
+
+from cawa_fast.integrations import transformers as integration  # noqa: E402
+
+__all__ = ["OPTIONS", "integration", "tiny", "transformers", "without_randomness"]
 
 _VIT = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32}
 _BEIT = _VIT | {"image_size": 64, "patch_size": 16, "out_indices": [1, 2, 3, 4], "auxiliary_channels": 16}
@@ -57,4 +64,6 @@ def without_randomness(model: nn.Module) -> nn.Module:
             setattr(parent, name.rpartition(".")[2], nn.GroupNorm(1, module.num_features))
         elif isinstance(module, nn.Dropout | nn.Dropout2d):
             module.p = 0.0
+        elif hasattr(module, "drop_prob"):
+            module.drop_prob = 0.0
     return model
