@@ -84,9 +84,10 @@ def of_running_loader(n: int, *, but_not: Any = None) -> Tensor:
         if isinstance(sampler, Sized) and shard.batch_size is not None:
             real = len(sampler) % (shard.batch_size * (1 if shard.split_batches else processes))
     if real < 0:
+        dataset = getattr(loader.dataset, "dataset", loader.dataset)  # which accelerate may have wrapped
         raise RuntimeError(
-            f"mask: the loader does not tell how many images of the last batch are real; its dataset, of type "
-            f"{type(loader.dataset).__name__}, or its batch sampler has no length. Give it __len__, or use "
+            "mask: the loader does not tell how many images of the last batch are real; its dataset, of type "
+            f"{type(dataset).__name__}, or its batch sampler has no length. Give it __len__, or use "
             "Accelerator(dataloader_config=DataLoaderConfiguration(dispatch_batches=True))"
         )
     first = PartialState().process_index * n

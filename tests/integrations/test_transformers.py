@@ -18,8 +18,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import cawa_fast as cf
+from tests.support.frameworks import needs
 
-pytest.importorskip("accelerate", reason='pip install "cawa_fast[transformers]"')
+needs("transformers", "transformers", "accelerate")
 
 from tests.support.hf_networks import OPTIONS, integration, tiny, transformers, without_randomness
 from tests.support.scenes import CLASSES
@@ -31,7 +32,10 @@ SQUARE = [
     {"pixel_values": item["pixel_values"].repeat(1, 2, 1), "labels": item["labels"].repeat(2, 1)} for item in SCENES
 ]
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning"),
+]
 
 
 def segformer() -> nn.Module:
@@ -85,7 +89,6 @@ def test_networks(name: str, tmp_path: Path) -> None:
     assert whole.state.log_history[-2]["eval_miou"] == resumed.state.log_history[-2]["eval_miou"]
 
 
-@pytest.mark.slow
 def test_accumulation_and_processes(tmp_path: Path) -> None:
     """Each step's loss and gradient, and the weights, are those of a plain loop over the whole batch."""
     runs = ["UperNet:3:1", "UperNet:1:3:find", "UperNet:3:1:static", "UperNet:1:3:own"]
@@ -300,7 +303,6 @@ def test_model_init_makes_a_cawa_for_each_network(tmp_path: Path) -> None:
         CawaTrainer(args=args, cawa=cf.CAWA(None, CLASSES), **options)
 
 
-@pytest.mark.slow
 def test_compiled(tmp_path: Path) -> None:
     run = trainer(segformer(), tmp_path, torch_compile=True, torch_compile_backend="eager", num_train_epochs=2)
     run.train()

@@ -10,7 +10,10 @@ CLASSES = 10
 
 
 def scenes(count: int, size: tuple[int, int] = (32, 64)) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Images ``(3, H, W)`` in ``[0, 1]`` and labels ``(H, W)`` int64. From image to image, more of it is ignored (255)."""
+    """Images ``(3, H, W)`` in ``[0, 1]`` and labels ``(H, W)`` int64.
+
+    From image to image, more pixels are ignored (255).
+    """
     data = StreetDataset("train", length=count, size=size)
     pairs = []
     for index in range(count):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 import cawa_fast as cf
 from tests.support.hf_networks import integration, tiny, transformers, without_randomness
 from tests.support.scenes import CLASSES, scenes
