@@ -10,23 +10,24 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.state import GradientState
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from .. import _validate
+from .._classifier import find_logits
 from .._collective import all_reduce
 from .._wrappers import unwrapped
-from ..cam import find_logits
 from ..cawa import CAWA
 from ..metrics import segmentation_metrics
 from ._shared import of_metrics, of_step
-from .accelerate import GradientState, of_running_loader
+from .accelerate import of_running_loader
 
 FILE = "cawa.pt"
 """Name of the file in a checkpoint."""
 
 
-class CawaCallback(TrainerCallback):  # type: ignore[misc]
+class CawaCallback(TrainerCallback):
     """:class:`cawa_fast.CAWA` for a ``Trainer`` of your own, without a subclass.
 
     Pass it and its :meth:`compute_loss` to the Trainer. It takes part in the evaluations, steps after each of them,
@@ -335,9 +336,9 @@ class _Auxiliary:
     def _add(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         if not self._logits:
             return None
-        if not isinstance(output, Mapping):
-            return (*(output if isinstance(output, tuple) else (output,)), *self._logits)
         if "hidden_states" in getattr(output, "__dataclass_fields__", ()):  # DDP makes it anew from its own fields
             output["hidden_states"] = (*(output.hidden_states or ()), *self._logits)
             return output
-        return {**output, "auxiliary_logits": self._logits[0]}
+        if isinstance(output, Mapping):
+            return {**output, "auxiliary_logits": self._logits[0]}
+        return (*(output if isinstance(output, tuple) else (output,)), *self._logits)

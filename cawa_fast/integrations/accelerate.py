@@ -74,7 +74,7 @@ def of_running_loader(n: int, *, but_not: Any = None) -> Tensor:
     ):
         return whole
     real = loader.remainder
-    shard = getattr(loader, "batch_sampler", None)
+    shard: Any = getattr(loader, "batch_sampler", None)
     shard = shard if hasattr(shard, "even_batches") else getattr(loader, "sampler", None)
     if hasattr(shard, "even_batches"):
         if not shard.even_batches:

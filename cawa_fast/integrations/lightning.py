@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data.distributed import DistributedSampler
 
 from .. import _validate
+from .._classifier import find_logits
 from .._collective import all_reduce
-from ..cam import find_logits
 from ..cawa import CAWA
 from ..metrics import segmentation_metrics
 from ..sampling import unpadded
@@ -31,7 +31,7 @@ __all__ = ["CawaCallback"]
 Target = Callable[[Any], Tensor] | str | int
 
 
-class CawaCallback(Callback):  # type: ignore[misc]
+class CawaCallback(Callback):
     """:class:`cawa_fast.CAWA` for a ``LightningModule``, whose ``training_step`` changes by one line.
 
     The module gets the attribute ``cawa``: ``return self.cawa.loss(labels)`` after the network has run. It is no

@@ -73,21 +73,22 @@ class CawaMixin:
         name = type(self).__name__
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError(f"{name}: the loss is CAWA's; leave out compute_loss_func={kwargs['compute_loss_func']!r}")
-        self._make = None if isinstance(cawa, CAWA) else cawa
+        self._make = cawa if callable(cawa) and not isinstance(cawa, CAWA) else None
         if kwargs.get("model_init") is not None and self._make is None:
             raise ValueError(
                 f"{name}: model_init makes a new network for each training, which cawa={type(cawa).__name__}(...) does "
                 "not listen to; pass a function, cawa=lambda model: CAWA(model, num_classes)"
             )
         model = kwargs.get("model", args[0] if args else None)
-        if self._make is not None:
-            cawa = self._make(model) if model is not None else CAWA(None, 2)  # model_init makes the real one
+        # With model_init, call_model_init makes the real one.
+        made: Any = cawa if self._make is None else CAWA(None, 2) if model is None else self._make(model)
         self._callback = CawaCallback(
-            cawa, auxiliary_weight=auxiliary_weight, score_on=score_on, per_class=per_class, who=name
+            made, auxiliary_weight=auxiliary_weight, score_on=score_on, per_class=per_class, who=name
         )
         self._foreign = 0
         callbacks = [self._callback, *(kwargs.pop("callbacks", None) or [])]
-        super().__init__(*args, compute_loss_func=self._callback.compute_loss, callbacks=callbacks, **kwargs)
+        kwargs |= {"compute_loss_func": self._callback.compute_loss, "callbacks": callbacks}
+        super().__init__(*args, **kwargs)
         self._callback.check(self.model)  # type: ignore[attr-defined]
 
     @property
@@ -170,7 +171,7 @@ class CawaMixin:
         super()._issue_warnings_after_load(load_result)  # type: ignore[misc]
 
 
-class CawaTrainer(CawaMixin, Trainer):  # type: ignore[misc]
+class CawaTrainer(CawaMixin, Trainer):
     """``Trainer`` with :class:`cawa_fast.CAWA`; see :class:`CawaMixin` for what it does and for the arguments.
 
     For networks with one map per class: SegFormer, UperNet, BEiT, DPT, MobileViT, MobileNetV2, Data2Vec, your own.
