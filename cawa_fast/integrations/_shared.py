@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 from ..adaptive import AdaptiveClassWeights
 from ..metrics import MetricValues
+
+log = logging.getLogger("cawa_fast")
 
 
 def missing(extra: str, error: ImportError) -> ImportError:

@@ -20,7 +20,7 @@ from .._collective import all_reduce
 from .._wrappers import unwrapped
 from ..cawa import CAWA
 from ..metrics import segmentation_metrics
-from ._shared import of_metrics, of_step
+from ._shared import log, of_metrics, of_step
 from .accelerate import of_running_loader
 
 FILE = "cawa.pt"
@@ -186,6 +186,8 @@ class CawaCallback(TrainerCallback):
         if state.global_step:
             self.load(self.resume_from or Path(args.output_dir) / f"checkpoint-{state.global_step}")
         self.resume_from, self.trains, self._saved = None, False, None
+        if args.eval_strategy == "no":
+            log.warning("%s: without evaluations the class weights stay as they are; set eval_strategy", self.who)
         self.cawa.reset()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -313,12 +315,16 @@ class _Auxiliary:
         self.detach()
         for module in model.modules():
             head = getattr(module, "auxiliary_head", None)
-            if isinstance(head, nn.Module):
-                own = getattr(getattr(module, "config", None), "auxiliary_loss_weight", 0.4)
+            own = getattr(getattr(module, "config", None), "auxiliary_loss_weight", None)
+            if isinstance(head, nn.Module) and (own is not None or self._given is not None):
                 self.weight = own if self._given is None else self._given
                 if self.weight:
                     self._hooks = [head.register_forward_hook(self._record), module.register_forward_hook(self._add)]
                 return
+        if self._given:
+            raise ValueError(
+                f"auxiliary_weight={self._given}: {type(unwrapped(model)).__name__} has no auxiliary_head; leave it out"
+            )
 
     def detach(self) -> None:
         for hook in self._hooks:

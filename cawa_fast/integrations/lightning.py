@@ -16,7 +16,7 @@ from .._collective import all_reduce
 from ..cawa import CAWA
 from ..metrics import segmentation_metrics
 from ..sampling import unpadded
-from ._shared import missing, of_metrics, of_step
+from ._shared import log, missing, of_metrics, of_step
 
 try:
     from lightning.pytorch import Callback
@@ -137,6 +137,8 @@ class CawaCallback(Callback):
                     f"{self._who}: {type(module).__name__} has an attribute 'cawa' of its own, where the callback puts "
                     "its CAWA; rename it"
                 )
+            if isinstance(held, CAWA):  # of another callback, in an earlier training
+                held.close()
             module.__dict__["cawa"] = self.cawa  # not by setattr, which would make it a submodule
         return self.cawa
 
@@ -151,6 +153,8 @@ class CawaCallback(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._attach(pl_module).reset()
+        if not trainer.enable_validation:
+            log.warning("%s: without a validation loader the class weights stay as they are; pass one", self._who)
 
     # ------------------------------------------------------------------------------------------------------ validation
 
@@ -188,7 +192,7 @@ class CawaCallback(Callback):
         cawa = self._attach(pl_module)
         if not trainer.sanity_checking:
             values = self._finish(cawa, scores=trainer.state.fn == "fit")
-            pl_module.log_dict(values, batch_size=1)
+            pl_module.log_dict(values, batch_size=1, sync_dist=trainer.world_size > 1)
         cawa.reset()
 
     def _finish(self, cawa: CAWA, *, scores: bool) -> dict[str, float]:

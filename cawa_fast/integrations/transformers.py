@@ -49,8 +49,8 @@ class CawaMixin:
         *args, **kwargs: of the Trainer; not ``compute_loss_func``.
         cawa: the :class:`cawa_fast.CAWA` of the model; or a function that makes one from a model, which
             ``model_init=`` needs. ``CAWA(None, C)`` uses the ``logits`` that the model returns.
-        auxiliary_weight: factor of the loss of ``model.auxiliary_head``, at least 0. Default: the model's
-            ``config.auxiliary_loss_weight``.
+        auxiliary_weight: factor of the loss of ``model.auxiliary_head``, which returns logits, at least 0. Default: the
+            model's ``config.auxiliary_loss_weight``; without one the head is not trained.
         score_on: which one of several evaluation datasets scores the classes, if ``eval_dataset`` is a dict.
         per_class: whether to log values of single classes.
 

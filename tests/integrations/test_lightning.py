@@ -192,6 +192,11 @@ def test_other_modules_and_loaders(tmp_path: Path) -> None:
         trainer(tmp_path, callback()).fit(Module(), loader(), [loader(3), loader(5)])
 
 
+def test_without_validation_a_warning_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer(tmp_path, callback(), max_epochs=1).fit(Module(), loader())
+    assert "CawaCallback: without a validation loader the class weights stay as they are; pass one" in caplog.text
+
+
 def test_errors_name_what_does_not_fit(tmp_path: Path) -> None:
     message = (
         "CawaCallback: Module has no network 'model'; pass network= with the name of the attribute that holds it; "

@@ -114,6 +114,8 @@ def test_accumulation_and_processes(tmp_path: Path) -> None:
             assert record["pixels"] == other["pixels"]  # 5 images, which are filled up to 6 or 8
             assert record["weight"] == pytest.approx(other["weight"], rel=1e-4)
         assert sum(result["history"][0]["pixels"]) == sum(int((item["labels"] != 255).sum()) for item in data(5))
+        losses = [record["eval_loss"] for record in result["log"] if "eval_loss" in record]
+        assert losses == pytest.approx([2.21, 2.15], rel=0.01)  # a mean of means of batches, as always in a Trainer
         assert result["steps"] == 2  # the prediction counted nothing
         assert result["counts"] == 0
         miou = [record["eval_miou"] for record in result["log"] if "eval_miou" in record][-1]
@@ -289,6 +291,30 @@ def test_a_network_of_your_own_without_a_classifier_to_listen_to(tmp_path: Path)
     assert (cawa.weight - 1).abs().max() > 0.1
 
 
+def test_a_callback_alone_and_several_datasets(tmp_path: Path) -> None:
+    sets = {"near": SCENES[:4], "far": SCENES[3:]}
+    for score_on in (None, "far"):
+        model = segformer()
+        callback = CawaCallback(cawa_of(model), score_on=score_on)
+        args = arguments(tmp_path, per_device_train_batch_size=2, num_train_epochs=1)
+        options = {"compute_loss_func": callback.compute_loss, "callbacks": [callback]}
+        run = transformers.Trainer(model, args, train_dataset=SCENES, eval_dataset=sets, **options)
+        if score_on is None:
+            with pytest.raises(
+                ValueError, match="there are several evaluation datasets; pass score_on='near', or anoth"
+            ):
+                run.train()
+        else:
+            run.train()
+            labelled = sum(int((item["labels"] != 255).sum()) for item in sets["far"])
+            assert [sum(record["pixels"]) for record in callback.cawa.weights.history] == [labelled]
+
+
+def test_without_evaluations_a_warning_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer(segformer(), tmp_path, eval_strategy="no", max_steps=1).train()
+    assert "CawaTrainer: without evaluations the class weights stay as they are; set eval_strategy" in caplog.text
+
+
 def test_model_init_makes_a_cawa_for_each_network(tmp_path: Path) -> None:
     args = arguments(tmp_path, per_device_train_batch_size=3, num_train_epochs=1)
     options: dict[str, Any] = {"model_init": segformer, "train_dataset": SCENES, "eval_dataset": SCENES}
@@ -354,6 +380,8 @@ def test_errors_name_what_does_not_fit(tmp_path: Path) -> None:
         trainer(model, tmp_path, auxiliary_weight=-1)
     with pytest.raises(ValueError, match="the loss is CAWA's; leave out compute_loss_func="):
         CawaTrainer(model, arguments(tmp_path), cawa=cawa_of(model), compute_loss_func=print)
+    with pytest.raises(ValueError, match="auxiliary_weight=0.3: SegformerForSemanticSegmentation has no auxiliary_h"):
+        trainer(model, tmp_path, auxiliary_weight=0.3).train()
     unlabelled = [{"pixel_values": item["pixel_values"]} for item in SCENES]
     with pytest.raises(
         ValueError, match=r"the batch has no 'labels'; the dataset must return a dict with pixel_values"
@@ -380,10 +408,3 @@ def test_examples_in_docstrings() -> None:
 
     for module in (integration, _transformers_callback):
         assert doctest.testmod(module).failed == 0
-
-
-def test_a_missing_package_is_named_with_its_command() -> None:
-    for name in ("transformers", "lightning", "accelerate"):
-        code = f"import sys; sys.modules[{name!r}] = None; import cawa_fast.integrations.{name}"
-        done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
-        assert f'install it: pip install "cawa_fast[{name}]"' in done.stderr
