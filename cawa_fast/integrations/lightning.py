@@ -178,7 +178,7 @@ class CawaCallback(Callback):
     ) -> None:
         cawa = self._attach(pl_module)
         counts = trainer.state.fn == "fit" or cawa.weights.confusion is not None
-        if trainer.sanity_checking or not counts or dataloader_idx != (self.score_on or 0):
+        if not counts or dataloader_idx != (self.score_on or 0):
             if cawa._listener is not None:
                 cawa._listener.forget()  # so that the pass is not taken for one that was left out by mistake
             return

@@ -46,7 +46,7 @@ def test_padding_is_not_counted(tmp_path: Path) -> None:
     assert other.pop("error").startswith(message)
     five = labelled(*range(5))
     stream = labelled(*range(5), of=5)
-    expected = {"subset": labelled(0, 1, 2, 3, 8), "small": labelled(0), "full": labelled(*range(8))}
+    expected = {"subset": labelled(0, 1, 2, 3, 4, 8), "small": labelled(0), "full": labelled(*range(8))}
     expected |= {"split": five, "uneven": five, "dispatched": five, "stream": stream}
     assert one == other == expected
 

@@ -172,6 +172,11 @@ class Passes(Module):
         return {"logits": self(batch["x"])}
 
 
+class Runs(Module):
+    def validation_step(self, batch: Any, index: int, dataloader_idx: int = 0) -> None:
+        self(batch[0])
+
+
 class Silent(Module):
     def validation_step(self, batch: Any, index: int) -> None: ...
 
@@ -185,7 +190,7 @@ def test_other_modules_and_loaders(tmp_path: Path) -> None:
     named = [torch.utils.data.DataLoader([{"x": image, "y": label} for image, label in scenes(n)], 2) for n in (6, 5)]
     trainer(tmp_path, passed, max_epochs=1).fit(Passes(), *named)
     several = callback(score_on=1)
-    trainer(tmp_path, several, max_epochs=1).fit(Module(), loader(), [loader(3), loader(5)])
+    trainer(tmp_path, several, max_epochs=1).fit(Runs(), loader(), [loader(3), loader(5)])
     for cawa in (late, passed, several):
         assert [sum(record["pixels"]) for record in cawa.cawa.weights.history] == [PIXELS]
     with pytest.raises(ValueError, match=r"there are 2 validation loaders; pass score_on=0, or another number"):

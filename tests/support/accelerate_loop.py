@@ -78,7 +78,7 @@ def main() -> None:
     accelerator = Accelerator(cpu=True)
     result: dict[str, Any] = {"weights": fit(accelerator, 2).weights.state_dict()}
     data: Any = scenes(9)
-    result["subset"] = counted(accelerator, DataLoader(data, 2, sampler=SubsetRandomSampler([0, 1, 2, 3, 8])))
+    result["subset"] = counted(accelerator, DataLoader(data, 2, sampler=SubsetRandomSampler([0, 1, 2, 3, 4, 8])))
     result["small"] = counted(accelerator, DataLoader(data[:1], 4))
     result["full"] = counted(accelerator, DataLoader(data[:8], 2))
     for name, options, loader in (
