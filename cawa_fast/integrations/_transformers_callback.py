@@ -316,9 +316,10 @@ class _Auxiliary:
         for module in model.modules():
             head = getattr(module, "auxiliary_head", None)
             own = getattr(getattr(module, "config", None), "auxiliary_loss_weight", None)
-            if isinstance(head, nn.Module) and (own is not None or self._given is not None):
-                self.weight = own if self._given is None else self._given
-                if self.weight:
+            weight = own if self._given is None else self._given
+            if isinstance(head, nn.Module) and weight is not None:
+                self.weight = float(weight)
+                if weight:
                     self._hooks = [head.register_forward_hook(self._record), module.register_forward_hook(self._add)]
                 return
         if self._given:

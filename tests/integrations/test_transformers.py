@@ -390,7 +390,7 @@ def test_errors_name_what_does_not_fit(tmp_path: Path) -> None:
         trainer(model, tmp_path, auxiliary_weight=-1)
     with pytest.raises(ValueError, match="the loss is CAWA's; leave out compute_loss_func="):
         CawaTrainer(model, arguments(tmp_path), cawa=cawa_of(model), compute_loss_func=print)
-    with pytest.raises(ValueError, match="auxiliary_weight=0.3: SegformerForSemanticSegmentation has no auxiliary_h"):
+    with pytest.raises(ValueError, match=r"auxiliary_weight=0\.3: SegformerForSemanticSegmentation has no auxiliary_h"):
         trainer(model, tmp_path, auxiliary_weight=0.3).train()
     unlabelled = [{"pixel_values": item["pixel_values"]} for item in SCENES]
     with pytest.raises(
