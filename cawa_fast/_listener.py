@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ._classifier import Candidate, best_guess, find_candidates, outputs_of
 from ._output_check import Choice, Comparison, LayerRun, as_logits, log
 from ._recorder import RELEASED, Pass, Recorder
-from ._wrappers import is_sharded_as_a_whole, unwrapped
+from ._wrappers import in_static_graph, is_sharded_as_a_whole, unwrapped
 
 _TRIES = 64
 """Forward passes that are compared while both conventions of ``align_corners`` agree, as on constant maps."""
@@ -174,16 +174,21 @@ class Listener:
         """The pass was observed, and may not be observed again."""
         self._observed = weakref.ref(run.logits)
 
-    def check_wrapper(self) -> None:
-        """Raise if a wrapper synchronises gradients only where they pass through what it returns."""
+    def needs_output(self) -> str | None:
+        """The wrapper that synchronises gradients only where they pass through what it returns, if there is one."""
         if self._needs_output is None:
             self._needs_output = is_sharded_as_a_whole(self.candidate, self.recorder.root)
-        static = self.recorder.static_graph
-        if static or self._needs_output:
+        if self.recorder.static_graph and not in_static_graph():  # else the loss is a part of what DDP returns
+            return "DistributedDataParallel(..., static_graph=True)"
+        return "fully_shard" if self._needs_output else None
+
+    def check_wrapper(self) -> None:
+        """Raise if a wrapper needs its output, see :meth:`needs_output`."""
+        wrapper = self.needs_output()
+        if wrapper is not None:
             raise RuntimeError(
-                f"{self.who}.loss: {'DistributedDataParallel(..., static_graph=True)' if static else 'fully_shard'} "
-                "synchronises the gradients only if they pass through what the wrapped network returned; pass that "
-                "too, as loss(labels, output=model(images))"
+                f"{self.who}.loss: {wrapper} synchronises the gradients only if they pass through what the wrapped "
+                "network returned; pass that too, as loss(labels, output=model(images))"
             )
 
     def explain(self) -> str:

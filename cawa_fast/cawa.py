@@ -207,8 +207,25 @@ class CAWA(nn.Module):
         """``(N, C, h, w)``: activation maps of the last forward pass, after the ReLU, before normalisation."""
         return self._maps(self._heard("maps").last())
 
+    def count_labels(self, target: Tensor) -> Tensor:
+        """``(C + 1,)`` int64: the pixels of each class in labels of any shape, and last the ignored ones.
+
+        Add up those of all batches that one step of the optimiser shall use, and pass the sum to :meth:`loss`.
+        """
+        classes, ignore_index = self.weights.num_classes, self.weights.ignore_index
+        flat = target.reshape(1, 1, -1)
+        matrix = CF.confusion_matrix(flat, flat, num_classes=classes, ignore_index=ignore_index)
+        counts = matrix.diagonal()
+        return torch.cat((counts, (target.numel() - counts.sum()).reshape(1)))
+
     def loss(
-        self, target: Tensor, *, logits: Tensor | None = None, output: Any = None, weighted: bool = True
+        self,
+        target: Tensor,
+        *,
+        logits: Tensor | None = None,
+        output: Any = None,
+        weighted: bool = True,
+        counts: Tensor | None = None,
     ) -> Tensor:
         """Weighted cross-entropy between the last forward pass and labels.
 
@@ -220,6 +237,9 @@ class CAWA(nn.Module):
                 ``fully_shard`` of the whole network alone need that to synchronise the gradients.
             weighted: whether to use the class weights. False for the loss of a validation set: the weights change from
                 step to step, so that weighted losses cannot be compared.
+            counts: ``(C + 1,)`` int64: the sum of :meth:`count_labels` over the batches that are accumulated, on all
+                processes. The result is then the share of this batch in the loss of them all, see
+                :meth:`cawa_fast.CrossEntropyLoss.share`. DDP averages over the processes: multiply by their number.
 
         Returns:
             The loss, as :class:`cawa_fast.CrossEntropyLoss` returns it.
@@ -239,7 +259,10 @@ class CAWA(nn.Module):
             if self._sampler is not None and logits.requires_grad:
                 self._sampler.train()  # a hook says so otherwise
         self._follow(logits.device)
-        loss = self.criterion(logits, target) if weighted else self.criterion.unweighted(logits, target)
+        if counts is not None:
+            loss = self.criterion.share(logits, target, counts, weighted=weighted)
+        else:
+            loss = self.criterion(logits, target) if weighted else self.criterion.unweighted(logits, target)
         return loss if output is None else attach(loss, output)
 
     def observe(

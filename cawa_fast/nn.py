@@ -83,15 +83,64 @@ class CrossEntropyLoss(nn.Module):
         """The loss without the class weights, for a validation set."""
         return self._loss(input, target, None)
 
-    def _loss(self, input: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    def share(
+        self, input: Tensor, target: Tensor, counts: Tensor, *, weighted: bool = True, align_corners: bool | None = None
+    ) -> Tensor:
+        """The share of a batch in the loss of several batches: those that are accumulated, on all processes.
+
+        The shares sum to the loss of one batch that holds all the images, where the losses of the batches do not: each
+        of them is divided by its own pixels. Shares have the same gradients as that loss, too.
+
+        Args:
+            input, target: as for a call.
+            counts: ``(C + 1,)`` int64: the pixels of each class, and last the ignored ones, in all the batches
+                together, as :meth:`cawa_fast.CAWA.count_labels` counts those of one.
+            weighted: whether to use the class weights.
+            align_corners: in place of that of the module.
+
+        Returns:
+            Scalar ``()``; 0 if all the batches have no labelled pixel.
+
+        Raises:
+            ValueError: ``counts`` does not fit, or the module has ``reduction="none"``.
+        """
+        name = f"{type(self).__name__}.share"
+        classes = input.shape[min(input.dim() - 1, 1)]
+        if self.reduction == "none":
+            raise ValueError(f"{name}: reduction='none' has one loss per pixel, which has no shares; use another one")
+        _validate.check_tensor(name, "counts", counts, f"a tensor ({classes + 1},) of int64")
+        if counts.shape != (classes + 1,) or counts.dtype != torch.int64:
+            raise ValueError(
+                f"{name}: counts must be a tensor ({classes + 1},) of int64, for the {classes} classes and the ignored "
+                f"pixels, got {_validate.described(counts)}; CAWA.count_labels(target) returns one"
+            )
+        weight = (self.weight if self.adaptive is None else self.adaptive.weight) if weighted else None
+        dtype = reference.compute_dtype(input.dtype)
+        weights = torch.ones(classes, dtype=dtype, device=input.device) if weight is None else weight.to(dtype)
+        scale = reference.reduction_scale(counts[:-1], 1, weights, self.reduction).nan_to_num(0)
+        if self.reduction == "pixel_mean":
+            scale = scale / counts.sum().clamp_min(1)
+        if self.reduction != "class_mean":  # the same factor for all classes
+            return self._loss(input, target, weight, "sum", align_corners) * scale[0]
+        labels, valid = reference.valid_labels(target, classes, self.ignore_index)
+        return (self._loss(input, target, weight, "none", align_corners) * (scale[labels] * valid)).sum()
+
+    def _loss(
+        self,
+        input: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        reduction: str | None = None,
+        align_corners: bool | None = None,
+    ) -> Tensor:
         loss = CF.cross_entropy(
             input,
             target,
             weight,
             ignore_index=self.ignore_index,
-            reduction=self.reduction,
+            reduction=reduction or self.reduction,
             label_smoothing=self.label_smoothing,
-            align_corners=self.align_corners,
+            align_corners=self.align_corners if align_corners is None else align_corners,
         )
         _warn_of_one_class(self, input)
         return loss

@@ -38,8 +38,11 @@ if expected := os.environ.get("CAWA_FAST_TEST_EXTENSION"):  # set by tests/nativ
     assert native._extension is not None, native.why_not()
     assert str(native._extension.__file__).startswith(expected), native._extension.__file__
 
-# Collecting doctests imports every file, and importing this one registers a device.
+# Collecting doctests imports every file, and importing the first one registers a device. The others import frameworks,
+# which may not be installed.
 collect_ignore = [] if DEVICE == "pretend" else ["support/pretend.py"]
+collect_ignore += [f"support/{name}.py" for name in ("accelerate_loop", "hf_networks", "lightning_module")]
+collect_ignore += ["support/train_transformers.py"]
 
 
 @pytest.fixture(autouse=True)

@@ -1,1 +1,4 @@
-"""Adapters for training frameworks; each module imports its framework lazily."""
+"""Adapters for training frameworks: :mod:`transformers`, :mod:`lightning` and :mod:`accelerate`.
+
+Each module imports its framework, which is an extra: ``pip install "cawa_fast[transformers]"``.
+"""
