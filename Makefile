@@ -37,7 +37,7 @@ $(VENV)/.done: pyproject.toml setup.py CMakeLists.txt $(wildcard cmake/* csrc/* 
 	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0
 	$(BIN)/python -m pip install --quiet "cmake>=3.25" ninja "pybind11>=2.13"
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/triton-3.6 triton==3.6.0
-	CAWA_FAST_CUDA=$(CAWA_FAST_CUDA) CMAKE_ARGS="-DCAWA_FAST_PORTABLE=ON $(CMAKE_ARGS)" $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[train,models,test,dev]"
+	CAWA_FAST_CUDA=$(CAWA_FAST_CUDA) CMAKE_ARGS="-DCAWA_FAST_PORTABLE=ON $(CMAKE_ARGS)" $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[train,models,test,dev,transformers,lightning,accelerate]"
 	@$(BIN)/cawa-fast doctor
 	@touch $@
 
