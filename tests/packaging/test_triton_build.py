@@ -9,10 +9,9 @@ pytest.importorskip("triton")
 pytest.importorskip("click")
 pytest.importorskip("rich")
 
-from cawa_fast.kernels import _tiling
-
 from bench.gpu import resources, triton_resources
 from bench.gpu.kernel_resources import ARCHITECTURES, faults
+from cawa_fast.kernels import _tiling
 from tests.support.triton_versions import OLDEST, WHY_NOT
 
 

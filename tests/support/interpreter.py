@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import triton.language as tl
 import triton.runtime.interpreter as interpreter
-from cawa_fast.kernels import _tiling
 
 from cawa_fast._ops import backends, native
+from cawa_fast.kernels import _tiling
 
 SMALL = {
     "label_histogram": {"BLOCK": 1024, "DISTINCT": 3, "num_warps": 1},
