@@ -53,8 +53,10 @@ import torch
 from ... import __version__
 from ..config import TrainConfig
 from ..files import atomic, make_folder
+from ..json_values import parse_json, read_utf8
 from ..parallel import cpu_count
 from ..runs.compare import RARE, rare_classes
+from ..runs.contents import check_begun
 from ..runs.folder import RunFolder
 from ..runs.lock import locked
 from ..runs.read import Run, load_run
@@ -259,15 +261,16 @@ class Ablation:
         """The rows in ``ablation.json`` from earlier calls; none if there is no such file."""
         file = self.out / "ablation.json"
         try:
-            earlier = json.loads(file.read_text())
+            earlier = parse_json(read_utf8(file))
+            check_begun(earlier, "")
             kept = {
                 "rows": [{k: row[k] for k in ("name", "group", "title", "settings", "runs")} for row in earlier["rows"]]
             }
             then = earlier["settings"]
         except FileNotFoundError:
             return {"rows": []}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} is damaged ({error!r}); delete it. The runs are not lost") from error
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged ({error}); delete it. The runs are not lost") from error
         # through JSON, which turns tuples into lists
         now = json.loads(json.dumps(self._shared_settings()))
         free = () if self._threads_given else ("threads",)

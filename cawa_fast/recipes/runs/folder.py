@@ -17,9 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..config import TrainConfig
 from ..files import atomic, make_folder
+from ..json_values import parse_json, read_utf8
 from .checkpoint import read_checkpoint, write_checkpoint
+from .contents import CHECKPOINT
 from .lock import locked
 
 _STATE = {"epoch", "model", "optimizer", "scheduler", "weights", "loop", "metrics"}
@@ -58,8 +62,8 @@ class RunFolder:
     def read_config(self) -> TrainConfig:
         """The settings of the run."""
         try:
-            return TrainConfig.from_dict(json.loads(self.config_file.read_text()))
-        except (ValueError, TypeError, AttributeError) as error:
+            return TrainConfig.from_dict(parse_json(read_utf8(self.config_file)))
+        except ValueError as error:
             raise ValueError(
                 f"{self.config_file} is damaged ({error}); restore it or choose another --run-dir"
             ) from error
@@ -197,6 +201,13 @@ class RunFolder:
                 f"{file} is damaged (it is of epoch {checkpoint['epoch']!r} and holds the metrics of {epochs} "
                 f"epochs); {remedy}"
             )
+        try:
+            CHECKPOINT(checkpoint, "")
+            matrix = checkpoint.get("confusion", torch.zeros(0, 0, dtype=torch.int64))
+            if not isinstance(matrix, torch.Tensor) or matrix.dtype != torch.int64 or matrix.ndim != 2:
+                raise ValueError("confusion is no matrix of counts")
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged ({error}); {remedy}") from error
         return checkpoint
 
     def write_results(self, checkpoint: dict[str, Any]) -> None:
