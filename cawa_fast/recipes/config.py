@@ -111,6 +111,9 @@ class TrainConfig:
         None, "difficulty: exponent; default: 1 to 2, growing with the gap between best and worst class."
     )
     logit_tau: float = _setting(1.0, "logit_adjustment: factor of the log prior.")
+    allow_outside_root: bool = _setting(
+        False, "folder, camvid: let list files name files outside --root, by absolute paths or '..'.", resume=True
+    )
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N.", resume=True)
     amp: bool = _setting(False, "Autocast to bfloat16.")
     threads: int | None = _setting(None, "CPU threads; default: one per core.")
@@ -138,10 +141,11 @@ class TrainConfig:
             raise ValueError(f"seed must be below 2**63, got {self.seed}")
         if not 0 < self.scale[0] <= self.scale[1] < float("inf"):
             raise ValueError(f"scale must be LOW,HIGH with 0 < LOW <= HIGH, finite, got {self.scale}")
-        if self.workers is not None and not 0 <= self.workers <= _MOST_PROCESSES:
-            raise ValueError(f"workers must be at least 0 and at most {_MOST_PROCESSES}, got {self.workers}")
-        if self.threads is not None and self.threads > _MOST_PROCESSES:
-            raise ValueError(f"threads must be at most {_MOST_PROCESSES}, got {self.threads}")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers must be at least 0, got {self.workers}")
+        for name in ("threads", "workers"):
+            if (getattr(self, name) or 0) > _MOST_PROCESSES:
+                raise ValueError(f"{name} must be at most {_MOST_PROCESSES}, got {getattr(self, name)}")
         if self.budget is not None and not (0 < self.budget < 1 or (self.budget >= 2 and self.budget % 1 == 0)):
             raise ValueError(f"budget must be a share in (0, 1) or a number of images of at least 2, got {self.budget}")
         self.adaptive_weights(num_classes=1)  # raises a ValueError for the arguments of the weights
