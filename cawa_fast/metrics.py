@@ -62,7 +62,7 @@ def segmentation_metrics(matrix: Tensor) -> MetricValues:
 
     Raises:
         TypeError: ``matrix`` is not a tensor of real numbers.
-        ValueError: ``matrix`` is not square.
+        ValueError: ``matrix`` is not square, or holds negative or infinite numbers.
 
     Example:
         >>> import torch
@@ -72,6 +72,11 @@ def segmentation_metrics(matrix: Tensor) -> MetricValues:
     """
     _validate.check_matrix("segmentation_metrics", matrix)
     matrix = matrix.double()
+    if not bool(((matrix >= 0) & matrix.isfinite()).all()):
+        raise ValueError(
+            "segmentation_metrics: matrix must hold finite numbers of pixels, at least 0, got "
+            f"{matrix.min().item():g} to {matrix.max().item():g}; pass the result of confusion_matrix"
+        )
     hit, truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
     iou = hit / (truth + predicted - hit)
     accuracy = hit / truth
