@@ -183,10 +183,10 @@ class AdaptiveClassWeights(nn.Module):
         self._rows: Tensor | None = None
 
         with torch.inference_mode(False):
-            self.register_buffer("weight", torch.ones(num_classes))
+            self.register_buffer("weight", torch.ones(num_classes, dtype=torch.float32))
             self.register_buffer("counts", torch.zeros(3, num_classes, dtype=torch.int64))
             for name in (*_RESULTS, "last_csps"):
-                self.register_buffer(name, torch.full((num_classes,), torch.nan))
+                self.register_buffer(name, torch.full((num_classes,), torch.nan, dtype=torch.float32))
             self.register_buffer("held", torch.zeros(num_classes, dtype=torch.bool))
             self.register_buffer(
                 "class_counts", _validate.as_class_counts("AdaptiveClassWeights", class_counts, num_classes)

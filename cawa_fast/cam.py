@@ -131,6 +131,8 @@ class GradCAM:
         return f"GradCAM listens to {self.target_layer}." if self._listener is None else self._listener.explain()
 
     def __enter__(self) -> GradCAM:
+        if self._handles:
+            raise RuntimeError("GradCAM: this context is entered already; make another GradCAM for a second one")
         if self._listener is not None:
             self._listener.recorder.attach()
             self._handles = [self._listener.recorder.root.register_forward_hook(self._check)]

@@ -70,7 +70,7 @@ def segmentation_metrics(matrix: Tensor) -> MetricValues:
 
     Raises:
         TypeError: ``matrix`` is not a tensor of real numbers.
-        ValueError: ``matrix`` is not square.
+        ValueError: ``matrix`` is not square, or holds negative or infinite numbers.
 
     Example:
         >>> import torch
@@ -80,6 +80,11 @@ def segmentation_metrics(matrix: Tensor) -> MetricValues:
     """
     _validate.check_matrix("segmentation_metrics", matrix)
     counts = matrix.double()
+    if not bool(((counts >= 0) & counts.isfinite()).all()):
+        raise ValueError(
+            "segmentation_metrics: matrix must hold finite numbers of pixels, at least 0, got "
+            f"{counts.min().item():g} to {counts.max().item():g}; pass the result of confusion_matrix"
+        )
     hit, truth, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
     iou = hit / (truth + predicted - hit)
     accuracy = hit / truth

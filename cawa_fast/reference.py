@@ -320,7 +320,8 @@ def mean_divisor(total: Tensor, pixels: Tensor) -> Tensor:
         >>> [mean_divisor(torch.tensor(total), torch.tensor(pixels)).item() for total, pixels in ((2.0, 3), (0.0, 3))]
         [2.0, inf]
     """
-    return total.where(total >= torch.finfo(total.dtype).tiny, pixels * torch.inf)  # 0 * inf is NaN
+    # 0 * inf is NaN. A product of an integer would have PyTorch's default dtype
+    return total.where(total >= torch.finfo(total.dtype).tiny, pixels.to(total.dtype) * torch.inf)
 
 
 # ------------------------------------------------------------------------------------------------------- counting

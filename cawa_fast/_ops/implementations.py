@@ -98,7 +98,7 @@ def compute_cross_entropy(
         )
         return loss, scale, input.new_empty(0)
     counts = _count_labels(target.reshape(1, -1), input.shape[1], ignore_index)[0]
-    class_weight = torch.ones(input.shape[1], device=input.device) if weight is None else weight
+    class_weight = torch.ones(input.shape[1], dtype=torch.float32, device=input.device) if weight is None else weight
     scale = reference.reduction_scale(counts, target.numel(), class_weight, reduction)
     loss, grad = torch.ops.cawa_fast_cpu.cross_entropy(
         input,

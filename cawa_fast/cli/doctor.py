@@ -62,6 +62,7 @@ def _trees() -> str:
     show_default=True,
     help="Split to read; may be given several times.",
 )
+@click.option("--allow-outside-root", is_flag=True, help="folder, camvid: let list files name files outside --root.")
 @click.option("--strict", is_flag=True, help="Exit with status 1 for warnings too.")
 @click.option("--decode-images", is_flag=True, help="Decode the images too, to find truncated ones. Takes minutes.")
 @click.option("--workers", type=click.IntRange(1), help="Processes.  [default: one per core]")
@@ -86,6 +87,7 @@ def doctor_data(
     dataset: str,
     root: Path,
     splits: tuple[str, ...],
+    allow_outside_root: bool,
     strict: bool,
     decode_images: bool,
     workers: int | None,
@@ -108,6 +110,9 @@ def doctor_data(
     from ..recipes.training.progress import TrainingDisplay
 
     console = open_console()
+    if allow_outside_root and not FILE_DATASETS[dataset].reads_lists:
+        raise click.ClickException(f"--allow-outside-root: {dataset!r} reads no lists of files; leave it out")
+    options = {"allow_outside_root": True} if allow_outside_root else {}
     with error_messages(lambda: "Stopped; nothing was written."):
         with TrainingDisplay(console) as display:
             examination = examine(
@@ -118,6 +123,7 @@ def doctor_data(
                 workers=workers,
                 cache=cache,
                 decode_images=decode_images,
+                **options,
             )
         show(examination, console)
         if json_file is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shlex
 from dataclasses import fields, replace
@@ -62,8 +63,7 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
         if console.quiet:
             return ""
         if folder is not None and folder.exists():
-            path = shlex.quote(str(folder.path))
-            return f"Stopped; all finished epochs are saved. Continue with: cawa-fast train --resume --run-dir {path}"
+            return f"Stopped; all finished epochs are saved. Continue with: {folder.resume_command()}"
         return "Stopped; the run had not begun. Run the same command again."
 
     with error_messages(stopped):
@@ -71,8 +71,11 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
             settings["root"] = str(Path(settings["root"]).resolve())
         config = TrainConfig(**settings)
         folder = RunFolder(run_dir or config.default_run_dir())
-        with distributed.process_group(config.resolved_device()):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(distributed.process_group(config.resolved_device()))
             console.quiet = distributed.rank() > 0
+            if not console.quiet:  # of several processes, only rank 0 writes
+                stack.enter_context(folder.locked())
             if folder.exists():
                 if not resume:
                     raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ WEIGHTINGS = (
 
 PIXEL_SOURCES = ("train", "observed")
 """Values of the setting ``counts``: whose pixels per class enter Eq. 5."""
+
+
+_MOST_PROCESSES = 4096
+"""Threads or workers. Beyond, the system ends the process without a message."""
 
 
 def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None, resume: bool = False) -> Any:
@@ -106,12 +111,17 @@ class TrainConfig:
         None, "difficulty: exponent; default: 1 to 2, growing with the gap between best and worst class."
     )
     logit_tau: float = _setting(1.0, "logit_adjustment: factor of the log prior.")
+    allow_outside_root: bool = _setting(
+        False, "folder, camvid: let list files name files outside --root, by absolute paths or '..'.", resume=True
+    )
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N.", resume=True)
     amp: bool = _setting(False, "Autocast to bfloat16.")
     threads: int | None = _setting(None, "CPU threads; default: one per core.")
     workers: int | None = _setting(None, "DataLoader workers; default: by the number of cores.", resume=True)
 
     def __post_init__(self) -> None:
+        for setting in fields(self):
+            check_setting(setting.name, getattr(self, setting.name))
         for setting in fields(self):
             choices, value = setting.metadata["choices"], getattr(self, setting.name)
             if choices and value not in choices:
@@ -133,6 +143,9 @@ class TrainConfig:
             raise ValueError(f"scale must be LOW,HIGH with 0 < LOW <= HIGH, finite, got {self.scale}")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers must be at least 0, got {self.workers}")
+        for name in ("threads", "workers"):
+            if (getattr(self, name) or 0) > _MOST_PROCESSES:
+                raise ValueError(f"{name} must be at most {_MOST_PROCESSES}, got {getattr(self, name)}")
         if self.budget is not None and not (0 < self.budget < 1 or (self.budget >= 2 and self.budget % 1 == 0)):
             raise ValueError(f"budget must be a share in (0, 1) or a number of images of at least 2, got {self.budget}")
         self.adaptive_weights(num_classes=1)  # raises a ValueError for the arguments of the weights
@@ -182,6 +195,8 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
         """The inverse of :meth:`as_dict`; lists become tuples. Unknown names raise a ``ValueError``."""
+        if not isinstance(values, dict):
+            raise ValueError(f"settings are an object of names and values, got {values!r}")
         known = {setting.name for setting in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ValueError(f"unknown settings {', '.join(unknown)}: was the run made by a newer version?")
@@ -215,3 +230,36 @@ class TrainConfig:
         """``runs/<dataset>-<model>[-<backbone>]-<weighting>-s<seed>``."""
         network = self.model if self.backbone is None else f"{self.model}-{self.backbone}"
         return Path("runs") / f"{self.dataset}-{network}-{self.weighting}-s{self.seed}"
+
+
+def check_setting(name: str, value: Any) -> None:
+    """Raise a ``ValueError`` if the value of a setting has another type than the setting; other names may have any."""
+    setting = next((setting for setting in fields(TrainConfig) if setting.name == name), None)
+    if setting is None:
+        return
+    kind, _, rest = str(setting.type).partition(" | ")
+    if not (rest and value is None) and not _KINDS[kind][0](value):
+        raise ValueError(f"{name} must be {_KINDS[kind][1]}{' or None' if rest else ''}, got {value!r:.100}")
+
+
+def _is_whole(value: Any) -> bool:
+    return (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63) or value == 1 << 63
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or _is_whole(value)
+
+
+def _are_two(value: Any, each: Callable[[Any], bool]) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 2 and all(map(each, value))
+
+
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "bool": (lambda value: isinstance(value, bool), "true or false"),
+    "int": (_is_whole, "a whole number"),
+    "float": (_is_number, "a number"),
+    "str": (lambda value: isinstance(value, (str, os.PathLike)), "a text"),
+    "tuple[int, int]": (lambda value: _are_two(value, _is_whole), "two whole numbers"),
+    "tuple[float, float]": (lambda value: _are_two(value, _is_number), "two numbers"),
+}
+"""By the type of a setting: whether a value has it, and its name."""

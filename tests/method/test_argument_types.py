@@ -418,8 +418,14 @@ def test_step(group):
         (torch.ones(2, 3), ValueError, r"must be square, got \(2, 3\)"),
         (torch.ones(2), ValueError, r"must be square, got \(2,\)"),
         (torch.tensor(1), ValueError, r"must be square, got \(\)"),
+        (
+            torch.tensor([[1, -3], [0, 2]]),
+            ValueError,
+            r"numbers of pixels, at least 0, got -3 to 2; pass the result of",
+        ),
+        (torch.tensor([[1.0, torch.inf], [0, 2]]), ValueError, r"must hold finite numbers of pixels.* got 0 to inf"),
     ],
-    ids=["list", "numpy", "None", "complex", "2 x 3", "vector", "scalar"],
+    ids=["list", "numpy", "None", "complex", "2 x 3", "vector", "scalar", "negative", "infinite"],
 )
 def test_segmentation_metrics(matrix, error, message):
     with pytest.raises(error, match=f"segmentation_metrics: matrix must be .*{message}|{message}"):

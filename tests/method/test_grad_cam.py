@@ -394,3 +394,16 @@ def test_a_layer_that_runs_several_times(images):
         for _ in range(2):
             model(images)
         assert cam().shape == (2, C, 20, 28)
+
+
+@pytest.mark.parametrize("layer", [False, True])
+def test_a_context_is_entered_once_at_a_time(layer):
+    """A second entry would lose the hooks of the first."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+    cam = cf.GradCAM(net, net[0]) if layer else cf.GradCAM(net)
+    with cam, pytest.raises(RuntimeError, match="GradCAM: this context is entered already; make another GradCAM"):
+        cam.__enter__()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+    with cam:
+        net(torch.ones(1, 3, 4, 4))
+        assert cam().shape == (1, 2, 4, 4)

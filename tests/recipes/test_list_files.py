@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from cawa_fast.recipes.datasets import CamVidDataset, COCOStuff10kDataset, FolderDataset, VOCDataset
 from cawa_fast.recipes.datasets.text_files import read_lines, split_words
 from tests.support import trees
+from tests.support.tiny_runs import invoke
 
 PAIRS = "images/val/0.jpg masks/val/0.png\nimages/val/1.jpg masks/val/1.png\n"
 
@@ -67,10 +71,40 @@ def test_names_with_blanks(root, line):
     assert labels(root, line.format("my images/it's 1 of 3.jpg", "my images/it's 1 of 3.png")) == [3]
 
 
-def test_an_absolute_path_that_exists_is_taken_as_it_is(root, tmp_path_factory):
+@pytest.mark.parametrize("name", ["{0}/{1}", "../outside/{1}", "images/../../outside/{1}"])
+@pytest.mark.parametrize("cls", [FolderDataset, CamVidDataset])
+def test_files_outside_the_root_need_permission(tmp_path, name, cls):
+    root, other = tmp_path / "inner" / "root", tmp_path / "inner" / "outside"
+    trees.folder(root, "val", [trees.stripes([k]) for k in range(4)])
+    trees.folder(other, "val", [trees.stripes([3])])
+    (root / "images").mkdir(exist_ok=True)
+    image, mask = name.format(other, "images/val/0.jpg"), name.format(other, "masks/val/0.png")
+    (root / "val.txt").write_text(f"{image} {mask}\n")
+    message = rf"val\.txt, line 1: '{re.escape(image)}' is outside {root}; .* with --allow-outside-root"
+    with pytest.raises(ValueError, match=message):
+        cls(root, "val")
+    data = cls(root, "val", allow_outside_root=True)
+    assert int(data.read(0)[1][0, 0]) == 3
+
+
+def test_an_absolute_path_under_the_root_is_taken_as_it_is(root):
+    assert labels(root, f"{root}/images/val/3.jpg {root}/masks/val/3.png\n") == [3]
+
+
+def test_links_under_the_root_may_lead_elsewhere(root, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     trees.folder(other, "val", [trees.stripes([3])])
-    assert labels(root, f"{other}/images/val/0.jpg {other}/masks/val/0.png\n") == [3]
+    (root / "more").symlink_to(other)
+    assert labels(root, "more/images/val/0.jpg more/masks/val/0.png\n") == [3]
+
+
+def test_a_line_of_many_blanks_ends_soon(root):
+    start = time.monotonic()
+    for line in ("a " * 30_000, "x" * 70_000 + " b.png", "images/val/0.jpg" + " " * 50_000 + "masks/val/0.png"):
+        (root / "val.txt").write_text(line)
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            FolderDataset(root, "val")
+    assert time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize(
@@ -194,3 +228,26 @@ def test_lines_know_their_place(tmp_path):
         (f"{file}, line 3", "x"),
         (f"{file}, line 5", "y"),
     ]
+
+
+def test_the_command_line_gives_permission(tmp_path):
+    root, other = tmp_path / "root", tmp_path / "other"
+    for split in ("train", "val"):
+        trees.folder(other, split, [trees.stripes(range(4)) for _ in range(2)])
+        trees.folder(root, split, [trees.stripes(range(4))])
+        names = [f"../other/images/{split}/{k}.jpg ../other/masks/{split}/{k}.png" for k in range(2)]
+        (root / f"{split}.txt").write_text("\n".join(names))
+    words = ["--dataset", "folder", "--root", str(root), "--device", "cpu", "--epochs", "1", "--batch-size", "2"]
+    words = ["train", "--run-dir", str(tmp_path / "run"), "--no-tables", "--crop", "32", "--workers", "0", *words]
+    assert "'../other/images/train/0.jpg' is outside" in invoke(*words).output.replace("\n", "")
+    assert not (tmp_path / "run").exists()
+    shown = invoke(*words, "--allow-outside-root")
+    assert shown.exit_code == 0, shown.output
+    shown = invoke("train", "--resume", "--run-dir", str(tmp_path / "run"))  # it is a setting of the run
+    assert shown.exit_code == 0, shown.output
+
+    checked = ["doctor", "data", "--dataset", "folder", "--root", str(root), "--no-picture"]
+    assert "--allow-outside-root" in invoke(*checked).output
+    assert "2 images" in invoke(*checked, "--allow-outside-root").output
+    message = "'street' reads no lists of files; leave it out"
+    assert message in invoke("train", "--run-dir", str(tmp_path / "x"), "--allow-outside-root").output

@@ -78,6 +78,7 @@ def test_every_weighting_trains_and_writes_the_documented_records(tmp_path: Path
         "metrics.jsonl",
         "confusion.json",
         "latest.pt",
+        "previous.pt",
         "best.pt",
     }
     assert RunFolder(tmp_path).read_config() == config

@@ -43,7 +43,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,10 +52,13 @@ import torch
 
 from ... import __version__
 from ..config import TrainConfig
-from ..files import atomic
+from ..files import atomic, make_folder
+from ..json_values import parse_json, read_utf8
 from ..parallel import cpu_count
 from ..runs.compare import RARE, rare_classes
+from ..runs.contents import check_begun
 from ..runs.folder import RunFolder
+from ..runs.lock import locked
 from ..runs.read import Run, load_run
 from .begun import check_all_data, check_same_data, check_settings
 from .pool import Pool
@@ -205,8 +208,9 @@ class Ablation:
         Raises:
             ValueError: another ablation is running in the same folder.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
-        with _locked(self.out):
+        make_folder(self.out)
+        what, advice = f"another cawa-fast ablate is running in {self.out}", "wait for it, or choose another --out"
+        with locked(self.out / ".lock", what, advice, keep=True):
             self.write()
             devices = [self._devices[index % len(self._devices)] for index in range(self.jobs)]
             configs = {state.name: state.config for state in self.waiting}
@@ -257,15 +261,16 @@ class Ablation:
         """The rows in ``ablation.json`` from earlier calls; none if there is no such file."""
         file = self.out / "ablation.json"
         try:
-            earlier = json.loads(file.read_text())
+            earlier = parse_json(read_utf8(file))
+            check_begun(earlier, "")
             kept = {
                 "rows": [{k: row[k] for k in ("name", "group", "title", "settings", "runs")} for row in earlier["rows"]]
             }
             then = earlier["settings"]
         except FileNotFoundError:
             return {"rows": []}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} is damaged ({error!r}); delete it. The runs are not lost") from error
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged ({error}); delete it. The runs are not lost") from error
         # through JSON, which turns tuples into lists
         now = json.loads(json.dumps(self._shared_settings()))
         free = () if self._threads_given else ("threads",)
@@ -367,21 +372,3 @@ def _devices(base: TrainConfig, device: torch.device) -> list[str]:
     if device.type == "cuda" and device.index is None:
         return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     return [base.device]
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Raise if another ablation runs in the folder, since both would write the same runs."""
-    try:
-        import fcntl
-    except ImportError:  # not on POSIX
-        yield
-        return
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(
-                f"another cawa-fast ablate is running in {folder}; wait for it, or choose another --out"
-            ) from None
-        yield

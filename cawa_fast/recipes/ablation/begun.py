@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import TrainConfig
+from ..runs.contents import check_dataset
 from ..runs.data import class_differences, data_differences, describe_data
 from ..runs.folder import RunFolder
 from ..runs.read import Run, read_object
@@ -47,6 +48,7 @@ def check_all_data(out: Path, names: Iterable[str], root: str | None) -> list[st
             continue
         try:
             then = read_object(folder.dataset_file)
+            check_dataset(then, "")
             config = replace(folder.read_config(), root=root)
             key = config.train_images, config.val_images
             if key not in present:

@@ -67,7 +67,9 @@ def main() -> int:
     threading.Thread(target=_die_with_parent, daemon=True).start()
     reporter = Reporter(out)
     try:
-        Trainer(TrainConfig.from_dict(task["config"]), RunFolder(task["folder"]), reporter).fit()
+        folder = RunFolder(task["folder"])
+        with folder.locked():
+            Trainer(TrainConfig.from_dict(task["config"]), folder, reporter).fit()
     except KeyboardInterrupt:
         return 130
     except Exception as error:

@@ -31,6 +31,7 @@ class CamVidDataset(FileDataset):
         root: folder that holds the splits.
         split: "train", "val" or "test".
         resize: ``(H, W)`` in pixels to which pairs are resized when they are read. None keeps the original size.
+        allow_outside_root: take files elsewhere too, which a list file names.
         **options: of :class:`FileDataset`, such as ``length``.
 
     Raises:
@@ -38,6 +39,7 @@ class CamVidDataset(FileDataset):
         ValueError: sizes differ, a file is no image, or a label map is in colour or has values outside 0..11.
     """
 
+    reads_lists = True
     name = "camvid"
     tree = (
         "{train,val}/*.png  {train,val}annot/*.png    images PNG or JPEG, labels 0..10, 11 is unlabelled\n"
@@ -46,10 +48,22 @@ class CamVidDataset(FileDataset):
     class_names = tuple(_NAMES.split(", "))
     palette = colours("808080 800000 c0c080 804080 3c28de 808000 c08080 404080 400080 404000 0080c0")
 
-    def __init__(self, root: str | Path, split: str, *, resize: tuple[int, int] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        *,
+        resize: tuple[int, int] | None = None,
+        allow_outside_root: bool = False,
+        **options: Any,
+    ) -> None:
         base = open_root(root, "CamVid", self.tree)
         listing = base / f"{split}.txt"
-        found = listed_pairs(base, listing) if listing.is_file() else _camvid_pairs(base, split)
+        found = (
+            listed_pairs(base, listing, allow_outside_root=allow_outside_root)
+            if listing.is_file()
+            else _camvid_pairs(base, split)
+        )
         rule = LabelRule(
             {**{value: value for value in range(_UNLABELLED)}, _UNLABELLED: IGNORE},
             "0..11 (11 is unlabelled)",

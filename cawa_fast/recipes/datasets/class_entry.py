@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+from .text_files import shown
+
 Colour = tuple[int, int, int]
 
 
@@ -30,8 +32,8 @@ def read_colour(channels: Any, where: str) -> Colour:
         channels = re.findall(r"[^\s,;()\[\]]+", channels) or channels
     try:
         red, green, blue = (int(channel) for channel in channels)
-    except (TypeError, ValueError):
-        raise ValueError(f"{where}: {channels!r} is not a colour; give red, green, blue, each in 0..255") from None
+    except (TypeError, ValueError, OverflowError):  # also for an infinite number
+        raise ValueError(f"{where}: {shown(channels)} is not a colour; give red, green, blue, each in 0..255") from None
     if not 0 <= min(red, green, blue) <= max(red, green, blue) <= 255:
         raise ValueError(f"{where}: the colour {(red, green, blue)} is outside 0..255")
     return red, green, blue

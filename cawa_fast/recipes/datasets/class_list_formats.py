@@ -11,7 +11,7 @@ from typing import Any
 
 from .class_entry import ClassEntry, is_hex, read_colour
 from .class_list_lines import entries_of_lines
-from .text_files import Line, read_lines, read_text, unquoted
+from .text_files import Line, read_lines, read_text, shown, unquoted
 
 
 def read_entries(file: Path) -> list[ClassEntry]:
@@ -20,6 +20,13 @@ def read_entries(file: Path) -> list[ClassEntry]:
     Raises:
         ValueError: something in it is not understood.
     """
+    try:
+        return _read_entries(file)
+    except RecursionError:
+        raise ValueError(f"{file} is nested too deeply; {_EXPECTED}") from None
+
+
+def _read_entries(file: Path) -> list[ClassEntry]:
     suffix = file.suffix.lower()
     if suffix == ".json":
         try:
@@ -89,6 +96,13 @@ def _names_column(words: Iterable[str]) -> bool:
     return any(_column(word) == "name" for word in words)
 
 
+def _cells(line: str, separator: str, where: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=separator, skipinitialspace=True))
+    except csv.Error as error:
+        raise ValueError(f"{where}: no line of a table ({error})") from error
+
+
 def _from_table(file: Path) -> list[ClassEntry]:
     text = read_text(file)
     lines = [(number, line) for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1) if line.strip()]
@@ -98,7 +112,7 @@ def _from_table(file: Path) -> list[ClassEntry]:
     if heads and separator not in heads[0] and file.suffix.lower() == ".txt":
         separator = " "
     rows = [
-        (number, [unquoted(cell) for cell in next(csv.reader([line], delimiter=separator, skipinitialspace=True))])
+        (number, [unquoted(cell) for cell in _cells(line, separator, f"{file}, line {number}")])
         for number, line in lines
         if not line.lstrip().startswith("#")
     ]
@@ -159,14 +173,20 @@ def _from_table(file: Path) -> list[ClassEntry]:
 
 
 def _json(text: str, file: Path) -> Any:
-    return json.loads(text, object_pairs_hook=lambda pairs: _distinct(pairs, file))
+    return json.loads(text, object_pairs_hook=lambda pairs: _distinct(pairs, file), parse_int=lambda n: _int(n, file))
+
+
+def _int(digits: str, file: Path) -> int:
+    if len(digits) > 20:
+        raise ValueError(f"{file}: {shown(digits)} is no id and no colour")
+    return int(digits)
 
 
 def _distinct(pairs: list[tuple[Any, Any]], file: Path) -> dict[Any, Any]:
     seen: dict[Any, Any] = {}
     for key, value in pairs:
         if key in seen:
-            raise ValueError(f"{file}: {key!r} occurs twice; every id and every name needs its own")
+            raise ValueError(f"{file}: {shown(key)} occurs twice; every id and every name needs its own")
         seen[key] = value
     return seen
 
@@ -239,9 +259,9 @@ def _from_pair(key: Any, value: Any, where: str) -> ClassEntry:
             raise ValueError(f"{where}: {entry.name!r} has the ids {number} and {entry.value}; keep one")
         return entry._replace(value=number)
     if not isinstance(key, str) or not key.strip():
-        raise ValueError(f"{where}: {key!r} is no name; put names in quotes")
+        raise ValueError(f"{where}: {shown(key)} is no name; put names in quotes")
     if isinstance(value, bool):
-        raise ValueError(f"{where}: {value!r} of {key!r} is neither an id nor a colour")
+        raise ValueError(f"{where}: {shown(value)} of {shown(key)} is neither an id nor a colour")
     if isinstance(value, int):
         return ClassEntry(key.strip(), value=value)
     if isinstance(value, dict):
@@ -254,7 +274,9 @@ def _from_object(item: Any, where: str) -> ClassEntry:
     plain = {_plain(key): value for key, value in item.items()} if isinstance(item, dict) else {}
     texts = [key for key in _NAME_ORDER if isinstance(plain.get(key), str) and plain[key].strip()]
     if not texts:
-        raise ValueError(f'{where}: {item!r} has no name; expected "road", or {{"name": "road", "color": [r, g, b]}}')
+        raise ValueError(
+            f'{where}: {shown(item)} has no name; expected "road", or {{"name": "road", "color": [r, g, b]}}'
+        )
 
     def integer(roles: tuple[str, ...]) -> int | None:
         for key, value in plain.items():
@@ -267,7 +289,7 @@ def _from_object(item: Any, where: str) -> ClassEntry:
         value = integer(("name",))  # "class" or "label" as a number
     for key, content in plain.items():
         if value is None and _column(key) == "id" and content is not None:
-            raise ValueError(f"{where}: {key} is {content!r}; an id is a whole number")
+            raise ValueError(f"{where}: {key} is {shown(content)}; an id is a whole number")
     ignored = plain.get("evaluate") is False or plain.get("ignoreineval") is True or train in (-1, 255)
     if value is None:
         value = train

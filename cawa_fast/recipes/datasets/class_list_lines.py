@@ -8,7 +8,8 @@ from typing import NamedTuple
 from .class_entry import ClassEntry, Colour, read_colour
 from .text_files import Line, unquoted
 
-_BREAK = r"(?:\s+->?\s+|\s*=>\s*|[.)]\s+|\s*[\s:,;=|]\s*)"
+# Only where no blank is before it, and with one way to match blanks: the time shall not grow with their square.
+_BREAK = r"(?<!\s)(?:\s+->?\s+|\s*=>\s*|[.)]\s+|\s*[:,;=|]\s*|\s+)"
 _NUMBERS_BEFORE = re.compile(rf"(?:-?\d+{_BREAK})+(?=\S)")
 _NUMBERS_AFTER = re.compile(rf"(?:{_BREAK}-?\d+)+$")
 _HEX = re.compile(rf"{_BREAK}#([0-9a-fA-F]{{6}})$")

@@ -31,6 +31,7 @@ class FileDataset(SegmentationDataset):
 
     Attributes:
         tree: the layout of the files, one path a line, for ``--help`` and messages.
+        reads_lists: whether list files may say which files there are, so that its class takes ``allow_outside_root``.
         one_size: True if all images have the same size, False if they differ, None to compare their headers.
         rule: the meaning of the codes in label files.
         unpaired: files without a partner, if these are allowed.
@@ -40,6 +41,7 @@ class FileDataset(SegmentationDataset):
     """
 
     tree: str
+    reads_lists: bool = False
     one_size: bool | None = None
     class_list: str = ""
 

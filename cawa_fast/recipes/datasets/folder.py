@@ -30,6 +30,7 @@ class FolderDataset(FileDataset):
         split: "train", "val" or the name of another split.
         classes: the class list; by default the first of ``class_list.FILES`` in the root.
         resize: ``(H, W)`` in pixels to which pairs are resized when they are read. None keeps the original size.
+        allow_outside_root: take files elsewhere too, which a list file names.
         **options: of :class:`FileDataset`, such as ``length``.
 
     Raises:
@@ -38,6 +39,7 @@ class FolderDataset(FileDataset):
             class.
     """
 
+    reads_lists = True
     name = "folder"
     tree = (
         "classes.txt, .csv, .json or .yaml      a class a line: 'road', '7 road', 'road #804080', 'road 128 64 128'\n"
@@ -53,6 +55,7 @@ class FolderDataset(FileDataset):
         *,
         classes: str | Path | None = None,
         resize: tuple[int, int] | None = None,
+        allow_outside_root: bool = False,
         **options: Any,
     ) -> None:
         base = open_root(root, ".", self.tree)
@@ -61,7 +64,11 @@ class FolderDataset(FileDataset):
             raise FileNotFoundError(f"classes={str(classes)!r} is not a file; give the class list")
         self.class_names, self.palette, rule, self.class_list = read_class_list(file)
         listing = base / f"{split}.txt"
-        found = listed_pairs(base, listing) if listing.is_file() else _folder_pairs(base, split)
+        found = (
+            listed_pairs(base, listing, allow_outside_root=allow_outside_root)
+            if listing.is_file()
+            else _folder_pairs(base, split)
+        )
         super().__init__(base, split, found, rule, resize=resize, **options)
 
 

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
+from .text_files import need_regular
+
 _ORIENTATION = 274  # a tag of EXIF, and of TIFF
 # from the stored pixels to the upright image
 _TURNS = {
@@ -191,6 +193,7 @@ def turned_alike(label: np.ndarray, label_file: str | Path, size: tuple[int, int
 @contextlib.contextmanager
 def named_errors(file: str | Path) -> Iterator[None]:
     """Turn the exceptions of Pillow into a ``ValueError`` that names the file, the cause and the way out."""
+    need_regular(file)
     try:
         yield
     except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG

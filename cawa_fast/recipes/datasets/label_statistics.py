@@ -12,7 +12,6 @@ import hashlib
 import os
 import time
 import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from .base import Progress
 from .files import FileDataset, resized
 from .image_files import Header, read_header, read_rgb
 from .labels import IGNORE, LabelRule, code_histogram, read_codes
+from .text_files import need_regular
 
 _CHUNK = 16  # pairs between two looks at the clock
 _VERSION = 2  # of the layout of the cache and of the meaning of codes
@@ -99,7 +99,7 @@ def collect_label_statistics(
     files = [str(pair.label) for pair in dataset.pairs]
     stamps = _stamps(files) if cache else []
     places = _cache_files(dataset) if cache else []
-    kept = _load_cache(places)
+    kept = _load_cache(places, dataset.resize)
     names = [os.path.relpath(file, dataset.root) for file in files] if cache else files
     known: dict[int, LabelRecord] = {}
     for index, (name, stamp) in enumerate(zip(names, stamps, strict=False)):  # without cache there are no stamps
@@ -153,7 +153,7 @@ def sample_label_statistics(
         were read in time.
     """
     files = [str(pair.label) for pair in dataset.pairs]
-    kept = _load_cache(_cache_files(dataset))
+    kept = _load_cache(_cache_files(dataset), dataset.resize)
     labels: dict[int, LabelRecord] = {}
     if kept:
         names = [os.path.relpath(file, dataset.root) for file in files]
@@ -256,21 +256,38 @@ def _cache_files(dataset: FileDataset) -> list[Path]:
     return [dataset.root / ".cawa_fast" / name, Path(home) / "cawa_fast" / name]
 
 
-def _load_cache(places: Sequence[Path]) -> dict[str, tuple[tuple[int, int], LabelRecord]]:
+_LARGEST = 1 << 30  # bytes of a cache in memory; that of COCO-Stuff takes 30 million
+
+
+def _load_cache(
+    places: Sequence[Path], resize: tuple[int, int] | None
+) -> dict[str, tuple[tuple[int, int], LabelRecord]]:
     for place in places:
         try:
             # opened here, since NumPy does not close a file that is no archive
+            need_regular(place)
+            with zipfile.ZipFile(place) as archive:
+                if sum(member.file_size for member in archive.infolist()) > _LARGEST:
+                    continue
             with open(place, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 names = bytes(stored["names"]).decode("utf-8", "surrogateescape").split("\0")
                 stamps, sizes = stored["stamps"].tolist(), stored["sizes"].tolist()
                 ends, values, pixels = stored["ends"].tolist(), stored["values"].tolist(), stored["counts"].tolist()
-            return {
+            records = {
                 name: (tuple(stamp), LabelRecord(tuple(size), tuple(values[start:end]), tuple(pixels[start:end])))
                 for name, stamp, size, start, end in zip(names, stamps, sizes, [0, *ends[:-1]], ends, strict=True)
             }
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            return {name: kept for name, kept in records.items() if _is_possible(kept[1], resize)}
+        except Exception:  # NumPy and zipfile raise many kinds for a damaged archive
             continue  # absent, truncated, or of another version: written again
     return {}
+
+
+def _is_possible(record: LabelRecord, resize: tuple[int, int] | None) -> bool:
+    """Whether the counts of a record are those of a map of its size. An edited cache is not believed."""
+    height, width = resize or record.size
+    counted = len(record.values) == len(record.pixels) and min(record.pixels, default=0) >= 0
+    return counted and sum(record.pixels) == height * width and list(record.values) == sorted(set(record.values))
 
 
 def _write_cache(places: Sequence[Path], kept: dict[str, tuple[tuple[int, int], LabelRecord]]) -> Path | None:

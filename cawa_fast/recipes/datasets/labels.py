@@ -7,6 +7,7 @@ is an error.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from .image_files import open_image
 from .label_formats import apply_form, label_form
+from .text_files import need_regular
 
 IGNORE = 255
 COLOUR = 1 << 24
@@ -146,6 +149,7 @@ def read_codes(file: str | Path, rule: LabelRule) -> np.ndarray:
         ValueError: the file is broken or no image, is compressed lossily, has several pages or floats, is a colour
             image and the rule has no colours, or marks a class as without data.
     """
+    need_regular(file)
     if str(file).endswith(".mat"):
         return _from_matlab(file)
     if (codes := _grey_png(file)) is not None:
@@ -212,6 +216,8 @@ def _grey_png(file: str | Path) -> np.ndarray | None:
         # the signature, and in the header: 8 bits a sample, grey without alpha
         if head[:8] != b"\x89PNG\r\n\x1a\n" or head[24:26] != b"\x08\x00":
             return None
+        if _too_many_pixels(int.from_bytes(head[16:20], "big") * int.from_bytes(head[20:24], "big")):
+            return None  # Pillow says so, before it decodes them
         # Pillow knows what these mean: a value without data, an orientation, and an animation
         if not pixels or any(chunk in head for chunk in (b"tRNS", b"eXIf", b"acTL")):
             return None
@@ -219,6 +225,11 @@ def _grey_png(file: str | Path) -> np.ndarray | None:
     except Exception:
         return None
     return codes
+
+
+def _too_many_pixels(pixels: int) -> bool:
+    """Whether Pillow would refuse to decode so many: files of some kilobytes may hold gigabytes of zeros."""
+    return Image.MAX_IMAGE_PIXELS is not None and pixels > 2 * Image.MAX_IMAGE_PIXELS
 
 
 @cache
@@ -252,6 +263,9 @@ def _from_matlab(file: str | Path) -> np.ndarray:
             f"{file}: MATLAB files need SciPy: pip install scipy, or convert the maps to *_labelTrainIds.png"
         ) from error
     try:
+        for name, shape, _ in whosmat(str(file)):
+            if name == "S" and _too_many_pixels(math.prod(shape)):
+                raise ValueError(f"S has {'x'.join(map(str, shape))} pixels, more than any image")
         codes = np.asarray(loadmat(str(file), variable_names=["S"])["S"])
     except KeyError as error:
         there = ", ".join(name for name, *_ in whosmat(str(file))) or "nothing"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -9,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from .text_files import Line, read_lines, split_words, unquoted
+from .text_files import Line, read_lines, shown, split_words, unquoted
+
+_MOST_BLANKS = 100  # in a line of a list; each may be a part of a name
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -128,8 +131,16 @@ def _lonely(missing: str, file: Path, stem: str, ends: Sequence[str], folder: Pa
 def _by_stem(folder: Path, ends: Sequence[str], excluded: str | None = None) -> tuple[dict[str, Path], list[Shadowed]]:
     """The files by their name without its end; of several with one name the first kind, and the others."""
     kinds: dict[str, list[tuple[int, Path]]] = {}
+    above = {str(folder): {_identity(folder)}}  # of each folder, itself and the folders that it is in
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        ancestors = above.pop(parent)
+        for name in list(folders):
+            inner = os.path.join(parent, name)
+            if (identity := _identity(inner)) in ancestors:  # a link to a folder that holds it has no end
+                folders.remove(name)
+            else:
+                above[inner] = ancestors | {identity}
         inside = os.path.relpath(parent, folder)
         prefix = "" if inside == "." else inside.replace(os.sep, "/") + "/"
         for name in names:
@@ -145,6 +156,11 @@ def _by_stem(folder: Path, ends: Sequence[str], excluded: str | None = None) -> 
         files.sort()
         shadowed += [Shadowed(file, files[0][1]) for _, file in files[1:]]
     return {stem: files[0][1] for stem, files in kinds.items()}, shadowed
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def pair_names(listing: Path, images: Path, labels: Path, image_end: str, label_end: str) -> Listing:
@@ -177,24 +193,35 @@ def pair_names(listing: Path, images: Path, labels: Path, image_end: str, label_
     return listed
 
 
-def listed_pairs(root: Path, listing: Path) -> Listing:
+def listed_pairs(root: Path, listing: Path, *, allow_outside_root: bool = False) -> Listing:
     """Pairs from a list file with a line "image label" for each.
 
     The two are separated by blanks, a tab, a comma or a semicolon. Names with blanks may be in quotes; without, the
     line is split where both files exist. Lines that begin with # are comments. Paths are relative to the root, or
     absolute ones of another machine such as ``/SegNet/CamVid/train/x.png``. Of those the longest tail is taken that
-    exists under the root. Backslashes may separate folders.
+    exists under the root. Backslashes may separate folders. Links under the root may lead anywhere.
+
+    Args:
+        root: folder of the dataset.
+        listing: the list file.
+        allow_outside_root: take files elsewhere too, which a list names by an absolute path or by "..".
 
     Raises:
-        ValueError: a line does not have two names, the list is empty, or is no text file.
+        ValueError: a line does not have two names, names a file outside the root, the list is empty, or is no text
+            file.
     """
     listed = Listing()
     for line in read_lines(listing):
-        words, found = _two_files(root, line)
+        words, found = _two_files(root, line, allow_outside_root)
         if found[0] is not None and found[1] is not None:
             listed.add(Pair(found[0], found[1]), line.where)
             continue
         absent = [word for word, file in zip(words, found, strict=True) if file is None]
+        if outside := next((word for word in absent if _resolve(root, word, True)), None):
+            raise ValueError(
+                f"{line.where}: {outside!r} is outside {root}; move it there or link to it from there, or allow it "
+                "with --allow-outside-root (allow_outside_root=True)"
+            )
         missing = "both" if len(absent) == 2 else "label" if found[0] else "image"
         text = f"{line.where}: {absent[0]!r} is not under {root}, nor is any tail of that path"
         listed.unpaired.append(Unpaired(missing, root / absent[0].lstrip("/"), text))
@@ -203,35 +230,42 @@ def listed_pairs(root: Path, listing: Path) -> Listing:
     return listed
 
 
-def _two_files(root: Path, line: Line) -> tuple[list[str], list[Path | None]]:
+def _two_files(root: Path, line: Line, allow_outside_root: bool) -> tuple[list[str], list[Path | None]]:
     """The two names in a line, and their files, None for those that do not exist."""
     # names may have blanks, and a comma or semicolon may separate them
-    splits = [(match.start(), match.end()) for match in re.finditer(r"\s*[,;]\s*|\s+", line.text)]
+    breaks = list(itertools.islice(re.finditer(r"\s*[,;]\s*|\s+", line.text), _MOST_BLANKS + 1))
+    # each is tried as the place between the two names
+    splits = [(match.start(), match.end()) for match in breaks] if len(breaks) <= _MOST_BLANKS else []
     parts = [[unquoted(line.text[:start]), unquoted(line.text[end:])] for start, end in splits]
     words = split_words(line.text)
     ways = [words] if len(words) == 2 else []
     ways += [part for part in parts if all(part) and part not in ways]
     first = None
     for way in ways:
-        found = [_resolve(root, name) for name in way]
+        found = [_resolve(root, name, allow_outside_root) for name in way]
         if all(found):
             return way, found
         first = first or (way, found)
     if first is None or (len(ways) > 1 and len(words) != 2):
         raise ValueError(
-            f"{line.where}: expected 'image annotation', found {line.text!r}; put names with blanks in quotes, or a "
-            "tab between the two"
+            f"{line.where}: expected 'image annotation', found {shown(line.text)}; put names with blanks in quotes, or "
+            "a tab between the two"
         )
     return first
 
 
-def _resolve(root: Path, listed: str) -> Path | None:
+def _resolve(root: Path, listed: str, allow_outside_root: bool) -> Path | None:
+    """The file that a list names; None if there is none, or if it is outside the root and that is not allowed."""
     for name in (listed, listed.replace("\\", "/")) if "\\" in listed else (listed,):
-        if os.path.isabs(name) and os.path.isfile(name):
-            return Path(name)
         parts = PurePosixPath(name).parts
-        for start in range(len(parts)):
-            tail = PurePosixPath(*parts[start:])
-            if not tail.is_absolute() and (file := root / tail).is_file():
-                return file
+        tails = [PurePosixPath(*parts[start:]) for start in range(len(parts))]
+        # as it is written, then its tails
+        for file in (root / name, *(root / tail for tail in tails[1:])):
+            if os.path.isfile(file):  # Path.is_file raises an error for a name that is too long
+                return file if allow_outside_root or _is_under(root, file) else None
     return None
+
+
+def _is_under(root: Path, file: Path) -> bool:
+    """Whether the path leads into the root, without a look at links."""
+    return os.path.abspath(file).startswith(os.path.join(os.path.abspath(root), ""))

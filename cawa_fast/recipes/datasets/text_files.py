@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
+import os
 import re
+import reprlib
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,12 +30,26 @@ class Line(NamedTuple):
     text: str
 
 
+_LARGEST = 1 << 28  # bytes; a line for each of a million images has a third
+
+
+def need_regular(file: str | Path) -> None:
+    """Raise a ``ValueError`` if this is a pipe or a device: reading it might never end. Folders and links may pass."""
+    with contextlib.suppress(OSError):  # which reading the file raises again, with a message that names the cause
+        mode = os.stat(file).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ValueError(f"{file} is a pipe or a device, not a file; put a regular file there")
+
+
 def read_text(file: Path) -> str:
     """The text of a file in UTF-8 or UTF-16, with or without a byte order mark; UTF-32 needs the mark.
 
     Raises:
-        ValueError: it is in another encoding; the line is named.
+        ValueError: it is in another encoding; the line is named. Or it is no regular file, or has over 256 MiB.
     """
+    need_regular(file)
+    if (size := file.stat().st_size) > _LARGEST:
+        raise ValueError(f"{file} has {size} bytes, too many for a text file that people write; is it the right one?")
     data = file.read_bytes()
     mark, encoding = next(((mark, name) for mark, name in _MARKS if data.startswith(mark)), (b"", "utf-8"))
     if not mark and b"\0" in data[:2]:  # UTF-16 without a mark: one byte of an ASCII letter is 0
@@ -75,6 +93,16 @@ def unquoted(text: str) -> str:
     """
     text = text.strip()
     return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
+
+
+def shown(value: object) -> str:
+    """The value as Python writes it, without its middle if it is long: it may be a list with millions of entries."""
+    return _SHOWN.repr(value)
+
+
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 120
+_SHOWN.maxlevel = 2
 
 
 def some(names: Sequence[str], limit: int = 12) -> str:

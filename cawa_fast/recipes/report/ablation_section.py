@@ -14,10 +14,7 @@ from .ablation_charts import SettingDots, SweepCurve, dot_chart, sweep_chart
 from .class_charts import ClassChange, change_caption, change_chart
 from .figure_writer import FigureWriter
 from .figures import class_colour, run_style
-from .inputs import ADAPTIVE_ROW
-
-_SWEPT = {"delta": "delta", "tau": "tau", "clip": "w_max", "momentum": "weight_momentum", "every": "every"}
-"""Groups whose rows are values of one numeric setting, with the name of the setting."""
+from .inputs import ADAPTIVE_ROW, SWEPT
 
 _MEASURES = (("miou", "mIoU, %"), ("rare_iou", "IoU of rare classes, %"), ("pixel_accuracy", "pixel accuracy, %"))
 _MOST_CURVES = 8
@@ -79,7 +76,7 @@ def _image(writer: FigureWriter, result: dict[str, Any], key: str, rows: Sequenc
     known = [row for row in rows if row["summary"]["miou"]]
     if len(known) < 2:
         return None
-    if key in _SWEPT:
+    if key in SWEPT:
         return _sweep_image(writer, result, key, known)
     if key == "rivals":  # from best to worst; the rows of other groups have an order of their own
         known = sorted(known, key=lambda row: -row["summary"]["miou"]["mean"])
@@ -111,7 +108,7 @@ def _sweep_image(writer: FigureWriter, result: dict[str, Any], key: str, rows: S
 
     For delta this is the paper's figure 5.
     """
-    setting = _SWEPT[key]
+    setting = SWEPT[key]
     rows = sorted(rows, key=lambda row: row["settings"][setting])
     places = [float(row["settings"][setting]) for row in rows]
     pixels = result["train_pixels"]

@@ -18,8 +18,8 @@ from torch import Tensor
 from ... import GradCAM, reference
 from ..config import TrainConfig
 from ..datasets import SegmentationDataset
+from ..runs.checkpoint import read_checkpoint
 from ..runs.data import class_differences
-from ..runs.folder import read_checkpoint
 from ..runs.read import Run
 from ..text import shorten
 from ..training.loaders import normalize_images, open_split

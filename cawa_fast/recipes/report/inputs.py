@@ -7,12 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..ablation.results import with_statistics
 from ..runs.compare import RARE
+from ..runs.contents import check_ablation
 from ..runs.folder import RunFolder
 from ..runs.read import Run, StrPath, labelled, load_run, read_object
 
 ABLATION_FILE = "ablation.json"
 ADAPTIVE_ROW = "cawa"
+SWEPT = {"delta": "delta", "tau": "tau", "clip": "w_max", "momentum": "weight_momentum", "every": "every"}
+"""Groups whose rows are values of one numeric setting, with the name of the setting."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,11 @@ def load_inputs(paths: Sequence[StrPath]) -> ReportInputs:
             raise ValueError(
                 f"{file} is not a result of `cawa-fast ablate` that this version can read; run the ablation again"
             )
+        try:
+            check_ablation(ablation, SWEPT)
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged ({error}); `cawa-fast ablate` writes it again") from error
+        ablation = {**ablation, "rows": with_statistics(ablation["rows"], ablation["against"])}
         ablations.append(ablation)
         taken = given | {run.path.resolve() for run in runs}
         runs += [run for run in _first_runs(ablation, file.parent) if run.path.resolve() not in taken]
@@ -91,7 +100,7 @@ def _ablations_of_run(path: Path) -> list[dict[str, Any]]:
     try:
         ablation = read_object(file)
         names = {run["run"] for row in ablation["rows"] for run in row["runs"]}
-        _ = ablation["settings"]["dataset"], ablation["rare"]["part"]
+        check_ablation(ablation, SWEPT)
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return [ablation] if ablation.get("format") == 1 and path.name in names else []

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _AXES = {"seed", "dataset", "model", "backbone", "weighting"}  # settings with a place of their own in the table
-INCIDENTAL = {"device", "threads", "workers", "root"}
+INCIDENTAL = {"device", "threads", "workers", "root", "allow_outside_root"}
 """Settings that say where and how fast a run was trained, and should not change its result."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import atomic
+from ..files import atomic, make_folder
 from ..runs.compare import terminal_table
 from ..runs.read import StrPath, by_dataset
 from .inputs import ReportInputs, load_inputs
@@ -59,7 +59,7 @@ def write_report(
     out = Path(out)
     inputs = run_dirs if isinstance(run_dirs, ReportInputs) else load_inputs(run_dirs)
     page, figures = render(inputs, images=images, png=png)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     for name, content in figures.items():
         with atomic(out.with_name(f"{out.stem}-{name}.png")) as file:
             file.write(content)

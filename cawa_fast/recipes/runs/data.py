@@ -12,6 +12,7 @@ from typing import Any
 
 from ..datasets import FileDataset, SegmentationDataset
 from ..datasets.labels import IGNORE, code_names
+from ..json_values import anything, listed, parse_json
 
 _SHOWN = 3  # names of each kind of difference
 
@@ -178,5 +179,23 @@ def _pack(listing: Iterable[list[Any]]) -> str:
     return base64.b64encode(zlib.compress(json.dumps(list(listing)).encode())).decode()
 
 
+_LARGEST = 1 << 28  # bytes of a list of files; that of COCO-Stuff has 20 million
+
+
 def _unpack(packed: str) -> _Files:
-    return json.loads(zlib.decompress(base64.b64decode(packed)))
+    """Raises a ``ValueError`` if this is no result of :func:`_pack`."""
+    try:
+        unpacker = zlib.decompressobj()
+        listing = unpacker.decompress(base64.b64decode(packed), _LARGEST)
+        if unpacker.unconsumed_tail:
+            raise ValueError(f"it unpacks to more than {_LARGEST} bytes")
+        files = parse_json(listing.decode())
+        _LISTING(files, "files")
+    except (ValueError, zlib.error) as error:
+        raise ValueError(f"the list of files that the run keeps is damaged ({error}); restore dataset.json") from error
+    if any(len(pair) != 4 or not isinstance(pair[0], str) or not isinstance(pair[2], str) for pair in files):
+        raise ValueError("the list of files that the run keeps is damaged (a pair is no pair); restore dataset.json")
+    return files
+
+
+_LISTING = listed(listed(anything))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..config import check_setting
+from ..json_values import Check, fields, listed, parse_json, read_utf8, whole
+from .contents import CONFIG, check_dataset, record_check
+from .contents import RECORD as _RECORD
 from .data import class_differences
 from .folder import RunFolder
 
@@ -71,8 +74,10 @@ class Run:
             return None
         kept = read_object(file)
         classes = len(self.dataset["class_names"])
-        if kept.get("epoch") != self.final["epoch"] or len(kept["matrix"]) != classes:
+        _checked(file, kept, fields({"epoch": whole(1), "matrix": listed(listed(whole(0)))}))
+        if kept["epoch"] != self.final["epoch"] or len(kept["matrix"]) != classes:
             return None
+        _checked(file, kept, fields({"matrix": listed(listed(whole(0), classes))}))
         return kept["matrix"]
 
     def seconds(self) -> dict[str, float]:
@@ -90,10 +95,6 @@ class Run:
         return sum(record["awa_overhead"] for record in self.steady) / len(self.steady) if self.adaptive else None
 
 
-_RECORD = {"epoch", "train_loss", "miou", "pixel_accuracy", "iou", "csps", "weight", "seconds", "awa_overhead"}
-"""Keys of every line of metrics.jsonl."""
-
-
 def load_run(run_dir: StrPath) -> Run:
     """Read a run's folder.
 
@@ -104,32 +105,36 @@ def load_run(run_dir: StrPath) -> Run:
     folder = RunFolder(run_dir)
     if not folder.path.is_dir():
         raise FileNotFoundError(f"{folder.path} is not a folder; give one that `cawa-fast train --run-dir` wrote")
-    config = read_object(folder.config_file)
-    dataset = read_object(folder.dataset_file)
+    config, dataset = read_object(folder.config_file), read_object(folder.dataset_file)
     records: dict[int, dict[str, Any]] = {}
+    lines: dict[int, int] = {}
     for number, line in enumerate(_read_text(folder.metrics_file).splitlines(), start=1):
         try:
-            record = json.loads(line)
-            if lacking := sorted(_RECORD - record.keys()):
-                raise KeyError(*lacking)
-            records[record["epoch"]] = record
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{folder.metrics_file}, line {number} is not an epoch's record ({error!r}); `cawa-fast train "
-                "--resume` writes the file again from latest.pt"
-            ) from error
+            record = parse_json(line)
+            fields(dict.fromkeys(_RECORD, lambda value, where: None))(record, "")
+            whole(1)(record["epoch"], "epoch")
+        except ValueError as error:
+            raise _no_record(folder, number, error) from error
+        records[record["epoch"]], lines[record["epoch"]] = record, number
     if not records:
         raise ValueError(f"{folder.metrics_file} is empty: no epoch was finished. Resume the run first")
+    _checked(folder.config_file, config, _check_config)
     missing = {"class_names", "palette", "ignore_index", "train_pixels"} - dataset.keys()
     if missing:
         raise ValueError(f"{folder.dataset_file} lacks {', '.join(sorted(missing))}; train the run again")
+    _checked(folder.dataset_file, dataset, check_dataset)
     classes = len(dataset["class_names"])
+    check = record_check(classes)
     for epoch, record in records.items():
-        if len(record["iou"]) != classes:
+        if isinstance(record["iou"], list) and len(record["iou"]) != classes:
             raise ValueError(
                 f"{folder.metrics_file}, epoch {epoch} has {len(record['iou'])} classes, but dataset.json names "
                 f"{classes}: the files are not of the same run"
             )
+        try:
+            check(record, "")
+        except ValueError as error:
+            raise _no_record(folder, lines[epoch], error) from error
     label = folder.path.resolve().name
     return Run(folder.path, label, config, dataset, tuple(records[epoch] for epoch in sorted(records)))
 
@@ -160,9 +165,29 @@ def by_dataset(runs: Sequence[Run]) -> list[list[Run]]:
     return [labelled(group) for group in groups.values()]
 
 
+def _no_record(folder: RunFolder, line: int, error: ValueError) -> ValueError:
+    return ValueError(
+        f"{folder.metrics_file}, line {line} is not an epoch's record ({error}); `cawa-fast train --resume` writes the "
+        "file again from latest.pt"
+    )
+
+
+def _check_config(config: Any, where: str) -> None:
+    CONFIG(config, where)
+    for name, value in config.items():
+        check_setting(name, value)
+
+
+def _checked(file: Path, value: Any, check: Check) -> None:
+    try:
+        check(value, "")
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); restore it, or train the run again") from error
+
+
 def _read_text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return read_utf8(file)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{file} is missing: {file.parent} is not the folder of a run, or no epoch was finished. Give the folder "
@@ -177,12 +202,13 @@ def read_object(file: Path) -> dict[str, Any]:
         FileNotFoundError: the file is missing.
         ValueError: it holds no JSON object.
     """
+    content = _read_text(file)
     try:
-        value = json.loads(_read_text(file))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON ({error}); train the run again") from error
+        value = parse_json(content)
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON ({error}); restore it, or train the run again") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{file} holds no JSON object; train the run again")
+        raise ValueError(f"{file} holds no JSON object; restore it, or train the run again")
     return value
 
 

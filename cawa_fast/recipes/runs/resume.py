@@ -16,6 +16,8 @@ import torch
 
 from ... import __version__
 from ..config import TrainConfig
+from ..json_values import read_utf8
+from .contents import check_dataset
 from .data import data_differences
 from .folder import RunFolder
 from .read import read_object
@@ -85,9 +87,16 @@ def kept_data(folder: RunFolder, checkpoint: Mapping[str, Any]) -> Mapping[str, 
     if "data" in checkpoint:
         return checkpoint["data"]
     try:
-        return read_object(folder.dataset_file)
-    except (OSError, ValueError):
+        kept = read_object(folder.dataset_file)
+        check_dataset(kept, "")
+    except FileNotFoundError:
         return None
+    except ValueError as error:
+        raise ValueError(
+            f"{folder.dataset_file} is damaged ({error}), and the checkpoint, which an older version wrote, has no "
+            "copy of it; restore it, or delete it to continue without comparing the data"
+        ) from error
+    return kept
 
 
 def check_data(folder: RunFolder, then: Mapping[str, Any], now: Mapping[str, Any], elsewhere: str) -> None:
@@ -124,6 +133,6 @@ def setting_differences(then: Mapping[str, Any], now: TrainConfig) -> list[str]:
 
 def _lines(file: Path) -> int:
     try:
-        return len(file.read_bytes().splitlines())
-    except OSError:
+        return len(read_utf8(file).splitlines())
+    except (OSError, ValueError):  # it is written again
         return 0

@@ -51,7 +51,11 @@ def _imagenet(device: torch.device) -> tuple[Tensor, Tensor]:
 def open_split(config: TrainConfig, split: str) -> SegmentationDataset:
     """Open the split "train" or "val" of the dataset that ``config`` names."""
     length = config.train_images if split == "train" else config.val_images
-    options = {} if length is None else {"length": length}
+    options: dict[str, Any] = {} if length is None else {"length": length}
+    if config.allow_outside_root:
+        if not getattr(FILE_DATASETS.get(config.dataset), "reads_lists", False):
+            raise ValueError(f"allow_outside_root: {config.dataset!r} reads no lists of files; leave it out")
+        options["allow_outside_root"] = True
     return build_dataset(config.dataset, root=config.root, split=split, resize=config.resize, **options)
 
 

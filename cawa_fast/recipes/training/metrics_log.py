@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,16 +34,57 @@ def numbers(values: Tensor) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
-@contextlib.contextmanager
-def tensorboard(folder: RunFolder) -> Iterator[Any]:
-    """A TensorBoard writer into the run's folder, closed at the end."""
-    from torch.utils.tensorboard import SummaryWriter
+class _Events:
+    """TensorBoard's events of a run. An error of the disk ends the events and not the run, which does not need them."""
 
-    writer = SummaryWriter(str(folder.path), purge_step=1)
+    def __init__(self, path: str) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = path
+        self._writer: Any = None
+        with self._or_none():
+            self._writer = SummaryWriter(path, purge_step=1)
+
+    def add_scalar(self, name: str, value: float, epoch: int) -> None:
+        if self._writer is not None:
+            with self._or_none():
+                self._writer.add_scalar(name, value, epoch)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            with self._or_none():
+                self._writer.close()
+
+    @contextlib.contextmanager
+    def _or_none(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            logging.getLogger(__name__).warning(
+                "TensorBoard's events cannot be written to %s (%s); the run goes on without them. They are written "
+                "again when it is resumed.",
+                self._path,
+                error.strerror or error,
+            )
+
+
+@contextlib.contextmanager
+def tensorboard(folder: RunFolder) -> Iterator[_Events]:
+    """TensorBoard's events in the run's folder, closed at the end."""
+    previous = threading.excepthook
+
+    def quiet(args: Any) -> None:  # TensorBoard's thread raises its error in the main thread, too
+        if not issubclass(args.exc_type, OSError) or not type(args.thread).__module__.startswith("tensorboard"):
+            previous(args)
+
+    threading.excepthook = quiet
+    events = _Events(str(folder.path))
     try:
-        yield writer
+        yield events
     finally:
-        writer.close()
+        events.close()
+        threading.excepthook = previous
 
 
 def log_scalars(log: Any, record: dict[str, Any], class_names: tuple[str, ...]) -> None:

@@ -357,10 +357,14 @@ class Trainer:
         try:
             self.model.load_state_dict(checkpoint["model"])
             self.optimizer.load_state_dict(checkpoint["optimizer"])
-            self.scheduler.load_state_dict(checkpoint["scheduler"])
+            for parameter, state in self.optimizer.state.items():  # which PyTorch does not compare
+                if (momentum := state.get("momentum_buffer")) is not None and momentum.shape != parameter.shape:
+                    raise ValueError(f"the momentum has the shape {[*momentum.shape]}, not {[*parameter.shape]}")
+            known = self.scheduler.state_dict()  # PyTorch would take other names too, even those of methods
+            self.scheduler.load_state_dict({k: v for k, v in checkpoint["scheduler"].items() if k in known})
             self.cawa.weights.load_state_dict(checkpoint["weights"])
             self.cawa.set_extra_state(checkpoint["loop"])
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except Exception as error:  # states of other objects make PyTorch raise anything
             network = f"model={self.config.model!r} and {self.train_set.num_classes} classes"
             raise self.folder.refuse(error, network) from error
         self.records = checkpoint["metrics"]
