@@ -29,8 +29,7 @@ from pathlib import Path
 from cawa_fast.recipes.runs.lock import locked
 with locked(Path(sys.argv[1]), "held", "wait"):
     if os.fork() == 0:  # as DataLoader workers, which may outlive a killed process for seconds
-        time.sleep(60)
-    print("locked", flush=True)
+        print("locked", flush=True)  # the child says so: it has closed its copy of the file by now
     time.sleep(60)
 """
 
