@@ -40,15 +40,16 @@ PREFLIGHT_SECONDS = 2.0
 def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, **settings: Any) -> None:
     """Train a network. After every validation pass, score the classes and update their weights.
 
-    Writes config.json, dataset.json, metrics.jsonl (one line per epoch), confusion.json, TensorBoard events, latest.pt
-    and best.pt into the run folder. A stopped or killed run continues with --resume. On the CPU it ends with the same
-    bits as an uninterrupted run. Classes, files and labels must be those that it was begun with; the folder that holds
-    them may be moved (--root).
+    Writes config.json, dataset.json, metrics.jsonl (one line per epoch), confusion.json, TensorBoard events, latest.pt,
+    previous.pt (the epoch before) and best.pt into the run folder. A stopped or killed run continues with --resume. On
+    the CPU it ends with the same bits as an uninterrupted run. Classes, files and labels must be those that it was
+    begun with; the folder that holds them may be moved (--root). Only one process at a time may train in a folder.
 
     Before the first batch it prints what cawa-fast doctor data would warn of, after a look at as many files as two
     seconds allow.
 
     Under torchrun the processes share every batch and the validation set. --batch-size is the total over all processes.
+    With torchrun --max-restarts N and --resume, a run of which a process was killed goes on by itself.
     """
     from ..recipes.runs.folder import RunFolder
     from ..recipes.training import distributed

@@ -1,6 +1,7 @@
 """Several processes each observe a share; all have the same bits, which are those of a single process."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -319,12 +320,13 @@ def test_gradients_are_synchronised_or_an_error_says_how(data, how):
 # -------------------------------------------------------------------------------------------------- cawa-fast train
 
 
-def train(folder, processes, *options, **environment):
+def train(folder, processes, *options, launcher=(), **environment):
     """``cawa-fast train`` on 12 drawn images and 5 for validation; returns its exit status and what it printed."""
     script = str(SOURCE / "tests" / "support" / "train_without_norm.py")
     settings = "--epochs 2 --train-images 12 --val-images 5 --batch-size 4 --resize 48x96 --threads 1 --workers 0"
     settings += " --ratio smoothed"  # a step then needs the one before
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", script]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += [*launcher, script]
     command += ["train", "--device", "cpu", "--no-tables", "--run-dir", str(folder), *settings.split(), *options]
     env = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"} | environment
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
@@ -370,3 +372,62 @@ def test_processes_that_cannot_share_a_batch(tmp_path):
     status, output = train(tmp_path / "run", 3)
     assert status != 0
     assert "batch_size=4 is shared by 3 processes; choose a multiple of 3" in output
+
+
+THREE_EPOCHS = ("--lr", "0.05", "--epochs", "3", "--resume")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An undisturbed run of two processes."""
+    folder = tmp_path_factory.mktemp("whole")
+    status, output = train(folder, 2, *THREE_EPOCHS)
+    assert status == 0, output
+    return folder
+
+
+@pytest.mark.slow
+def test_when_one_process_is_killed_all_end_with_a_message(tmp_path, whole):
+    started = time.monotonic()
+    status, output = train(tmp_path, 2, *THREE_EPOCHS, KILL_RANK="1")
+    assert status != 0
+    assert time.monotonic() - started < 60
+    assert "Signal 9 (SIGKILL)" in output
+    assert "_validate" not in output  # no traceback of ours
+    assert len(without_times(tmp_path)) == 1
+    status, output = train(tmp_path, 2, *THREE_EPOCHS)
+    assert status == 0, output
+    assert_same_run(whole, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_torchrun_starts_a_run_again_that_ends_with_the_same_bits(tmp_path, whole, rank):
+    """Rank 0 holds the lock of the folder when it is killed."""
+    status, output = train(tmp_path, 2, *THREE_EPOCHS, launcher=["--max-restarts=1"], KILL_RANK=rank)
+    assert status == 0, output
+    assert "Continuing after epoch 1 of 3" in output
+    assert_same_run(whole, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_lost_connection_is_a_message(tmp_path):
+    """Where torchrun does not end the other processes, as on another machine: it is stopped before one is killed."""
+    script = str(SOURCE / "tests" / "support" / "train_without_norm.py")
+    words = "--epochs 3 --train-images 12 --val-images 5 --batch-size 4 --resize 48x96 --threads 1 --workers 0"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, "train"]
+    command += ["--device", "cpu", "--no-tables", "--run-dir", str(tmp_path / "run"), *words.split()]
+    env = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "KILL_RANK": "1", "KILL_UNSEEN": "1"}
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 90
+        while "Error:" not in (text := (tmp_path / "log").read_text()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    text = " ".join((tmp_path / "log").read_text().split())
+    assert "Error: another process of this run has ended or cannot be reached (" in text
+    assert "All finished epochs are saved: start the processes again with --resume" in text
+    assert "Traceback" not in text

@@ -1,10 +1,12 @@
 """``cawa-fast`` with another network in place of "compact".
 
 It has an auxiliary head and no batch normalisation, so that its output for an image does not depend on the other images
-of the batch. ``STOP_BEFORE=2`` in the environment interrupts a run before its second epoch.
+of the batch. ``STOP_BEFORE=2`` in the environment interrupts a run before its second epoch. ``KILL_RANK=1`` kills that
+process of the first start in the middle of the second epoch; with ``KILL_UNSEEN=1`` torchrun is stopped before.
 """
 
 import os
+import signal
 import sys
 
 import torch
@@ -39,4 +41,15 @@ if __name__ == "__main__":
             return original(self, epoch)
 
         Trainer._epoch = interrupted
+    if os.environ.get("KILL_RANK") == os.environ["RANK"] and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        validate = Trainer._validate
+
+        def killed(self, epoch, *rest, **options):
+            if epoch == 2:
+                if "KILL_UNSEEN" in os.environ:
+                    os.kill(os.getppid(), signal.SIGSTOP)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return validate(self, epoch, *rest, **options)
+
+        Trainer._validate = killed
     sys.exit(main())

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 
@@ -35,15 +37,41 @@ def local_world_size() -> int:
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the processes that ``torchrun`` started: by NCCL on CUDA, else by gloo. A single process joins nothing."""
+    """Join the processes that ``torchrun`` started: by NCCL on CUDA, else by gloo. A single process joins nothing.
+
+    Raises:
+        ConnectionError: another process of the run has ended, or cannot be reached.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield
-    finally:
-        dist.destroy_process_group()
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", **_store_of_this_start())
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise ConnectionError(
+            f"another process of this run has ended or cannot be reached ({str(error).splitlines()[0]}); its own "
+            "output says why. All finished epochs are saved: start the processes again with --resume"
+        ) from error
+
+
+def _store_of_this_start() -> dict[str, Any]:
+    """Where the processes find each other, if ``torchrun --max-restarts`` has started them again.
+
+    PyTorch keeps the store of the first start, with the addresses of processes that have ended, to which those of the
+    next start may connect and wait. On several machines the number of starts may differ between them, so that
+    PyTorch's store is left as it is.
+    """
+    starts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if starts == "0" or local_world_size() < int(os.environ["WORLD_SIZE"]):
+        return {}
+    store, rank, size = next(rendezvous("env://"))
+    return {"store": PrefixStore(f"start {starts}", store), "rank": rank, "world_size": size}
 
 
 def barrier() -> None:
