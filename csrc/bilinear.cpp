@@ -6,9 +6,12 @@
 namespace cawa_fast {
 
 Taps bilinear_taps(int64_t in_size, int64_t out_size, bool align_corners) {
-  Taps taps{
-      in_size, out_size, std::vector<int32_t>(out_size), std::vector<float>(out_size), std::vector<float>(out_size),
-      0,       0};
+  Taps taps;
+  taps.in_size = in_size;
+  taps.out_size = out_size;
+  taps.low.resize(out_size);
+  taps.high_weight.resize(out_size);
+  taps.offset.resize(out_size);
   // As in PyTorch, the step is rounded to float, and the position is rounded once: the product of a float and i + 1/2
   // is exact in double.
   const double exact_step =

@@ -14,8 +14,8 @@ struct Taps {
   int64_t in_size, out_size;
   std::vector<int32_t> low;
   std::vector<float> high_weight, offset;
-  float step;
-  int32_t before;
+  float step = 0;
+  int32_t before = 0;
 };
 
 Taps bilinear_taps(int64_t in_size, int64_t out_size, bool align_corners);

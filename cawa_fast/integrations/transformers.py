@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -26,8 +26,13 @@ from ._transformers_callback import CawaCallback
 
 __all__ = ["CawaCallback", "CawaMixin", "CawaTrainer"]
 
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base  # what CawaMixin is put before
+else:
+    _Base = object
 
-class CawaMixin:
+
+class CawaMixin(_Base):
     """Trains any ``Trainer`` with :class:`cawa_fast.CAWA`: ``class MyTrainer(CawaMixin, YourTrainer): ...``.
 
     **Loss.** The weighted cross-entropy of the layer that CAWA listens to, plus that of an auxiliary head. Divided by
@@ -89,14 +94,14 @@ class CawaMixin:
         callbacks = [self._callback, *(kwargs.pop("callbacks", None) or [])]
         kwargs |= {"compute_loss_func": self._callback.compute_loss, "callbacks": callbacks}
         super().__init__(*args, **kwargs)
-        self._callback.check(self.model)  # type: ignore[attr-defined]
+        self._callback.check(self.model)
 
     @property
     def cawa(self) -> CAWA:
         return self._callback.cawa
 
     def call_model_init(self, *args: Any, **kwargs: Any) -> nn.Module:
-        model: nn.Module = super().call_model_init(*args, **kwargs)  # type: ignore[misc]
+        model: nn.Module = super().call_model_init(*args, **kwargs)
         if self._make is not None:
             self._callback.cawa = self._make(model)
         return model
@@ -104,17 +109,17 @@ class CawaMixin:
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         found = resume_from_checkpoint
         if found is True:
-            found = get_last_checkpoint(self.args.output_dir)  # type: ignore[attr-defined]
+            found = get_last_checkpoint(self.args.output_dir)
         self._callback.resume_from = found or None
-        return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        batches, items = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
+        batches, items = super().get_batch_samples(*args, **kwargs)
         self._callback.count(batches)
         return batches, items
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
-        own = self.eval_dataset  # type: ignore[attr-defined]
+        own = self.eval_dataset
         names = list(own) if isinstance(own, Mapping) else []
         score_on = self._callback.score_on
         if names and score_on not in names and self._callback.trains:
@@ -123,11 +128,11 @@ class CawaMixin:
                 f"score_on={names[0]!r}, or another of them, to say which one scores the classes (got {score_on!r})"
             )
         with self._only(scores=eval_dataset is None or (isinstance(eval_dataset, str) and eval_dataset == score_on)):
-            return super().evaluate(eval_dataset, *args, **kwargs)  # type: ignore[misc]
+            return super().evaluate(eval_dataset, *args, **kwargs)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         with self._only(scores=False):
-            return super().predict(*args, **kwargs)  # type: ignore[misc]
+            return super().predict(*args, **kwargs)
 
     @contextmanager
     def _only(self, *, scores: bool) -> Iterator[None]:
@@ -146,7 +151,7 @@ class CawaMixin:
         metric_key_prefix: str = "eval",
     ) -> Any:
         with self._callback.evaluation(scores=not self._foreign):
-            output = super().evaluation_loop(  # type: ignore[misc]
+            output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
             values = self._callback.finish()
@@ -154,21 +159,21 @@ class CawaMixin:
         return output
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call)  # type: ignore[misc]
-        if _internal_call and output_dir is not None and self.args.should_save:  # type: ignore[attr-defined]
-            self._callback.save(output_dir, self.state.global_step)  # type: ignore[attr-defined]
+        super().save_model(output_dir, _internal_call)
+        if _internal_call and output_dir is not None and self.args.should_save:
+            self._callback.save(output_dir, self.state.global_step)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # transformers 5 saves some networks, SegFormer among them, under older names of their layers, with which the
         # Trainer cannot load them: a resumed run would begin with random weights, the best model would not be the best.
-        folder = self._callback.resume_from or self.state.best_model_checkpoint  # type: ignore[attr-defined]
-        model = self.model  # type: ignore[attr-defined]
+        folder = self._callback.resume_from or self.state.best_model_checkpoint
+        model = self.model
         if load_result.missing_keys and load_result.unexpected_keys and folder and isinstance(model, PreTrainedModel):
             loaded, info = type(model).from_pretrained(folder, output_loading_info=True)
             if not info["missing_keys"]:
                 model.load_state_dict(loaded.state_dict())
                 return
-        super()._issue_warnings_after_load(load_result)  # type: ignore[misc]
+        super()._issue_warnings_after_load(load_result)
 
 
 class CawaTrainer(CawaMixin, Trainer):

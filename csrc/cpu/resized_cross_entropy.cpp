@@ -1,13 +1,10 @@
 // Bilinear resize and cross-entropy in one pass. Full-resolution logits exist only in registers and the nearest caches.
 //
-// Lower bound: one exponential per full-resolution logit. The bytes (low-resolution logits and gradient, labels) are
-// ten times cheaper. Interpolation, maximum and gradient take about ten instructions per exponential.
-//
 // A vector holds one output column of each of kLanes neighbouring cells (bilinear.h). A group is all output rows
-// between two input rows. Stages, for each vector of cells in each group:
-//   1. per output row and phase: interpolate all classes; maximum
-//   2. exponentials and their sum, then the loss and the coefficients of the gradient
-//   3. per class: sum the gradients of rows and phases, with their four bilinear weights, in four accumulators
+// between two input rows. Each vector of cells in each group is computed in patches of up to 16 pixels with four
+// exponentials per class (resized_patch.h), and pixel by pixel where that is impossible or gains nothing
+// (resized_cells.h).
+//
 // A gradient row gathers the sums of the groups above and below it, always in the same order. A task that computes a
 // range of rows also computes the group above the first row, for that row's gradient. No two threads write to the same
 // place, and the result does not depend on how rows are distributed over threads.

@@ -46,6 +46,15 @@ def refused(*words: str) -> str:
     return re.sub(r"\s+", " ", result.output)
 
 
+def resumed_with(change: Callable[[Any], object], made: Path, tmp_path: Path) -> str:
+    """What a resumed run says of a checkpoint that ``change`` has changed; it has no checksum that could be wrong."""
+    shutil.copytree(made / "trained", tmp_path / "run")
+    content = torch.load(tmp_path / "run" / "latest.pt", weights_only=True)
+    change(content)
+    torch.save(content, tmp_path / "run" / "latest.pt")
+    return refused("train", "--resume", "--run-dir", str(tmp_path / "run"))
+
+
 def edit(file: Path, change: Callable[[Any], object]) -> None:
     content = json.loads(file.read_text())
     change(content)
@@ -188,12 +197,7 @@ def test_a_damaged_ablation_is_named_by_the_next_call(tmp_path: Path, content: s
 def test_a_checkpoint_of_other_values_is_named(
     made: Path, tmp_path: Path, change: Callable[[Any], object], message: str
 ) -> None:
-    """Written by another program: it has no checksum that could be wrong."""
-    shutil.copytree(made / "trained", tmp_path / "run")
-    content = torch.load(tmp_path / "run" / "latest.pt", weights_only=True)
-    change(content)
-    torch.save(content, tmp_path / "run" / "latest.pt")
-    output = refused("train", "--resume", "--run-dir", str(tmp_path / "run"))
+    output = resumed_with(change, made, tmp_path)
     assert f"{tmp_path}/run/latest.pt is damaged {message}; restore it" in output
 
 
@@ -211,11 +215,7 @@ def test_a_checkpoint_of_other_values_is_named(
 def test_a_checkpoint_with_another_state_is_refused(
     made: Path, tmp_path: Path, change: Callable[[Any], object], message: str
 ) -> None:
-    shutil.copytree(made / "trained", tmp_path / "run")
-    content = torch.load(tmp_path / "run" / "latest.pt", weights_only=True)
-    change(content)
-    torch.save(content, tmp_path / "run" / "latest.pt")
-    output = refused("train", "--resume", "--run-dir", str(tmp_path / "run"))
+    output = resumed_with(change, made, tmp_path)
     assert "latest.pt is " in output
     assert message in output
 
