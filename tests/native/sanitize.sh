@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-.venv/bin/python}
 export PATH="$(dirname "$(realpath -s "$python")"):$PATH"
-tests="tests/ops/test_cross_entropy.py tests/ops/test_confusion_matrix.py tests/ops/test_cam_counts.py tests/ops/test_cpu_kernels.py tests/ops/test_native.py"
+tests="tests/ops/test_cross_entropy.py tests/ops/test_confusion_matrix.py tests/ops/test_cam_counts.py tests/ops/test_cpu_kernels.py tests/ops/test_cpu_patches.py tests/ops/test_native.py"
 
 for sanitizer in ASAN UBSAN TSAN; do
   build=build/$sanitizer
