@@ -6,7 +6,7 @@
 namespace cawa_fast {
 namespace CAWA_FAST_ISA {
 
-// 2^t for t < 127; relative error up to 2e-7, exactly 1 at 0, 0 below 2^-126.
+// 2^t for t < 127, and any value beyond; relative error up to 2e-7, exactly 1 at 0, 0 below 2^-126.
 //
 // t = n + f with n an integer and |f| <= 1/2. 2^f is the polynomial of degree 5 that is 1 at 0 and minimises the
 // largest relative error; n is added to the exponent. With kNan, NaN gives NaN and -inf gives 0; without it, t must be
@@ -29,7 +29,8 @@ CAWA_FAST_INLINE Floats exp2(Floats t) {
 #if defined(__AVX512F__)
   return bit_cast<Floats>(_mm512_scalef_ps(bit_cast<__m512>(p), bit_cast<__m512>(n)));  // x * 2^-inf is 0, even for NaN
 #else
-  const Floats scaled = bit_cast<Floats>(bit_cast<Ints>(p) + (bit_cast<Ints>(shifted) << 23));
+  // unsigned, since t beyond its range may overflow; such a result is not used
+  const Floats scaled = bit_cast<Floats>(bit_cast<Words>(p) + (bit_cast<Words>(shifted) << 23));
   const Floats result = t < -126.0f ? Floats{} : scaled;
   return kNan ? (t == t ? result : t) : result;
 #endif
