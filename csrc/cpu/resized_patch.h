@@ -14,9 +14,9 @@
 // above it, so that nothing overflows. A cell in which a class changes by more than kSpan is steep, and so is the whole
 // vector: there the largest logit of a pixel could be so far below the reference that its exponential vanishes.
 //
-// Cost per class and patch of 16 pixels, as GCC 12 compiles it for AVX-512: 66 vector instructions for the sequences, 33
-// for the sums, and 82 for the gradient, altogether 11 per pixel. At 2x150x128x128 to 512x512 a thread takes 20 ms, with
-// one exponential per pixel 41 ms (Intel Xeon).
+// Cost per class and patch of 16 pixels, as GCC 12 compiles it for AVX-512: 66 vector instructions for the sequences,
+// 33 for the sums, and 82 for the gradient, altogether 11 per pixel. At 2x150x128x128 to 512x512 a thread takes 20 ms,
+// with one exponential per pixel 41 ms (Intel Xeon).
 #pragma once
 
 #include "resized_cells.h"
