@@ -63,7 +63,8 @@ struct Work {
   Pass pass;
   bool squared;
   float* sums;
-  const float* grad_sums;
+  const float* grad_sums;  // (N, 2, stride) of Region
+  int64_t stride;
 };
 
 // Adds the partial sums (items, 2, C) to `out`, (2, C), in a fixed order, whichever threads computed the items.
@@ -94,7 +95,7 @@ double run_equal(const Tensor& input, const Tensor* grad_input, const Labels& la
   p.tiles_per_item = work.pass == Pass::kRegionSums ? kTilesPerSum : 1;
   const int64_t items = (tiles + p.tiles_per_item - 1) / p.tiles_per_item;
   std::vector<double> sums(work.pass == Pass::kRegionSums ? items * 2 * classes : 0);
-  p.region = {classes, work.squared, sums.data(), work.grad_sums};
+  p.region = {classes, work.squared, sums.data(), work.grad_sums, work.stride};
   const int64_t grain = std::max<int64_t>(1, kGrain / (tile * p.tiles_per_item * classes));
   torch::stable::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) {
     const ScratchMemory scratch(kernel.cross_entropy_scratch(classes));
@@ -116,9 +117,8 @@ double run_equal_by_image(const Tensor& input, const Tensor& target, const Tenso
     if (grad_input) gradient = torch::stable::narrow(const_cast<Tensor&>(*grad_input), 0, n, 1);
     const Tensor labels = torch::stable::narrow(const_cast<Tensor&>(target), 0, n, 1);
     Work of_image = work;
-    const int64_t at = n * 2 * input.size(1);
-    if (work.sums) of_image.sums += at;
-    if (work.grad_sums) of_image.grad_sums += at;
+    if (work.sums) of_image.sums += n * 2 * input.size(1);
+    if (work.grad_sums) of_image.grad_sums += n * 2 * work.stride;
     sum += run_equal(image, grad_input ? &gradient : nullptr, labels_of(labels, input.size(1), ignore_index), loss,
                      of_image);
   }
@@ -151,7 +151,7 @@ double run_resized(const Tensor& input, const Tensor& target, const Tensor* grad
   p.loss = loss;
   p.pass = work.pass;
   std::vector<double> partial_sums(work.pass == Pass::kRegionSums ? p.input.images * groups * sums : 0);
-  p.region = {p.input.classes, work.squared, partial_sums.data(), work.grad_sums};
+  p.region = {p.input.classes, work.squared, partial_sums.data(), work.grad_sums, work.stride};
   const int64_t row = p.input.classes * p.label_width * p.label_height / p.input.height;
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(row, 1));
   const int64_t floats = kernel.resized_cross_entropy_scratch(p);
@@ -200,7 +200,7 @@ std::tuple<Tensor, Tensor> cross_entropy(const Tensor& input, const Tensor& targ
   Tensor grad = with_grad ? new_gradient(input) : torch::stable::new_empty(input, {0});
   float* out = loss.mutable_data_ptr<float>();
   if (per_pixel) tables.loss.pixel_loss = out;
-  const Work work{with_grad ? Pass::kGradient : Pass::kLoss, false, nullptr, nullptr};
+  const Work work{with_grad ? Pass::kGradient : Pass::kLoss, false, nullptr, nullptr, 0};
   const double sum =
       run(input, flat_target, with_grad ? &grad : nullptr, ignore_index, tables.loss, align_corners, work);
   // 0 * NaN: the mean over no valid pixel is NaN, as in PyTorch
@@ -218,7 +218,7 @@ Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Ten
   tables.loss.grad = floats_of(flat_grad, grad.dim() > 0 ? target.numel() : 1, "grad");
   const Tensor grad_input = new_gradient(input);
   run(input, flat_target, &grad_input, ignore_index, tables.loss, align_corners,
-      {Pass::kGradient, false, nullptr, nullptr});
+      {Pass::kGradient, false, nullptr, nullptr, 0});
   return grad_input;
 }
 
@@ -229,7 +229,7 @@ std::tuple<Tensor, Tensor> region_sums(const Tensor& input, const Tensor& target
   const LossTables tables(weight, offset, scale, input.size(1), label_smoothing, gamma);
   const Tensor loss = torch::stable::new_empty(target, {}, ScalarType::Float);
   const Tensor sums = torch::stable::new_zeros(target, {input.size(0), 2, input.size(1)}, ScalarType::Float);
-  const Work work{Pass::kRegionSums, squared, sums.mutable_data_ptr<float>(), nullptr};
+  const Work work{Pass::kRegionSums, squared, sums.mutable_data_ptr<float>(), nullptr, 0};
   const double sum = run(input, flat_target, nullptr, ignore_index, tables.loss, align_corners, work);
   *loss.mutable_data_ptr<float>() = static_cast<float>(sum + 0.0f * tables.loss.scale[0]);
   return {loss, sums};
@@ -242,9 +242,12 @@ Tensor region_sums_backward(const Tensor& grad, const Tensor& grad_sums, const T
   const Tensor flat_target = torch::stable::contiguous(target);
   LossTables tables(weight, offset, scale, input.size(1), label_smoothing, gamma);
   tables.loss.grad = floats_of(grad, 1, "grad");
-  const float* sums = floats_of(grad_sums, input.size(0) * 2 * input.size(1), "grad_sums");
+  const int64_t classes = input.size(1), rows = input.size(0) * 2, stride = std::max<int64_t>(classes, 32);
+  const float* sums = floats_of(grad_sums, rows * classes, "grad_sums");
+  std::vector<float> padded(rows * stride);
+  for (int64_t i = 0; i < rows; ++i) std::copy_n(sums + i * classes, classes, padded.begin() + i * stride);
   const Tensor grad_input = new_gradient(input);
-  const Work work{Pass::kRegionGradient, squared, nullptr, sums};
+  const Work work{Pass::kRegionGradient, squared, nullptr, padded.data(), stride};
   run(input, flat_target, &grad_input, ignore_index, tables.loss, align_corners, work);
   return grad_input;
 }

@@ -65,7 +65,8 @@ struct Region {
   int64_t classes;
   bool squared;            // sum the squares of the probabilities
   double* partial;         // output per item, (2, C), if the pass is kRegionSums: intersections, then predictions
-  const float* grad_sums;  // (N, 2, C), read if the pass is kRegionGradient: upstream gradient of the sums
+  const float* grad_sums;  // (N, 2, stride), read if the pass is kRegionGradient: upstream gradient of the sums
+  int64_t stride;          // C, or 32 if that is more, so that a table of few classes has room for 32 values
 };
 
 // Logits of the labels' size as rows of pixels: pixel (row, x) of class c lies at row_offset(row) + x * stride_x

@@ -44,8 +44,7 @@ struct RegionSums {
 // Of the image that is computed: derivatives (classes) each by the sums.
 struct RegionGradient {
   RegionGradient(const Region& region, int64_t image)
-      : of_intersection(region.grad_sums + 2 * image * region.classes),
-        of_prediction(of_intersection + region.classes) {}
+      : of_intersection(region.grad_sums + 2 * image * region.stride), of_prediction(of_intersection + region.stride) {}
   const float *of_intersection, *of_prediction;
 };
 

@@ -27,8 +27,10 @@ Doubles finish_pixels(const ResizedCrossEntropy& p, const CellScratch& s, int64_
       const Floats sum = load(m.sum + at), at_label = load(m.at_label + at), probability = at_label / sum;
       const Ints tiny = (probability < kLeastProbability) & pixels.valid;
       const Floats one = broadcast(1.0f), safe = tiny | ~pixels.valid ? one : minimum(one, probability);
-      Floats negative_log = -log_of_positive(safe), log_sum = {};
-      if (kSmoothed || bits(tiny)) {
+      Floats negative_log = {}, log_sum = {};
+      const bool needs_logarithm = kPass != Pass::kRegionGradient || p.loss.gamma > 0;
+      if (needs_logarithm) negative_log = -log_of_positive(safe);
+      if (needs_logarithm && (kSmoothed || bits(tiny))) {
         log_sum = log_of_positive(sum);
         if (bits(tiny)) {
           negative_log = negative_log_from_logits(place, pixels.label, u, v, reference, log_sum, tiny, negative_log);

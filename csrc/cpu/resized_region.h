@@ -91,14 +91,11 @@ CAWA_FAST_INLINE void add_exponentials_and_dots(const CellScratch& s, const floa
 CAWA_FAST_INLINE void store_region_terms(const CellScratch& s, const RegionGradient& gradient, const Pixels& pixels,
                                          const Terms& terms, int64_t at, Floats sum, Floats at_label, Floats u) {
   const PatchMemory& m = s.patch;
-  float intersection[kLanes], prediction[kLanes];
-  for (int lane = 0; lane < kLanes; ++lane) {
-    intersection[lane] = gradient.of_intersection[pixels.label[lane]];
-    prediction[lane] = gradient.of_prediction[pixels.label[lane]];
-  }
-  const Floats inverse = 1.0f / sum, of_intersection = load(intersection);
+  const Ints label = load(pixels.label);
+  const bool few = s.classes <= 32;
+  const Floats inverse = 1.0f / sum, of_intersection = entries(gradient.of_intersection, few, pixels.label, label);
   const Floats dot = (load(m.dot + at) + of_intersection * at_label) * inverse;
-  const Floats h = load(prediction) + of_intersection;
+  const Floats h = entries(gradient.of_prediction, few, pixels.label, label) + of_intersection;
   const Floats of_label = label_gradient(terms, at_label, sum, inverse, h, dot);
   const Floats coefficient = masked((terms.of_all - dot) * inverse, pixels.valid);
   const Floats valid_inverse = masked(inverse, pixels.valid);
