@@ -18,7 +18,7 @@ from torch import Tensor
 
 import cawa_fast.functional as CF
 
-from . import libraries
+from . import libraries, losses
 from .cases import IGNORE, TAU, Problem
 
 Tensors = tuple[Tensor, ...]
@@ -62,6 +62,9 @@ MEANING = {
     "counts multilabel_stat_scores",
     "torchmetrics, deterministic": "the same under torch.use_deterministic_algorithms(True)",
     "MMSegmentation": "interpolation, argmax, then image by image torch.histc of intersection, prediction and label",
+    "smp": "interpolation, then the loss of segmentation_models_pytorch",
+    "MONAI": "interpolation, then the loss of MONAI",
+    "cross-entropy": "cawa_fast, the cross-entropy alone",
     "labels": "a kernel that reads the labels once and adds them up",
     "copy": "out.copy_(logits)",
     "copy, one thread": "the same on one thread",
@@ -74,7 +77,7 @@ MEANING = {
 }
 """What each implementation is."""
 
-_OURS = ("ours", "ours again", "one thread", "float32", "bfloat16", "ratio 4")
+_OURS = ("ours", "ours again", "one thread", "float32", "bfloat16", "ratio 4", "cross-entropy")
 
 
 def make_implementation(
@@ -84,8 +87,8 @@ def make_implementation(
 
     Args:
         name: a key of :data:`MEANING`.
-        operator: "cross_entropy" (forward and backward), "confusion_matrix" or "cam_counts" (normalize "max", classes
-            "present").
+        operator: "cross_entropy" or one of :data:`bench.losses.OPERATORS` (forward and backward), "confusion_matrix" or
+            "cam_counts" (normalize "max", classes "present").
         problem: the input.
         more: other inputs of the same shape that successive runs take in turn, so that they exceed a cache together.
         backend: of torch.compile.
@@ -100,8 +103,10 @@ def make_implementation(
     if name.startswith("exponentials"):
         return Implementation(name, _exponentials(), threads=threads)
     ours = name in _OURS
+    if name == "cross-entropy":
+        operator = "cross_entropy"
     compute = _OUR_OPERATORS[operator] if ours else _baseline(name.removesuffix(", deterministic"), operator, backend)
-    bind = _training if operator == "cross_entropy" else _counting
+    bind = _counting if operator in ("confusion_matrix", "cam_counts") else _training
     pairs = []
     for given in (problem, *more):
         x = _arranged(name, given.logits)
@@ -184,18 +189,12 @@ def _deterministic(run: Callable[[], Tensors]) -> Tensors:
 # ------------------------------------------------------------------------------------------- the operators in PyTorch
 
 
-def _resized(x: Tensor, labels: Tensor, align_corners: bool) -> Tensor:
-    if x.shape[-2:] == labels.shape[-2:]:
-        return x
-    return F.interpolate(x, size=labels.shape[-2:], mode="bilinear", align_corners=align_corners)
-
-
 def eager_cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor, align_corners: bool) -> Tensor:
     """The mean loss of ``logits`` resized to ``labels`` ``(N, H, W)`` int64, 255 where ignored.
 
     Computed in the dtype of the logits, and for float16 in float32, because float16 sums over pixels overflow.
     """
-    logits = _resized(logits, labels, align_corners)
+    logits = losses.resized(logits, labels, align_corners)
     if logits.dtype == torch.float16:
         logits = logits.float()
     return F.cross_entropy(logits, labels, weight.to(logits.dtype), ignore_index=IGNORE)
@@ -203,7 +202,7 @@ def eager_cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor, align_co
 
 def autocast_cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor, align_corners: bool) -> Tensor:
     """The same with the loss in float32."""
-    return F.cross_entropy(_resized(logits, labels, align_corners).float(), labels, weight, ignore_index=IGNORE)
+    return F.cross_entropy(losses.resized(logits, labels, align_corners).float(), labels, weight, ignore_index=IGNORE)
 
 
 def eager_confusion_matrix(logits: Tensor, labels: Tensor, align_corners: bool) -> Tensor:
@@ -276,11 +275,13 @@ _OUR_OPERATORS: dict[str, Callable[..., Any]] = {
     "cross_entropy": _our_cross_entropy,
     "confusion_matrix": _our_confusion_matrix,
     "cam_counts": _our_cam_counts,
+    **{operator: losses.our_loss(operator) for operator in losses.OPERATORS},
 }
 _EAGER: dict[str, Callable[..., Any]] = {
     "cross_entropy": eager_cross_entropy,
     "confusion_matrix": eager_confusion_matrix,
     "cam_counts": eager_cam_counts,
+    **losses.EAGER,
 }
 _OTHERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("cross_entropy", "eager, autocast"): autocast_cross_entropy,
@@ -289,6 +290,7 @@ _OTHERS: dict[tuple[str, str], Callable[..., Any]] = {
     ("confusion_matrix", "MMSegmentation"): libraries.mmsegmentation_areas,
     ("cam_counts", "eager, present"): eager_present_cam_counts,
     ("cam_counts", "torchmetrics"): libraries.torchmetrics_cam_counts,
+    **losses.OTHERS,
 }
 
 

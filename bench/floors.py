@@ -113,6 +113,21 @@ def cross_entropy(
     return Floor(moved, 2 * classes * pixels, _RESIZED_LOSS_FMAS * classes * pixels)
 
 
+def region_loss(
+    images: int, classes: int, low: tuple[int, int], high: tuple[int, int], logit_bytes: int = 4, label_bytes: int = 1
+) -> Floor:
+    """Forward and backward of a loss of the classes' sums of probabilities, such as Dice, on a CPU.
+
+    The gradient needs the sums over all pixels, so that logits, labels and exponentials are needed twice.
+    """
+    once = cross_entropy(images, classes, low, high, logit_bytes, label_bytes, gather=False)
+    logits, pixels = images * classes * low[0] * low[1], images * high[0] * high[1]
+    moved = once.bytes + logits * logit_bytes + pixels * label_bytes
+    # Forward: a sum of exponentials per pixel and of probabilities per class. Backward: that sum again, and the one of
+    # the derivatives; the gradient's terms have two coefficients.
+    return Floor(moved, 2 * once.exponentials, 3 * once.fmas)
+
+
 def confusion_matrix(
     images: int, classes: int, low: tuple[int, int], high: tuple[int, int], logit_bytes: int = 4, label_bytes: int = 1
 ) -> Floor:

@@ -18,6 +18,10 @@ SQUARE, WIDE = (512, 512), (512, 1024)
 SHAPES = ((19, WIDE), (150, SQUARE))
 """Classes and label size of the main rows, as in Cityscapes and ADE20K."""
 
+LOSSES = {"cross_entropy": "cross_entropy", "dice": "Dice", "ce_dice": "cross_entropy + Dice", "focal": "focal loss"}
+LOSSES["ohem"] = "hard pixels (OHEM)"
+"""Operators with a backward pass, and their names in the tables."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _QUICK = 8  # the factor by which --quick divides heights and widths
 
@@ -81,10 +85,10 @@ class Row:
     @property
     def title(self) -> str:
         """Operator, shape and note, as in the tables."""
-        resize = "resize + " if self.operator == "cross_entropy" and not self.same_size else ""
+        resize = "resize + " if self.operator in LOSSES and not self.same_size else ""
         to = "" if self.same_size else f" to {self.high[0]}×{self.high[1]}"
         shape = f"{self.images}×{self.classes}×{self.low[0]}×{self.low[1]}{to}"
-        return f"{resize}{self.operator} {shape}" + (f", {self.note}" if self.note else "")
+        return f"{resize}{LOSSES.get(self.operator, self.operator)} {shape}" + (f", {self.note}" if self.note else "")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -94,7 +98,9 @@ class Row:
     def floor(self, *, gather: bool, maps: int | None = None) -> floors.Floor:
         """The least work with uint8 labels; arguments as in :mod:`bench.floors`."""
         shape = (self.images, self.classes, self.low, self.high, DTYPES[self.dtype].itemsize)
-        if self.operator == "cross_entropy":
+        if self.operator in ("dice", "ce_dice"):
+            return floors.region_loss(*shape)
+        if self.operator in LOSSES:
             return floors.cross_entropy(*shape, gather=gather)
         if self.operator == "confusion_matrix":
             return floors.confusion_matrix(*shape)

@@ -85,6 +85,21 @@ def _bfloat16(row: Row) -> Row:
     )
 
 
+def _loss(operator: str, classes: int, *targets: Target) -> Row:
+    """A loss other than the cross-entropy, at ratio 4."""
+    high = dict(SHAPES)[classes]
+    libraries = {"dice": ("smp", "MONAI"), "ce_dice": ("smp", "MONAI"), "focal": ("smp",), "ohem": ()}[operator]
+    return Row(
+        f"resize-{operator.replace('_', '-')}-{classes}",
+        operator,
+        classes,
+        (high[0] // 4, high[1] // 4),
+        high,
+        ("eager", *(() if operator == "ohem" else ("compile",)), *libraries, "cross-entropy"),
+        targets=targets,
+    )
+
+
 def _rows() -> tuple[Row, ...]:
     (_, wide), (_, square) = SHAPES
     rows = [
@@ -99,6 +114,16 @@ def _rows() -> tuple[Row, ...]:
         for name, ratio, target in (("corners", 4, other), ("x8", 8, whole), ("x3.7", 3.7, other)):
             low = (round(high[0] / ratio), round(high[1] / ratio))
             rows.append(_resize(classes, low, high, name, target[classes]))
+    sums = Target("cross-entropy", 1.6, within=True)
+    rows += [
+        _loss("dice", 19, Target("eager", 15)),
+        _loss("dice", 150, Target("eager", 20)),
+        _loss("ce_dice", 19, Target("eager", 15), sums),
+        _loss("ce_dice", 150, Target("eager", 20), sums),
+        _loss("focal", 19),
+        _loss("focal", 150),
+        _loss("ohem", 19),
+    ]
     rows += [
         _counts("confusion_matrix", "confusion-19", 19, "realistic", 80, 160),
         _counts("confusion_matrix", "confusion-19-noise", 19, "noise", 12, 20),
