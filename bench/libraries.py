@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import sys
+import types
 import warnings
 from typing import Any
 
@@ -42,6 +44,30 @@ def import_torchvision() -> None:
             _libraries.append(library)
             for operator in ("nms", "qnms"):
                 library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+@functools.cache
+def import_mmseg() -> None:
+    """Import MMSegmentation's networks beside mmcv-lite too, whose compiled operators they import and rarely use.
+
+    Raises:
+        ImportError: there is no mmseg, or it does not fit mmcv.
+    """
+    import_torchvision()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations within the library
+        import mmcv  # noqa: F401
+
+        absent = importlib.util.find_spec("mmcv._ext") is None
+        if absent:
+            operators: Any = types.ModuleType("mmcv._ext")
+            operators.__getattr__ = lambda name: None
+            sys.modules["mmcv._ext"] = operators
+        try:
+            import mmseg.models  # noqa: F401
+        finally:
+            if absent:
+                del sys.modules["mmcv._ext"]  # mmengine asks whether it is there
 
 
 @functools.cache

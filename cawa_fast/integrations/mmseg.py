@@ -1,0 +1,369 @@
+"""MMSegmentation and mmengine: class weights that follow each validation. See ``docs/frameworks.md``.
+
+In a config::
+
+    custom_imports = dict(imports=["cawa_fast.integrations.mmseg"])
+    model = dict(decode_head=dict(loss_decode=dict(type="CawaCrossEntropy", loss_weight=1.0)))
+    custom_hooks = [dict(type="CawaHook")]
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import _validate
+from .. import functional as CF
+from ..cawa import CAWA
+from ..nn import CrossEntropyLoss
+from ._shared import log, missing, observe, of_step, unhooked
+
+try:
+    from mmengine.dist import get_dist_info
+    from mmengine.hooks import Hook
+    from mmengine.model import is_model_wrapper
+    from mmengine.runner import IterBasedTrainLoop
+    from mmseg.registry import HOOKS, MODELS
+except ImportError as error:
+    raise missing("mmseg", error) from error
+
+__all__ = ["CawaCrossEntropy", "CawaHook"]
+
+_KEY = "cawa"  # of the checkpoint
+_REDUCTIONS = ("mean", "valid_mean", "pixel_mean", "sum")
+
+
+@MODELS.register_module()
+class CawaCrossEntropy(nn.Module):
+    r"""The cross-entropy of a decode head, weighted by the live weights of the :class:`CawaHook`.
+
+    In a head that computes its loss as ``BaseDecodeHead`` does, it takes the logits before they are resized. Elsewhere,
+    and together with a pixel sampler, it takes the resized ones; the value is the same. Auxiliary heads may have one
+    too; all use the same weights.
+
+    Args:
+        reduction: ``"mean"`` divides by the weights of the valid pixels. ``"valid_mean"`` divides by their number: with
+            weights of 1 it is the head's ``CrossEntropyLoss(avg_non_ignore=True)``. ``"pixel_mean"`` divides by the
+            number of all pixels, ignored ones too: it is ``CrossEntropyLoss()``. ``"sum"`` does not divide.
+        label_smoothing: in ``[0, 1]``.
+        loss_weight: factor of the loss, finite.
+        loss_name: name in the log; must begin with ``loss_`` to be trained.
+
+    Shape:
+        cls_score: logits ``(N, C, h, w)``, float. label: ``(N, H, W)``, integer. weight: of pixels, ``(N, H, W)``, or
+        None. Output: scalar ``()``; 0 without valid pixels. With ``reduction_override="none"``: ``(N, H, W)``.
+
+    Raises:
+        ValueError, TypeError: naming the argument that does not fit.
+        RuntimeError: in training, if the config has no :class:`CawaHook`.
+
+    Example:
+        >>> loss = MODELS.build(dict(type="mmseg.CawaCrossEntropy", reduction="pixel_mean", loss_weight=0.4))
+        >>> loss.loss_name
+        'loss_ce'
+    """
+
+    def __init__(
+        self,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        loss_weight: float = 1.0,
+        loss_name: str = "loss_ce",
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        _validate.check_choice(name, "reduction", reduction, _REDUCTIONS)
+        self.reduction = reduction
+        self.label_smoothing = _validate.as_fraction(name, "label_smoothing", label_smoothing)
+        self.loss_weight = _validate.as_number(name, "loss_weight", loss_weight)
+        if not isinstance(loss_name, str) or not loss_name:
+            raise TypeError(f"{name}: loss_name must be a name, got {_validate.described(loss_name)}")
+        self.loss_name: str = loss_name
+        self._connected: tuple[CAWA, ...] = ()  # in a tuple: a submodule would be in the model's state_dict
+
+    def connect(self, cawa: CAWA) -> None:
+        """Use the live weights of ``cawa`` from now on."""
+        self._connected = (cawa,)
+
+    def forward(
+        self,
+        cls_score: Tensor,
+        label: Tensor,
+        weight: Tensor | None = None,
+        avg_factor: float | None = None,
+        reduction_override: str | None = None,
+        ignore_index: int | None = -100,
+        align_corners: bool = False,
+        **kwargs: Any,
+    ) -> Tensor:
+        name = type(self).__name__
+        reduction = reduction_override or self.reduction
+        _validate.check_choice(name, "reduction_override", reduction, (*_REDUCTIONS, "none"))
+        if not self._connected:
+            raise RuntimeError(
+                f"{name}: nothing sets the class weights; add custom_hooks = [dict(type='CawaHook')] to the config, or "
+                "call loss.connect(CAWA(None, num_classes))"
+            )
+        (cawa,) = self._connected
+        ignored = cawa.weights.ignore_index
+        if ignore_index is not None and ignore_index != ignored:
+            raise ValueError(
+                f"{name}: ignore_index={ignore_index} of the head is not that of the class weights, {ignored}; give "
+                "all heads of the model the same"
+            )
+        if reduction == "none" or weight is not None or avg_factor is not None:
+            criterion = self._criterion(cawa, "none", align_corners)
+            loss: Tensor = criterion(cls_score, label)
+            loss = loss if weight is None else loss * weight
+            if reduction != "none":
+                loss = loss.sum() / self._divisor(cawa, label, reduction, avg_factor)
+        else:
+            counts = cawa.count_labels(label)
+            loss = self._criterion(cawa, reduction, align_corners).share(cls_score, label, counts)
+        return self.loss_weight * loss
+
+    def _criterion(self, cawa: CAWA, reduction: str, align_corners: bool) -> CrossEntropyLoss:
+        ignore_index = cawa.weights.ignore_index
+        return CrossEntropyLoss(cawa.weights, ignore_index, reduction, self.label_smoothing, align_corners)
+
+    def _divisor(self, cawa: CAWA, label: Tensor, reduction: str, avg_factor: float | None) -> Tensor | float:
+        """Of the loss of pixels that have weights of their own, which do not count here: as in MMSegmentation."""
+        if avg_factor is not None:
+            return avg_factor
+        if reduction == "sum":
+            return 1.0
+        if reduction == "pixel_mean":
+            return float(max(label.numel(), 1))
+        valid = cawa.count_labels(label)[:-1]
+        total = (valid * cawa.weight).sum() if reduction == "mean" else valid.sum()
+        return total.where(total > 0, 1.0)
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}, loss_weight={self.loss_weight}"
+
+
+@HOOKS.register_module()
+class CawaHook(Hook):
+    """Scores the classes in each validation of a training and sets the weights of every :class:`CawaCrossEntropy`.
+
+    **Validation.** What ``model.predict`` returns is scored: its logits, resized to the labels, with windows of the
+    slide mode put together. The labels are those of the validation pipeline, which must load them. ``Runner.val`` and
+    ``Runner.test`` change nothing. Images that a sampler has added to fill up the last batch are left out. With an
+    ``EMAHook`` the averaged network is scored.
+
+    **Checkpoints** hold the state under the key ``cawa``; the network's ``state_dict`` stays as it is. mmengine saves a
+    checkpoint before the validation of the same iteration. A run that resumes from such a one validates first, so
+    that it continues with the weights of an uninterrupted run.
+
+    **Logged** to the backends of the visualizer are ``cawa/weight/CLASS``, ``csps`` and ``iou``.
+
+    Args:
+        per_class: whether to log values of single classes.
+        **options: other arguments of :class:`cawa_fast.CAWA`. The number of classes, ``ignore_index`` and
+            ``align_corners`` are those of the decode head; names of classes are those of the dataset.
+
+    Attributes:
+        cawa: the :class:`cawa_fast.CAWA`; None before a training.
+
+    Raises:
+        TypeError, ValueError: naming the option, or the part of the config, that does not fit.
+
+    Example:
+        >>> hook = HOOKS.build(dict(type="mmseg.CawaHook", delta=0.5))
+        >>> hook.cawa is None
+        True
+    """
+
+    def __init__(self, *, per_class: bool = True, **options: Any) -> None:
+        self._who = type(self).__name__
+        self._per_class = _validate.as_bool(self._who, "per_class", per_class)
+        for name in ("num_classes", "ignore_index", "align_corners", "reduction", "label_smoothing"):
+            if name in options:
+                place = "loss_decode" if name in ("reduction", "label_smoothing") else "decode_head"
+                raise TypeError(f"{self._who}: {name}={options[name]!r} is set in model.{place}; leave it out here")
+        names = options.get("class_names", ())
+        unhooked(self._who, max(2, len(names or ())), {**options, "class_counts": None})  # raises for bad values
+        self._options = options
+        self.cawa: CAWA | None = None
+        self._state: dict[str, Any] | None = None  # of the checkpoint that was loaded
+        self._fresh = self._training = False
+        self._stepped = -1  # the iteration of the last step
+        self._seen = 0  # images of this process in the validation
+        self._bias: Tensor | None = None
+        self._handles: list[Any] = []
+
+    # ------------------------------------------------------------------------------------------------------- training
+
+    def before_train(self, runner: Any) -> None:
+        model = _bare(runner.model)
+        heads = [head for name in ("decode_head", "auxiliary_head") for head in _listed(getattr(model, name, None))]
+        losses = [loss for loss in model.modules() if isinstance(loss, CawaCrossEntropy)]
+        if not losses:
+            raise ValueError(
+                f"{self._who}: no loss of the model uses the class weights; set "
+                "model.decode_head.loss_decode=dict(type='CawaCrossEntropy')"
+            )
+        main = _listed(model.decode_head)[-1]
+        used = [head for head in heads if any(isinstance(loss, CawaCrossEntropy) for loss in head.modules())]
+        self.cawa = self._made(runner, main, used)
+        for loss in losses:
+            loss.connect(self.cawa)
+        for head in used:
+            _take_small_logits(head)
+        if isinstance(getattr(main, "conv_seg", None), nn.Module):
+            self._handles = [main.conv_seg.register_forward_hook(self._ran)]
+        if runner.val_loop is None:
+            log.warning("%s: without a validation the class weights stay as they are; set val_dataloader", self._who)
+        self._fresh = self._training = True
+
+    def _made(self, runner: Any, main: Any, used: Sequence[Any]) -> CAWA:
+        for head in used:
+            for name in ("num_classes", "ignore_index"):
+                if getattr(head, name) != getattr(main, name):
+                    raise ValueError(
+                        f"{self._who}: {name} is {getattr(main, name)} in {type(main).__name__}, and "
+                        f"{getattr(head, name)} in {type(head).__name__}; give all heads with CawaCrossEntropy the same"
+                    )
+        options = dict(self._options)
+        dataset = getattr(runner.train_dataloader, "dataset", None)
+        names = (getattr(dataset, "metainfo", None) or {}).get("classes")
+        if names is not None and len(names) == main.num_classes:
+            options.setdefault("class_names", tuple(names))
+        # with out_channels=1 a sigmoid decides, and there is nothing to weight
+        classes = getattr(main, "out_channels", main.num_classes)
+        options |= {"ignore_index": -100 if main.ignore_index is None else main.ignore_index}
+        cawa = unhooked(self._who, classes, options | {"align_corners": bool(main.align_corners)})
+        return cawa.to(next(main.parameters()).device)
+
+    def before_train_epoch(self, runner: Any) -> None:
+        if not self._fresh:
+            return
+        self._fresh = False
+        assert self.cawa is not None
+        self.cawa.reset()
+        if runner.iter == 0:  # a checkpoint that was only loaded is a network to begin with
+            return
+        if self._state is None:
+            raise ValueError(
+                f"{self._who}: the checkpoint to resume from was made without {self._who}, and has no class weights. "
+                "To begin with weights of 1, load its network alone: load_from='its path', resume=False"
+            )
+        try:
+            self.cawa.load_state_dict(self._state["state"])
+        except RuntimeError as error:
+            raise ValueError(f"{self._who}: the checkpoint does not fit this CAWA: {error}") from error
+        self._stepped, self._state = self._state["iter"], None
+        if self._stepped != runner.iter and _is_due(runner):
+            runner.logger.info(f"{self._who}: validation of iteration {runner.iter}, which the checkpoint precedes")
+            runner.val_loop.run()
+
+    def after_train(self, runner: Any) -> None:
+        self._training = False
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    # ------------------------------------------------------------------------------------------------------ validation
+
+    def before_val_epoch(self, runner: Any) -> None:
+        self._seen, self._bias = 0, None
+        if self.cawa is not None:
+            self.cawa.reset()
+
+    def _ran(self, layer: Any, inputs: Any, output: Any) -> None:
+        bias = getattr(layer, "bias", None)
+        assert self.cawa is not None
+        self._bias = bias if bias is not None and len(bias) == self.cawa.weights.num_classes else None
+
+    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if not self._training or self.cawa is None:
+            return
+        rank, processes = get_dist_info()
+        images = len(runner.val_dataloader.dataset)
+        for sample in outputs:
+            place = self._seen * processes + rank  # as samplers share images out, and as metrics leave out the rest
+            self._seen += 1
+            if place >= images:
+                continue
+            for name in ("seg_logits", "gt_sem_seg"):
+                if name not in sample:
+                    raise ValueError(
+                        f"{self._who}: the validation returns no {name}; the val_pipeline must have LoadAnnotations, "
+                        "and the model must be a segmentor with one map per class"
+                    )
+            observe(self.cawa, sample.gt_sem_seg.data, sample.seg_logits.data[None], self._bias)
+
+    def after_val_epoch(self, runner: Any, metrics: Any = None) -> None:
+        if not self._training or self.cawa is None:
+            return
+        self.cawa.step()
+        self._stepped = runner.iter
+        if self._per_class:
+            runner.visualizer.add_scalars(of_step(self.cawa.weights), step=runner.iter)
+
+    # ----------------------------------------------------------------------------------------------------- checkpoints
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        if self.cawa is not None:
+            state = {name: value.cpu() for name, value in self.cawa.state_dict().items()}
+            checkpoint[_KEY] = {"state": state, "iter": self._stepped}
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        self._state = checkpoint.get(_KEY)
+
+
+def _bare(model: Any) -> Any:
+    return model.module if is_model_wrapper(model) else model
+
+
+def _listed(heads: Any) -> list[Any]:
+    return [] if heads is None else list(heads) if isinstance(heads, nn.ModuleList) else [heads]
+
+
+def _is_due(runner: Any) -> bool:
+    """Whether the loop had validated at this place, had it not been interrupted."""
+    loop = runner.train_loop
+    if runner.val_loop is None:
+        return False
+    by_iter = isinstance(loop, IterBasedTrainLoop)
+    done, last = (loop.iter, loop.max_iters) if by_iter else (loop.epoch, loop.max_epochs)
+    interval = loop.val_interval
+    for milestone, later in zip(loop.dynamic_milestones, loop.dynamic_intervals, strict=True):
+        interval = later if milestone <= done + 1 else interval
+    return done >= loop.val_begin and (done % interval == 0 or done == last)
+
+
+def _take_small_logits(head: Any) -> None:
+    """Let a head that computes its loss as ``BaseDecodeHead`` does pass its logits on before they are resized."""
+    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+
+    if type(head).loss_by_feat is BaseDecodeHead.loss_by_feat and head.sampler is None:
+        head.loss_by_feat = functools.partial(_loss_by_feat, head)
+
+
+def _loss_by_feat(head: Any, seg_logits: Tensor, batch_data_samples: Sequence[Any]) -> dict[str, Tensor]:
+    """``BaseDecodeHead.loss_by_feat`` without full-resolution logits, except for losses that need them."""
+    label = torch.stack([sample.gt_sem_seg.data for sample in batch_data_samples]).squeeze(1)
+    resized: Tensor | None = None
+    found: dict[str, Tensor] = {}
+    for loss in head.loss_decode if isinstance(head.loss_decode, nn.ModuleList) else [head.loss_decode]:
+        options: dict[str, Any] = {"weight": None, "ignore_index": head.ignore_index}
+        if isinstance(loss, CawaCrossEntropy):
+            value = loss(seg_logits, label, align_corners=head.align_corners, **options)
+        else:
+            if resized is None:
+                resized = F.interpolate(seg_logits, label.shape[1:], mode="bilinear", align_corners=head.align_corners)
+            value = loss(resized, label, **options)
+        name = str(loss.loss_name)
+        found[name] = found[name] + value if name in found else value
+    ignore_index = -100 if head.ignore_index is None else head.ignore_index
+    matrix = CF.confusion_matrix(
+        seg_logits.detach(), label, ignore_index=ignore_index, align_corners=head.align_corners
+    )
+    found["acc_seg"] = 100 * (matrix.trace() / matrix.sum().clamp_min(1)).reshape(1)
+    return found
