@@ -3,7 +3,7 @@
 ``YOLO("yolo26n-sem.yaml").train(data="data.yaml", trainer=CawaTrainer)``. For a trainer of your own, put
 :class:`CawaMixin` before it; or pass its events to :class:`CawaCallback`, which needs no subclass and does less.
 
-Ultralytics is licensed under the AGPL-3.0 or commercially. This module uses its public classes; none of its code is here.
+Ultralytics is licensed under the AGPL-3.0 or commercially. This module uses its public classes; it has none of its code.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Criterion:
         def cross_entropy(z: Tensor) -> Tensor:
             return self.cawa.loss(labels, logits=z, counts=counts, weighted=trains)
 
-        items = {"ce_loss": cross_entropy(logits), "dice_loss": dice_loss(logits, labels, counts[:-1])}
+        items = {"ce_loss": cross_entropy(logits), "dice_loss": _dice(logits, labels, counts[:-1])}
         zero = torch.zeros((), device=logits.device)
         items["aux_loss"] = zero if auxiliary is None else _AUXILIARY * cross_entropy(auxiliary)
         if not trains and self.scores:
@@ -72,7 +72,7 @@ class Criterion:
         return total * len(logits), {name: value.detach() for name, value in items.items()}
 
 
-def dice_loss(logits: Tensor, labels: Tensor, pixels: Tensor, smooth: float = 1.0) -> Tensor:
+def _dice(logits: Tensor, labels: Tensor, pixels: Tensor, smooth: float = 1.0) -> Tensor:
     r"""Mean over all classes of :math:`1 - (2 I_c + s) / (P_c + n_c + s)`, of the labelled pixels of the batch.
 
     Args:
@@ -133,7 +133,7 @@ def _state(cawa: CAWA) -> dict[str, Tensor]:
 def _attach(criterion: Criterion, network: Any) -> None:
     """Let the validation of ``network`` score the classes."""
     classifier: Any = getattr(network.model[-1], "classifier", None)
-    criterion.bias = classifier[-1].bias if isinstance(classifier, torch.nn.Sequential) else None
+    criterion.bias = getattr(classifier[-1], "bias", None) if isinstance(classifier, torch.nn.Sequential) else None
     network.criterion, criterion.scores = criterion, True
     criterion.cawa.reset()
 

@@ -137,7 +137,7 @@ SAME_EVERYWHERE = {
     *("cross_entropy", "cross_entropy_backward", "confusion_matrix", "cam_counts", "label_histogram"),
     "reduction_scale",
     "main",  # the entry point of a process
-    "CawaCallback",  # of each framework
+    *("CawaCallback", "CawaMixin", "CawaTrainer"),  # of each framework
 }
 """Names that several files of a package may define, because they mean the same thing."""
 
