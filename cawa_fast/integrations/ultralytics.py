@@ -3,7 +3,7 @@
 ``YOLO("yolo26n-sem.yaml").train(data="data.yaml", trainer=CawaTrainer)``. For a trainer of your own, put
 :class:`CawaMixin` before it; or pass its events to :class:`CawaCallback`, which needs no subclass and does less.
 
-Ultralytics is licensed under the AGPL-3.0 or commercially. This module uses its public classes; it has none of its code.
+Ultralytics is licensed under the AGPL-3.0 or commercially. This module uses its public classes and copies nothing.
 """
 
 from __future__ import annotations

@@ -14,9 +14,14 @@ def folder(name: str) -> Path:
     return Path(sys.prefix) / name
 
 
-def needs(extra: str, *packages: str) -> None:
-    """Skip the test module unless the packages are there."""
+def is_there(extra: str, *packages: str) -> bool:
+    """Whether the packages can be imported, also from the folder of the extra."""
     if folder(extra).is_dir() and str(folder(extra)) not in sys.path:
         sys.path.append(str(folder(extra)))
-    if any(importlib.util.find_spec(package) is None for package in packages):
+    return all(importlib.util.find_spec(package) is not None for package in packages)
+
+
+def needs(extra: str, *packages: str) -> None:
+    """Skip the test module unless the packages are there."""
+    if not is_there(extra, *packages):
         pytest.skip(f'needs {", ".join(packages)}: pip install "cawa_fast[{extra}]"', allow_module_level=True)
