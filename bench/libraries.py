@@ -11,6 +11,7 @@ import importlib.util
 import sys
 import types
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,13 @@ from torch import Tensor
 from .cases import IGNORE, TAU
 
 _libraries: list[torch.library.Library] = []  # definitions live as long as these objects
+
+
+def look_in_folder(name: str) -> None:
+    """Also import from a folder of the environment, where ``make setup`` installs what must not lie in the way."""
+    folder = Path(sys.prefix) / name
+    if folder.is_dir() and str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def import_torchvision() -> None:

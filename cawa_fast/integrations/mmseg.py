@@ -211,10 +211,7 @@ class CawaHook(Hook):
         main = _listed(model.decode_head)[-1]
         used = [head for head in heads if any(isinstance(loss, CawaCrossEntropy) for loss in head.modules())]
         self.cawa = self._made(runner, main, used)
-        for loss in losses:
-            loss.connect(self.cawa)
-        for head in used:
-            _take_small_logits(head)
+        connect(model, self.cawa)
         if isinstance(getattr(main, "conv_seg", None), nn.Module):
             self._handles = [main.conv_seg.register_forward_hook(self._ran)]
         if runner.val_loop is None:
@@ -336,6 +333,15 @@ def _is_due(runner: Any) -> bool:
     for milestone, later in zip(loop.dynamic_milestones, loop.dynamic_intervals, strict=True):
         interval = later if milestone <= done + 1 else interval
     return done >= loop.val_begin and (done % interval == 0 or done == last)
+
+
+def connect(model: nn.Module, cawa: CAWA) -> None:
+    """Let every :class:`CawaCrossEntropy` of a segmentor use the live weights of ``cawa``, as the hook does."""
+    for module in list(model.modules()):
+        if isinstance(module, CawaCrossEntropy):
+            module.connect(cawa)
+        elif hasattr(module, "loss_decode"):
+            _take_small_logits(module)
 
 
 def _take_small_logits(head: Any) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.libraries import look_in_folder
+
 
 def folder(name: str) -> Path:
     """Where ``make setup`` installs frameworks that must not lie in everybody's way."""
@@ -16,8 +18,7 @@ def folder(name: str) -> Path:
 
 def is_there(extra: str, *packages: str) -> bool:
     """Whether the packages can be imported, also from the folder of the extra."""
-    if folder(extra).is_dir() and str(folder(extra)) not in sys.path:
-        sys.path.append(str(folder(extra)))
+    look_in_folder(extra)
     return all(importlib.util.find_spec(package) is not None for package in packages)
 
 
