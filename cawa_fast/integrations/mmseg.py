@@ -348,7 +348,7 @@ def _take_small_logits(head: Any) -> None:
     """Let a head that computes its loss as ``BaseDecodeHead`` does pass its logits on before they are resized."""
     from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 
-    if type(head).loss_by_feat is BaseDecodeHead.loss_by_feat and head.sampler is None:
+    if getattr(type(head), "loss_by_feat", None) is BaseDecodeHead.loss_by_feat and head.sampler is None:
         head.loss_by_feat = functools.partial(_loss_by_feat, head)
 
 
