@@ -45,16 +45,17 @@ class Criterion:
 
     Args:
         cawa: without a hook.
+        stacked: whether to return the parts of the loss as ``(3,)``, as Ultralytics before 8.4.130 did, and not by name.
     """
 
-    def __init__(self, cawa: CAWA) -> None:
-        self.cawa = cawa
+    def __init__(self, cawa: CAWA, *, stacked: bool = False) -> None:
+        self.cawa, self.stacked = cawa, stacked
         self.scores = False  # whether a validation that scores the classes runs
         self.bias: Tensor | None = None  # of the layer that computes the logits, in the network that is validated
 
     def __call__(
         self, preds: Tensor | tuple[Tensor, Tensor], batch: dict[str, Any]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Tensor | dict[str, Tensor]]:
         logits, auxiliary = preds if isinstance(preds, tuple) else (preds, None)
         labels = batch["semantic_mask"].to(logits.device)
         counts = self.cawa.count_labels(labels)
@@ -68,8 +69,9 @@ class Criterion:
         items["aux_loss"] = zero if auxiliary is None else _AUXILIARY * cross_entropy(auxiliary)
         if not trains and self.scores:
             observe(self.cawa, labels, logits, self.bias)
-        total = torch.stack(list(items.values())).sum()
-        return total * len(logits), {name: value.detach() for name, value in items.items()}
+        parts = torch.stack(list(items.values()))
+        detached = {name: value.detach() for name, value in items.items()}
+        return parts.sum() * len(logits), parts.detach() if self.stacked else detached
 
 
 def _dice(logits: Tensor, labels: Tensor, pixels: Tensor, smooth: float = 1.0) -> Tensor:
@@ -95,7 +97,7 @@ def _dice(logits: Tensor, labels: Tensor, pixels: Tensor, smooth: float = 1.0) -
 
 def _begin(who: str, trainer: Any, options: dict[str, Any]) -> Criterion:
     """Give the trainer's network a criterion with class weights."""
-    if trainer.args.cls_pw:
+    if getattr(trainer.args, "cls_pw", 0):
         raise ValueError(
             f"{who}: cls_pw={trainer.args.cls_pw} computes constant class weights, which the adaptive ones replace; "
             "leave it at 0"
@@ -109,7 +111,8 @@ def _begin(who: str, trainer: Any, options: dict[str, Any]) -> Criterion:
     cawa = unhooked(who, trainer.data["nc"], given).to(trainer.device)
     if not trainer.args.val:
         log.warning("%s: with val=False the class weights stay as they are", who)
-    network.criterion = Criterion(cawa)
+    # where the names are known before the first batch, the loss does not tell them
+    network.criterion = Criterion(cawa, stacked=bool(trainer.loss_names))
     return network.criterion
 
 
@@ -136,6 +139,11 @@ def _attach(criterion: Criterion, network: Any) -> None:
     criterion.bias = getattr(classifier[-1], "bias", None) if isinstance(classifier, torch.nn.Sequential) else None
     network.criterion, criterion.scores = criterion, True
     criterion.cawa.reset()
+
+
+def _finish(criterion: Criterion, network: Any) -> None:
+    network.criterion, criterion.scores = None, False  # checkpoints hold the network
+    criterion.cawa.step()
 
 
 class CawaMixin(_Base):
@@ -182,8 +190,7 @@ class CawaMixin(_Base):
     def validate(self) -> Any:
         _attach(self._criterion, self.ema.ema)
         metrics, fitness = super().validate()
-        self._criterion.scores = False
-        self.cawa.step()
+        _finish(self._criterion, self.ema.ema)
         return (None if metrics is None else metrics | self._weights()), fitness
 
     def save_model(self) -> Any:
@@ -259,6 +266,5 @@ class CawaCallback:
 
     def on_val_end(self, validator: Any) -> None:
         if self._criterion is not None and validator.training:
-            self._criterion.scores = False
-            self._criterion.cawa.step()
+            _finish(self._criterion, self._trainer.ema.ema)
             setattr(self._trainer.ema.ema, _STATE, _state(self._criterion.cawa))

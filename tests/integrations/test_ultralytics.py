@@ -57,6 +57,8 @@ def test_with_weights_of_1_the_loss_is_the_original(tmp_path: Path) -> None:
                     assert list(items) == ["ce_loss", "dice_loss", "aux_loss"]
                 for theirs, ours in zip(*found, strict=True):
                     torch.testing.assert_close(ours, theirs, rtol=2e-6, atol=1e-7)
+    older = integration.Criterion(cf.CAWA(None, CLASSES, ignore_index=255), stacked=True)
+    assert torch.equal(older(logits, batch)[1], torch.stack(list(items.values())))
 
 
 def test_a_run_with_weights_of_1_is_the_original(tmp_path: Path) -> None:
