@@ -45,7 +45,7 @@ class Criterion:
 
     Args:
         cawa: without a hook.
-        stacked: whether to return the parts of the loss as ``(3,)``, as Ultralytics before 8.4.130 did, and not by name.
+        stacked: whether to return the parts of the loss as ``(3,)``, as older versions of Ultralytics do, not by name.
     """
 
     def __init__(self, cawa: CAWA, *, stacked: bool = False) -> None:

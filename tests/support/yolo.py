@@ -29,8 +29,7 @@ __all__ = ["YOLO", "dataset", "integration", "train"]
 
 NETWORK = {
     "nc": CLASSES,
-    "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [16, 3, 2]]]
-    + [[-1, 1, "Conv", [16, 3, 2]], [-1, 1, "Conv", [16, 3, 2]]],
+    "backbone": [[-1, 1, "Conv", [channels, 3, 2]] for channels in (8, 8, 16, 16, 16)],
     "head": [[[2, 3], 1, "SemanticSegment", ["nc"]]],
 }
 """Five strided convolutions, with the heads at an eighth and a sixteenth."""
