@@ -26,7 +26,7 @@ COLUMNS = (
     Column("loss differs by", lambda row: f"{row['difference']:.0e}"),
     Column("not fused", lambda row: row["not_fused"], left=True),
 )
-CONSOLE_COLUMNS = [column for column in COLUMNS if column.title not in ("compared with", "not fused", "new lines")]
+CONSOLE_COLUMNS = [Column("row", lambda row: row["key"]), *(column for column in COLUMNS[4:] if not column.left)]
 
 
 def stacks_section(result: Found, details: str) -> str:

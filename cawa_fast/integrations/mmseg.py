@@ -128,8 +128,13 @@ class CawaCrossEntropy(nn.Module):
         return self.loss_weight * loss
 
     def _criterion(self, cawa: CAWA, reduction: str, align_corners: bool) -> CrossEntropyLoss:
-        ignore_index = cawa.weights.ignore_index
-        return CrossEntropyLoss(cawa.weights, ignore_index, reduction, self.label_smoothing, align_corners)
+        return CrossEntropyLoss(
+            cawa.weights,
+            ignore_index=cawa.weights.ignore_index,
+            reduction=reduction,
+            label_smoothing=self.label_smoothing,
+            align_corners=align_corners,
+        )
 
     def _divisor(self, cawa: CAWA, label: Tensor, reduction: str, avg_factor: float | None) -> Tensor | float:
         """Of the loss of pixels that have weights of their own, which do not count here: as in MMSegmentation."""

@@ -44,8 +44,11 @@ def full(logits: torch.Tensor, size: tuple[int, ...] = (32, 64)) -> torch.Tensor
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
-def test_training_is_that_of_a_loop(tmp_path: Path) -> None:
-    """From a config, with an auxiliary head and windows in the validation: network and weights of a plain loop."""
+def test_training_is_that_of_a_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a config, with an auxiliary head and windows in the validation: network and weights of a plain loop.
+
+    In training nothing is resized.
+    """
     run = runner(tmp_path, **SLIDE)
     net = MODELS.build(run.cfg.model)
     net.load_state_dict(run.model.state_dict())
@@ -73,7 +76,17 @@ def test_training_is_that_of_a_loop(tmp_path: Path) -> None:
                 maps = (windows - net.decode_head.conv_seg.bias.view(-1, 1, 1)).relu()
                 expected.observe(maps, label[None])
         expected.step()
+    resized: list[bool] = []
+    interpolate = F.interpolate
+
+    def spy(input: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        resized.append(input.requires_grad)
+        return interpolate(input, *arguments, **options)
+
+    monkeypatch.setattr(F, "interpolate", spy)
     run.train()
+    assert resized
+    assert not any(resized)
     found = hook(run).cawa.weights
     assert [sum(record["pixels"]) for record in found.history] == [PIXELS] * 2
     torch.testing.assert_close(found.weight, expected.weight, rtol=1e-5, atol=1e-6)
