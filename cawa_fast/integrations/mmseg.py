@@ -30,6 +30,11 @@ try:
     from mmengine.runner import IterBasedTrainLoop
     from mmseg.registry import HOOKS, MODELS
 except ImportError as error:
+    if (error.name or "").partition(".")[0] == "mmcv":
+        text = (
+            f"{__name__}: {error}; mmsegmentation 1.2 needs an mmcv for your torch: mim install 'mmcv>=2.0.0rc4,<2.2.0'"
+        )
+        raise ModuleNotFoundError(text, name=error.name) from error
     raise missing("mmseg", error) from error
 
 __all__ = ["CawaCrossEntropy", "CawaHook"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import json
 import os
 import subprocess
@@ -211,6 +212,17 @@ def test_errors_name_what_does_not_fit(tmp_path: Path) -> None:
     for number, (changes, message) in enumerate(cases):
         with pytest.raises(Exception, match=message):
             runner(tmp_path / str(number), **changes).train()
+
+
+def test_an_absent_mmcv_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("mmseg", "mmcv")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, integration.__name__)
+    monkeypatch.setitem(sys.modules, "mmcv", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"mmsegmentation 1.2 needs an mmcv for your torch: mim install 'mmcv"
+    ):
+        importlib.import_module(integration.__name__)
 
 
 def test_examples_in_docstrings() -> None:
