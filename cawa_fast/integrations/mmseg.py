@@ -40,6 +40,7 @@ except ImportError as error:
 __all__ = ["CawaCrossEntropy", "CawaHook"]
 
 _KEY = "cawa"  # of the checkpoint
+_OF_THE_HEAD = ("num_classes", "ignore_index", "align_corners")
 _REDUCTIONS = ("mean", "valid_mean", "pixel_mean", "sum")
 
 
@@ -58,6 +59,9 @@ class CawaCrossEntropy(nn.Module):
         label_smoothing: in ``[0, 1]``.
         loss_weight: factor of the loss, finite.
         loss_name: name in the log; must begin with ``loss_`` to be trained.
+        use_sigmoid, use_mask, class_weight, avg_non_ignore: as a config inherits them from the ``CrossEntropyLoss`` of its
+            base. Values that ask for another loss are refused: true, class weights, and false for the last one except
+            with ``reduction="pixel_mean"``.
 
     Shape:
         cls_score: logits ``(N, C, h, w)``, float. label: ``(N, H, W)``, integer. weight: of pixels, ``(N, H, W)``, or
@@ -79,9 +83,22 @@ class CawaCrossEntropy(nn.Module):
         label_smoothing: float = 0.0,
         loss_weight: float = 1.0,
         loss_name: str = "loss_ce",
+        use_sigmoid: bool = False,
+        use_mask: bool = False,
+        class_weight: Any = None,
+        avg_non_ignore: bool | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
+        if use_sigmoid or use_mask:
+            which = "use_sigmoid" if use_sigmoid else "use_mask"
+            raise ValueError(f"{name}: {which}=True is another loss, without a softmax over the classes; leave it out")
+        if class_weight is not None:
+            got = _validate.described(class_weight)
+            raise ValueError(f"{name}: class_weight must be None, since the hook sets the class weights, got {got}")
+        if avg_non_ignore is not None and avg_non_ignore != (reduction != "pixel_mean"):
+            wanted = "reduction='valid_mean' or 'mean'" if avg_non_ignore else "reduction='pixel_mean'"
+            raise ValueError(f"{name}: avg_non_ignore={avg_non_ignore} needs {wanted}, got reduction={reduction!r}")
         _validate.check_choice(name, "reduction", reduction, _REDUCTIONS)
         self.reduction = reduction
         self.label_smoothing = _validate.as_fraction(name, "label_smoothing", label_smoothing)
@@ -192,10 +209,10 @@ class CawaHook(Hook):
     def __init__(self, *, per_class: bool = True, **options: Any) -> None:
         self._who = type(self).__name__
         self._per_class = _validate.as_bool(self._who, "per_class", per_class)
-        for name in ("num_classes", "ignore_index", "align_corners", "reduction", "label_smoothing"):
+        for name in ("reduction", "label_smoothing"):
             if name in options:
-                place = "loss_decode" if name in ("reduction", "label_smoothing") else "decode_head"
-                raise TypeError(f"{self._who}: {name}={options[name]!r} is set in model.{place}; leave it out here")
+                raise TypeError(f"{self._who}: {name}={options[name]!r} is set in loss_decode; leave it out here")
+        self._given = {name: options.pop(name) for name in _OF_THE_HEAD if name in options}
         names = options.get("class_names", ())
         unhooked(self._who, max(2, len(names or ())), {**options, "class_counts": None})  # raises for bad values
         self._options = options
@@ -236,6 +253,9 @@ class CawaHook(Hook):
                         f"{self._who}: {name} is {getattr(main, name)} in {type(main).__name__}, and "
                         f"{getattr(head, name)} in {type(head).__name__}; give all heads with CawaCrossEntropy the same"
                     )
+        for name, value in self._given.items():
+            if value != getattr(main, name):
+                raise ValueError(f"{self._who}: {name} is {getattr(main, name)} in model.decode_head, got {value!r}")
         options = dict(self._options)
         dataset = getattr(runner.train_dataloader, "dataset", None)
         names = (getattr(dataset, "metainfo", None) or {}).get("classes")

@@ -204,8 +204,21 @@ def test_errors_name_what_does_not_fit(tmp_path: Path) -> None:
         ({"custom_hooks": [{"type": "mmseg.CawaHook", "delta": 2}]}, r"delta must lie in \[0, 1\], got 2"),
         ({"custom_hooks": [{"type": "mmseg.CawaHook", "budget": 0.1}]}, "budget=0.1 has no meaning here; leave it out"),
         (
-            {"custom_hooks": [{"type": "mmseg.CawaHook", "ignore_index": 0}]},
-            "ignore_index=0 is set in model.decode_head; leave it out here",
+            {"custom_hooks": [{"type": "mmseg.CawaHook", "ignore_index": 0, "num_classes": CLASSES}]},
+            "ignore_index is 255 in model.decode_head, got 0",
+        ),
+        (
+            {"custom_hooks": [{"type": "mmseg.CawaHook", "reduction": "sum"}]},
+            "reduction='sum' is set in loss_decode; leave it out here",
+        ),
+        ({"model.decode_head.loss_decode.use_sigmoid": True}, "use_sigmoid=True is another loss"),
+        (
+            {"model.decode_head.loss_decode.class_weight": [1.0] * CLASSES},
+            "class_weight must be None, since the hook sets the class weights, got the list",
+        ),
+        (
+            {"model.decode_head.loss_decode.avg_non_ignore": False},
+            "avg_non_ignore=False needs reduction='pixel_mean', got reduction='mean'",
         ),
         ({"model.decode_head.loss_decode.reduction": "class_mean"}, "reduction must be one of"),
     ]

@@ -78,7 +78,8 @@ def config(folder: str | Path, **changes: Any) -> Config:
     """Two epochs of three batches, five images in the validation; ``changes`` are merged in."""
     head = {"type": "mmseg.FCNHead", "num_convs": 1, "kernel_size": 1, "concat_input": False, "channels": 8}
     head |= {"num_classes": CLASSES, "dropout_ratio": 0.0, "norm_cfg": None, "act_cfg": {"type": "ReLU"}}
-    head |= {"loss_decode": {"type": "mmseg.CawaCrossEntropy"}, "init_cfg": {"type": "Normal", "std": 0.1}}
+    inherited = {"use_sigmoid": False, "class_weight": None, "avg_non_ignore": True}  # as configs inherit them
+    head |= {"loss_decode": {"type": "mmseg.CawaCrossEntropy", **inherited}, "init_cfg": {"type": "Normal", "std": 0.1}}
     loaders = {
         name: {
             "dataset": {"type": "Scenes", "count": count},
