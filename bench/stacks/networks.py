@@ -71,7 +71,7 @@ def mmseg(ours: bool, classes: int, batch: Images) -> Built:
     from mmseg.registry import MODELS
     from mmseg.structures import SegDataSample
 
-    from cawa_fast.integrations import mmseg as adapter
+    from cawa_fast.integrations import _mmseg_loss
 
     own = {"type": "mmseg.CrossEntropyLoss", "avg_non_ignore": True}
     head: dict[str, Any] = {"type": "mmseg.SegformerHead", "in_channels": [32, 64, 160, 256], "in_index": [0, 1, 2, 3]}
@@ -82,7 +82,7 @@ def mmseg(ours: bool, classes: int, batch: Images) -> Built:
     config = {"type": "mmseg.EncoderDecoder", "backbone": backbone, "decode_head": head}
     network = MODELS.build({**config, "train_cfg": {}, "test_cfg": {"mode": "whole"}})
     if ours:
-        adapter.connect(network, cf.CAWA(None, classes, ignore_index=IGNORE))
+        _mmseg_loss.connect(network, cf.CAWA(None, classes, ignore_index=IGNORE))
     samples = [SegDataSample(gt_sem_seg=PixelData(data=label[None])) for label in batch.labels]
     return network, lambda: network.loss(batch.images, samples)["decode.loss_ce"]
 

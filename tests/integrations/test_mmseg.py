@@ -21,7 +21,7 @@ from tests.support.scenes import CLASSES, scenes
 
 needs("mmseg", "mmseg", "mmengine", "mmcv")
 
-from tests.support.mmseg_runner import MODELS, integration, runner, sample
+from tests.support.mmseg_runner import MODELS, integration, loss_module, runner, sample
 
 pytestmark = [
     pytest.mark.slow,
@@ -120,10 +120,7 @@ def test_with_weights_of_1_the_loss_is_that_of_mmseg(sampler: Any) -> None:
                 torch.manual_seed(0)
                 losses = own if sampler else [own, {**dice, "ignore_index": 255}]
                 head = MODELS.build({**base, "loss_decode": losses, "align_corners": corners})
-                for module in head.modules():
-                    if isinstance(module, integration.CawaCrossEntropy):
-                        module.connect(cf.CAWA(None, CLASSES, ignore_index=255))
-                integration._take_small_logits(head)
+                loss_module.connect(head, cf.CAWA(None, CLASSES, ignore_index=255))
                 leaf = logits.clone().requires_grad_()
                 found = head.loss([leaf], data, {})
                 sum(value for name, value in found.items() if "loss" in name).backward()
@@ -230,7 +227,8 @@ def test_errors_name_what_does_not_fit(tmp_path: Path) -> None:
 def test_an_absent_mmcv_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] in ("mmseg", "mmcv")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, integration.__name__)
+    for module in (integration, loss_module):
+        monkeypatch.delitem(sys.modules, module.__name__)
     monkeypatch.setitem(sys.modules, "mmcv", None)
     with pytest.raises(
         ModuleNotFoundError, match=r"mmsegmentation 1.2 needs an mmcv for your torch: mim install 'mmcv"
@@ -240,3 +238,4 @@ def test_an_absent_mmcv_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_examples_in_docstrings() -> None:
     assert doctest.testmod(integration).failed == 0
+    assert doctest.testmod(loss_module).failed == 0

@@ -30,9 +30,10 @@ from mmseg.models import EncoderDecoder  # noqa: E402, F401
 from mmseg.registry import MODELS  # noqa: E402
 from mmseg.structures import SegDataSample  # noqa: E402
 
+from cawa_fast.integrations import _mmseg_loss as loss_module  # noqa: E402
 from cawa_fast.integrations import mmseg as integration  # noqa: E402
 
-__all__ = ["MODELS", "integration", "runner", "sample"]
+__all__ = ["MODELS", "integration", "loss_module", "runner", "sample"]
 
 os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # mmengine 0.10.7 does not load its own checkpoints otherwise
 
