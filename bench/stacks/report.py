@@ -23,7 +23,7 @@ COLUMNS = (
     Column("ours, ms", lambda row: milliseconds(median_of(row, "ours"))),
     Column("×", lambda row: times(row["faster"])),
     Column("memory own / ours, MiB", lambda row: peaks_of(row, "own", "ours")),
-    Column("loss differs by", lambda row: f"{row['difference']:.0e}"),
+    Column("loss differs by", lambda row: f"{row['difference']:.0e}" if row["difference"] else "0"),
     Column("not fused", lambda row: row["not_fused"], left=True),
 )
 CONSOLE_COLUMNS = [Column("row", lambda row: row["key"]), *(column for column in COLUMNS[4:] if not column.left)]
