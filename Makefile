@@ -14,6 +14,10 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 # Whether to build the CUDA operators (0, 1, auto). Default: if there is a GPU. The tests compile them if nvcc is installed.
 CAWA_FAST_CUDA ?= $(if $(shell command -v nvidia-smi),auto,0)
+# What the tests of adapters need beside the extras.
+MMSEG  := mmsegmentation==1.2.2 mmengine==0.10.7 mmcv-lite==2.1.0 addict==2.4.0 termcolor yapf prettytable wcwidth ftfy
+ONEDL  := onedl-mmsegmentation==1.4.2 onedl-mmengine==0.10.12
+ULTRALYTICS := ultralytics==8.4.190 ultralytics-thop==2.2.3 polars==2.1.0
 VENV   := .venv
 BIN    := $(VENV)/bin
 EPOCHS ?= 24
@@ -29,7 +33,8 @@ setup: $(VENV)/.done
 
 # torch comes first: csrc/ compiles against it, and build isolation would download another one. torchvision comes without
 # its dependencies: only the baselines in tests and benchmarks import it. Triton 3.6, the version of torch 2.11, is tested
-# beside the newest. CAWA_FAST_PORTABLE also builds the code for processors other than x86-64, to test it here.
+# beside the newest. MMSegmentation, its fork, which has packages of the same names, and Ultralytics lie in folders of
+# their own (75 MB), without what they would install: another OpenCV, among others. CAWA_FAST_PORTABLE also builds the code for processors other than x86-64, to test it here.
 $(VENV)/.done: pyproject.toml setup.py CMakeLists.txt $(wildcard cmake/* csrc/* csrc/*/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
@@ -37,7 +42,10 @@ $(VENV)/.done: pyproject.toml setup.py CMakeLists.txt $(wildcard cmake/* csrc/* 
 	$(BIN)/python -m pip install --quiet --no-deps torchvision==0.28.0
 	$(BIN)/python -m pip install --quiet "cmake>=3.25" ninja "pybind11>=2.13"
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/triton-3.6 triton==3.6.0
-	CAWA_FAST_CUDA=$(CAWA_FAST_CUDA) CMAKE_ARGS="-DCAWA_FAST_PORTABLE=ON $(CMAKE_ARGS)" $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[train,models,test,dev,transformers,lightning,accelerate]"
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/mmseg $(MMSEG)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/onedl $(ONEDL)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/ultralytics $(ULTRALYTICS)
+	CAWA_FAST_CUDA=$(CAWA_FAST_CUDA) CMAKE_ARGS="-DCAWA_FAST_PORTABLE=ON $(CMAKE_ARGS)" $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[train,models,test,dev,transformers,lightning,accelerate,monai,peft]"
 	@$(BIN)/cawa-fast doctor
 	@touch $@
 

@@ -10,12 +10,13 @@ try:
     from .gpu.command import gpu
     from .gpu.resources import resources
     from .readme import readme
+    from .stacks.command import stacks
 except ImportError as error:
     raise SystemExit(f"python -m bench needs {error.name}: pip install -e '.[train,test]'") from None
 
 
 @click.group(
-    commands=[cpu, epoch, gpu, resources, readme],
+    commands=[cpu, epoch, gpu, resources, stacks, readme],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 def main() -> None:
@@ -26,7 +27,8 @@ def main() -> None:
     python -m bench epoch       the time of a training epoch with adaptive weights and without
     python -m bench gpu         everything that needs a GPU, in one command
     python -m bench resources   registers, spills, shared memory of the GPU kernels; needs nvcc, no GPU
-    python -m bench readme      copy the measured tables into README.md
+    python -m bench stacks      a training step in other frameworks, with their own loss and with this library
+    python -m bench readme      copy the measured tables into README.md and docs/frameworks.md
     """
 
 

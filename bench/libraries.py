@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import sys
+import types
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +21,13 @@ from torch import Tensor
 from .cases import IGNORE, TAU
 
 _libraries: list[torch.library.Library] = []  # definitions live as long as these objects
+
+
+def look_in_folder(name: str) -> None:
+    """Also import from a folder of the environment, where ``make setup`` installs what must not lie in the way."""
+    folder = Path(sys.prefix) / name
+    if folder.is_dir() and str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def import_torchvision() -> None:
@@ -42,6 +52,30 @@ def import_torchvision() -> None:
             _libraries.append(library)
             for operator in ("nms", "qnms"):
                 library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+@functools.cache
+def import_mmseg() -> None:
+    """Import MMSegmentation's networks beside mmcv-lite too, whose compiled operators they import and rarely use.
+
+    Raises:
+        ImportError: there is no mmseg, or it does not fit mmcv.
+    """
+    import_torchvision()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations within the library
+        import mmcv  # noqa: F401
+
+        absent = importlib.util.find_spec("mmcv._ext") is None
+        if absent:
+            operators: Any = types.ModuleType("mmcv._ext")
+            operators.__getattr__ = lambda name: None
+            sys.modules["mmcv._ext"] = operators
+        try:
+            import mmseg.models  # noqa: F401
+        finally:
+            if absent:
+                del sys.modules["mmcv._ext"]  # mmengine asks whether it is there
 
 
 @functools.cache

@@ -291,6 +291,13 @@ class CAWA(nn.Module):
             self._adopt_corners()
             logits = run.logits
             scored = self._maps(run) if weights.source == "cam" else logits
+        self._score(target, logits, scored)
+        if run is not None:
+            self._heard("observe").observed(run)
+
+    def _score(self, target: Tensor, logits: Tensor, scored: Tensor) -> None:
+        """Count maps (or logits, with ``source="argmax"``) and predictions of a validation batch."""
+        weights = self.weights
         self._follow(logits.device)
         if self.budget is not None:
             sampler = self._needs_sampler()
@@ -308,8 +315,6 @@ class CAWA(nn.Module):
                 weights.observe(scored, target)
         else:
             weights.observe(scored, target)
-        if run is not None:
-            self._heard("observe").observed(run)
 
     def reset(self) -> None:
         """Forget what was observed since the last step, and the last forward pass. The weights stay.

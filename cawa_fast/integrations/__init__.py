@@ -1,4 +1,4 @@
-"""Adapters for training frameworks: :mod:`transformers`, :mod:`lightning` and :mod:`accelerate`.
+"""Adapters for training frameworks: transformers, Lightning, accelerate, MMSegmentation and Ultralytics.
 
 Each module imports its framework, which is an extra: ``pip install "cawa_fast[transformers]"``.
 """

@@ -1,11 +1,17 @@
-"""What the adapters share: the error for a missing framework, and what they log."""
+"""What the adapters share: checks and errors, the score of handed-over logits, and what they log."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
+from typing import Any
 
+from torch import Tensor
+
+from .. import _validate
 from ..adaptive import AdaptiveClassWeights
+from ..cawa import CAWA
 from ..metrics import MetricValues
 
 log = logging.getLogger("cawa_fast")
@@ -20,6 +26,49 @@ def missing(extra: str, error: ImportError) -> ImportError:
     """
     text = f'cawa_fast.integrations.{extra}: {error}; install it: pip install "cawa_fast[{extra}]"'
     return ModuleNotFoundError(text, name=error.name)
+
+
+def unhooked(who: str, num_classes: int, options: dict[str, Any]) -> CAWA:
+    """A CAWA for logits that the framework hands over, with a message for each option that does not fit.
+
+    Example:
+        >>> unhooked("CawaHook", 5, {"dleta": 0.5})
+        Traceback (most recent call last):
+        TypeError: CawaHook: dleta is no argument of CAWA
+    """
+    unknown = sorted(set(options) - set(inspect.signature(CAWA).parameters))
+    if unknown:
+        raise TypeError(f"{who}: {unknown[0]} is no argument of CAWA")
+    # a network to listen to, a schedule, and metrics are the framework's
+    for name in ("model", "classifier", "verify", "method", "budget", "every", "metrics"):
+        if name in options:
+            raise TypeError(f"{who}: {name}={options[name]!r} has no meaning here; leave it out")
+    if num_classes < 2:
+        raise ValueError(
+            f"{who}: the network has {num_classes} class, for which there is nothing to weight; use two classes, "
+            "background and the object"
+        )
+    return CAWA(None, num_classes, **options)
+
+
+def observe(cawa: CAWA, target: Tensor, logits: Tensor, bias: Tensor | None) -> None:
+    """Score logits of a validation batch: Grad-CAM at the input of the layer that has added ``bias`` to them.
+
+    That is ``ReLU(z_c - b_c)``, also where the logits ``z`` are means of windows or scales, whose weights sum to 1.
+    Without a bias it is ``ReLU(z_c)``.
+
+    Args:
+        cawa: which has no hook.
+        target: labels ``(N, H, W)``.
+        logits: ``(N, C, h, w)``.
+        bias: ``(C,)``, or None.
+    """
+    _validate.check_float("observe", "logits", logits)
+    logits = logits.detach()
+    scored = logits
+    if cawa.weights.source == "cam":
+        scored = (logits if bias is None else logits - bias.detach().to(logits.dtype).view(-1, 1, 1)).relu()
+    cawa._score(target, logits, scored)
 
 
 def of_step(weights: AdaptiveClassWeights) -> dict[str, float]:

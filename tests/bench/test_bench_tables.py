@@ -136,10 +136,11 @@ def test_every_kept_result_names_its_command_and_commit() -> None:
 
 
 def test_readme_is_in_sync_with_the_results() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in ("cpu", "gpu-h100"):
-        assert f"<!-- table: bench/results/{name}.json -->" in text
-    assert readme.updated(text) == text, "run `python -m bench readme`"
+    for page, names in (("README.md", ("cpu", "gpu-h100")), ("docs/frameworks.md", ("stacks",))):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for name in names:
+            assert f"<!-- table: bench/results/{name}.json -->" in text
+        assert readme.updated(text, page=page) == text, "run `python -m bench readme`"
     result = ROOT / "bench" / "results" / "cpu.json"
     assert not result.exists() or not json.loads(result.read_text())["settings"]["quick"]
 

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.slow  # with the tests beside it
         ("transformers", ["accelerate"]),
         ("lightning", ["lightning", "lightning.pytorch", "pytorch_lightning"]),
         ("accelerate", ["accelerate"]),
+        ("mmseg", ["mmengine", "mmengine.dist", "mmseg"]),
+        ("ultralytics", ["ultralytics", "ultralytics.models.yolo.semantic"]),
     ],
 )
 def test_the_command_is_named(extra: str, missing: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ SAME_EVERYWHERE = {
     "reduction_scale",
     *("region_sums", "region_sums_backward"),
     "main",  # the entry point of a process
-    "CawaCallback",  # of each framework
+    *("CawaCallback", "CawaMixin", "CawaTrainer"),  # of each framework
 }
 """Names that several files of a package may define, because they mean the same thing."""
 

@@ -1,5 +1,5 @@
-"""A LightningModule as people write it, and its data. As a program: trains in two processes with DDP,
-and once more with a static graph. The argument is the folder for results.
+"""A LightningModule as people write it, and its data. As a program: trains in two processes with DDP, once more with a
+static graph, and once with FSDP. The argument is the folder for results.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from bench.libraries import import_torchvision
@@ -55,6 +57,21 @@ class Module(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
 
+class Sharded(Module):
+    """Shards its layers when the strategy asks for it, as ``ModelParallelStrategy`` wants it."""
+
+    def __init__(self) -> None:
+        L.LightningModule.__init__(self)
+
+    def configure_model(self) -> None:
+        if hasattr(self, "net"):
+            return
+        self.net = network()
+        mesh = self.device_mesh["data_parallel"]
+        for part in (self.net[0], self.net[2], self.net):
+            fully_shard(part, mesh=mesh)
+
+
 def loader(count: int = 6, batch_size: int = 2, *, shuffle: bool = False) -> DataLoader[Any]:
     return DataLoader(scenes(count), batch_size, shuffle=shuffle)  # type: ignore[arg-type]
 
@@ -65,19 +82,31 @@ def trainer(folder: str | Path, *callbacks: Any, **options: Any) -> L.Trainer:
     return L.Trainer(callbacks=list(callbacks), **defaults | options)
 
 
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
 def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    for static in (False, True):
-        strategy = L.pytorch.strategies.DDPStrategy(process_group_backend="gloo", static_graph=static)
+    strategies = L.pytorch.strategies
+    for name, strategy in (
+        ("ddp", strategies.DDPStrategy(process_group_backend="gloo")),
+        ("static", strategies.DDPStrategy(process_group_backend="gloo", static_graph=True)),
+        ("fsdp", strategies.ModelParallelStrategy(2, 1, process_group_backend="gloo")),
+    ):
         callback = integration.CawaCallback(CLASSES, ignore_index=255, metrics=True)
-        module = Module()
+        module = Sharded() if name == "fsdp" else Module()
         run = trainer(sys.argv[1], callback, devices=2, strategy=strategy, max_epochs=2)
         run.fit(module, loader(8), loader(5))
         assert callback.cawa is not None
+        assert isinstance(module.net[0].weight, DTensor) == (name == "fsdp")
         result = {"weights": callback.cawa.weights.state_dict(), "history": callback.cawa.weights.history}
-        result |= {"net": module.net.state_dict(), "miou": run.callback_metrics["val_miou"]}
-        torch.save(result, Path(sys.argv[1], f"{static}-{run.global_rank}.pt"))
+        result |= {
+            "net": {key: whole(value) for key, value in module.net.state_dict().items()},
+            "miou": run.callback_metrics["val_miou"],
+        }
+        torch.save(result, Path(sys.argv[1], f"{name}-{run.global_rank}.pt"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,42 @@
+"""segmentation_models_pytorch with adaptive class weights: only the lines marked (+) are new.
+
+pip install "cawa_fast[models,train]" && python examples/with_smp.py
+"""
+
+import segmentation_models_pytorch as smp
+import torch
+from torch.utils.data import DataLoader
+
+import cawa_fast as cf
+from cawa_fast.recipes.datasets.street.dataset import StreetDataset
+
+
+def loader(split, length):
+    scenes = StreetDataset(split, length=length, size=(64, 128))
+    pairs = [map(torch.tensor, scenes.read(index)) for index in range(length)]
+    return DataLoader([(image.permute(2, 0, 1) / 255, labels) for image, labels in pairs], batch_size=2)
+
+
+torch.manual_seed(0)
+model = smp.DeepLabV3Plus("resnet18", encoder_weights=None, classes=10)  # also Unet, FPN, PSPNet, UPerNet, Segformer
+cawa = cf.CAWA(model, 10, ignore_index=255, metrics=True)  # (+)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+train_loader, val_loader = loader("train", 8), loader("val", 4)
+
+for epoch in range(2):
+    model.train()
+    for images, labels in train_loader:
+        model(images)
+        loss = cawa.loss(labels)  # (+) in place of smp's or PyTorch's loss of the full-resolution logits
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    model.eval()
+    for images, labels in val_loader:
+        with torch.no_grad():
+            model(images)
+        cawa.observe(labels)  # (+)
+    cawa.step()  # (+)
+    print(f"epoch {epoch}: loss {loss.item():.3f}, mIoU {cawa.weights.metrics.miou:.3f}")
+print(cawa.explain())
