@@ -81,7 +81,7 @@ ROWS = (
         "cross-entropy, Dice, auxiliary",
         networks.ultralytics,
         "with_ultralytics",
-        "Dice; the argmax of the validation",
+        "the argmax of the validation",
     ),
     StackRow("smp", "smp", "DeepLabV3+ R18", "F.cross_entropy", networks.smp, "with_smp", _UPSAMPLED),
     StackRow(

@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..cawa import CAWA
+from ..region_losses import DiceLoss
 from ._shared import log, missing, observe, of_step, unhooked
 
 try:
@@ -39,8 +39,8 @@ _STATE = "cawa"  # attribute of the network in a checkpoint
 class Criterion:
     r"""Cross-entropy, plus Dice, plus 0.4 times the cross-entropy of the auxiliary head.
 
-    With weights of 1 it is the loss that Ultralytics' own criterion computes. Cross-entropy and its gradient are
-    computed from the logits at an eighth of the image's size. In a validation the loss is unweighted, and the logits
+    With weights of 1 it is the loss that Ultralytics' own criterion computes. All of them are computed from
+    the logits at an eighth of the image's size. In a validation the loss is unweighted, and the logits
     are scored.
 
     Args:
@@ -50,6 +50,7 @@ class Criterion:
 
     def __init__(self, cawa: CAWA, *, stacked: bool = False) -> None:
         self.cawa, self.stacked = cawa, stacked
+        self._dice = DiceLoss(ignore_index=_IGNORED, smooth=1.0, classes="all")
         self.scores = False  # whether a validation that scores the classes runs
         self.bias: Tensor | None = None  # of the layer that computes the logits, in the network that is validated
 
@@ -64,7 +65,7 @@ class Criterion:
         def cross_entropy(z: Tensor) -> Tensor:
             return self.cawa.loss(labels, logits=z, counts=counts, weighted=trains)
 
-        items = {"ce_loss": cross_entropy(logits), "dice_loss": _dice(logits, labels, counts[:-1])}
+        items = {"ce_loss": cross_entropy(logits), "dice_loss": self._dice(logits, labels)}
         zero = torch.zeros((), device=logits.device)
         items["aux_loss"] = zero if auxiliary is None else _AUXILIARY * cross_entropy(auxiliary)
         if not trains and self.scores:
@@ -72,27 +73,6 @@ class Criterion:
         parts = torch.stack(list(items.values()))
         detached = {name: value.detach() for name, value in items.items()}
         return parts.sum() * len(logits), parts.detach() if self.stacked else detached
-
-
-def _dice(logits: Tensor, labels: Tensor, pixels: Tensor, smooth: float = 1.0) -> Tensor:
-    r"""Mean over all classes of :math:`1 - (2 I_c + s) / (P_c + n_c + s)`, of the labelled pixels of the batch.
-
-    Args:
-        logits: ``(N, C, h, w)``, resized bilinearly to the labels.
-        labels: ``(N, H, W)``; 255 is ignored.
-        pixels: ``(C,)``: :math:`n_c`, the labelled pixels of each class.
-        smooth: :math:`s`.
-
-    Returns:
-        Scalar ``()``. :math:`P_c` is the sum of the probabilities of class c, :math:`I_c` that over its own pixels.
-    """
-    resized = F.interpolate(logits.float(), labels.shape[1:], mode="bilinear", align_corners=False)
-    valid = labels != _IGNORED
-    shares = resized.softmax(1) * valid.unsqueeze(1)
-    own = labels.where(valid, 0).long()
-    hits = shares.gather(1, own.unsqueeze(1)).flatten()
-    overlap = torch.zeros_like(pixels, dtype=shares.dtype).index_add(0, own.flatten(), hits)
-    return (1 - (2 * overlap + smooth) / (shares.sum((0, 2, 3)) + pixels + smooth)).mean()
 
 
 def _begin(who: str, trainer: Any, options: dict[str, Any]) -> Criterion:
