@@ -120,9 +120,9 @@ def _rows() -> tuple[Row, ...]:
         _loss("dice", 150, Target("eager", 20)),
         _loss("ce_dice", 19, Target("eager", 15), sums),
         _loss("ce_dice", 150, Target("eager", 20), sums),
-        _loss("focal", 19),
-        _loss("focal", 150),
-        _loss("ohem", 19),
+        _loss("focal", 19, Target("eager", 20)),
+        _loss("focal", 150, Target("eager", 30)),
+        _loss("ohem", 19, Target("eager", 8)),
     ]
     rows += [
         _counts("confusion_matrix", "confusion-19", 19, "realistic", 80, 160),
