@@ -173,7 +173,8 @@ __device__ inline float offset_at(const Problem& p, int c) { return p.offset ? p
 
 // --------------------------------------------------------------------------------------------------- loss and gradient
 
-// The factor (1 - p)^gamma of a focal loss and, if f is the loss as a function of n = -log p, its derivative f'(n):
+// The factor (1 - p)^gamma of a focal loss and, if f is the loss as a function of n = -log p, its derivative f'(n), with
+// p the label's probability:
 //   f(n) = (1 - p)^gamma n,   f'(n) = (1 - p)^gamma + gamma (1 - p)^(gamma - 1) p n
 struct Focal {
   float factor, derivative;
@@ -192,6 +193,7 @@ __device__ inline Focal focal_of(float gamma, float negative_log) {
 
 // With e_c = exp(z_c - maximum), and label_term subtracted from the label's e_y first, the gradient of class c is
 // e_c * coefficient - smooth * weight[c]. (e_y - sum) / sum is p_y - 1 without cancellation of rounded values.
+// The callers multiply the coefficient by the derivative of a focal loss: only some of their kernels need its registers.
 struct Terms {
   float coefficient, label_term, smooth;
 };
@@ -206,7 +208,8 @@ __device__ inline Terms terms_of(const Problem& p, const Pixel& pixel, float sum
 }
 
 // Writes the loss of pixel i if p.pixel_loss is set, and returns its contribution to the summed loss. The pixel may be
-// ignored. `gap` and `sum`: as for terms_of. `weighted`: with smoothing, the sum of weight[c] * (z_c - maximum).
+// ignored. `gap`: maximum minus the label's logit. `sum`: the sum of e_c. `weighted`: with smoothing, the sum of
+// weight[c] * (z_c - maximum).
 __device__ inline double loss_of(const Problem& p, const Pixel& pixel, int64_t i, float gap, float sum, float weighted,
                                  bool smoothed) {
   float loss = 0;
