@@ -173,8 +173,8 @@ __device__ inline float offset_at(const Problem& p, int c) { return p.offset ? p
 
 // --------------------------------------------------------------------------------------------------- loss and gradient
 
-// The factor (1 - p)^gamma of a focal loss and, if f is the loss as a function of n = -log p, its derivative f'(n), with
-// p the label's probability:
+// The factor (1 - p)^gamma of a focal loss and, if f is the loss as a function of n = -log p, its derivative f'(n),
+// with p the label's probability:
 //   f(n) = (1 - p)^gamma n,   f'(n) = (1 - p)^gamma + gamma (1 - p)^(gamma - 1) p n
 struct Focal {
   float factor, derivative;
@@ -193,7 +193,8 @@ __device__ inline Focal focal_of(float gamma, float negative_log) {
 
 // With e_c = exp(z_c - maximum), and label_term subtracted from the label's e_y first, the gradient of class c is
 // e_c * coefficient - smooth * weight[c]. (e_y - sum) / sum is p_y - 1 without cancellation of rounded values.
-// The callers multiply the coefficient by the derivative of a focal loss: only some of their kernels need its registers.
+// The callers multiply the coefficient by the derivative of a focal loss: only some of their kernels need its
+// registers.
 struct Terms {
   float coefficient, label_term, smooth;
 };
