@@ -62,6 +62,13 @@ def test_chunks_of_classes(classes, ratio):
         check_counts(*case, classes)
 
 
+@pytest.mark.parametrize("options", [{"gamma": 2.0}, {"smoothing": 0.2}], ids=str)
+@pytest.mark.parametrize("size", [((2, 3), (2, 3)), ((2, 3), (8, 12)), ((4, 9), (3, 5))], ids=["same", "x4", "down"])
+def test_offsets(size, options):
+    case = noise(11, 1, *size)  # more than one chunk of classes
+    check(*case, torch.rand(11) + 0.5, offset=5 * torch.randn(11), **options)
+
+
 TINY = {
     "label_histogram": {"BLOCK": 32, "DISTINCT": 1, "num_warps": 1},
     "confusion_matrix": {"ROWS": 4, "COLUMNS": 8, "DISTINCT": 1, "num_warps": 1},
