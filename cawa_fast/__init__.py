@@ -5,7 +5,7 @@ Start with :class:`CAWA` (the closed loop in one object); its parts are :class:`
 :class:`SegmentationMetrics` evaluates any network.
 """
 
-from . import functional, weighting
+from . import functional, rules, weighting
 from ._label_check import check_labels, set_label_check
 from .adaptive import AdaptiveClassWeights
 from .cam import GradCAM
@@ -29,6 +29,7 @@ __all__ = [
     "__version__",
     "check_labels",
     "functional",
+    "rules",
     "segmentation_metrics",
     "set_label_check",
     "unpadded",

@@ -21,6 +21,7 @@ from ._wrappers import attach
 from .adaptive import AdaptiveClassWeights
 from .cam import METHODS, maps_at_classifier
 from .nn import CrossEntropyLoss
+from .rules import Rule
 from .sampling import HasPresence, ValidationSampler, as_presence
 
 
@@ -131,7 +132,7 @@ class CAWA(nn.Module):
         momentum: float = 0.0,
         max_error: float = 0.1,
         metrics: bool = False,
-        rule: str | RecallRule = "cawa",
+        rule: str | RecallRule | Rule = "cawa",
     ) -> None:
         super().__init__()
         num_classes = _validate.as_int("CAWA", "num_classes", num_classes, "pass the number of classes")

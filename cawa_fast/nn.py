@@ -26,8 +26,8 @@ class CrossEntropyLoss(nn.Module):
 
     Args:
         weight: ``(C,)``, float32, float64, bfloat16 or float16, finite and not negative. Or an
-            :class:`cawa_fast.AdaptiveClassWeights`: the loss then reads its live buffer, and uses the new weights as
-            soon as its ``step()`` has run.
+            :class:`cawa_fast.AdaptiveClassWeights`: the loss then reads its live buffers, and uses the new weights, and
+            the offsets of the logits if its rule sets them, as soon as its ``step()`` has run.
         ignore_index: label of the pixels that are left out.
         reduction: ``"mean"``, ``"sum"``, ``"none"``, ``"valid_mean"``, ``"pixel_mean"`` or ``"class_mean"``.
         label_smoothing: in ``[0, 1]``.
@@ -77,10 +77,11 @@ class CrossEntropyLoss(nn.Module):
         self.align_corners = _validate.as_bool(name, "align_corners", align_corners)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return self._loss(input, target, self.weight if self.adaptive is None else self.adaptive.weight)
+        weight = self.weight if self.adaptive is None else self.adaptive.weight
+        return self._loss(_with_offset(self, input), target, weight)
 
     def unweighted(self, input: Tensor, target: Tensor) -> Tensor:
-        """The loss without the class weights, for a validation set."""
+        """The loss without the class weights and offsets, for a validation set."""
         return self._loss(input, target, None)
 
     def share(
@@ -114,7 +115,10 @@ class CrossEntropyLoss(nn.Module):
                 f"{name}: counts must be a tensor ({classes + 1},) of int64, for the {classes} classes and the ignored "
                 f"pixels, got {_validate.described(counts)}; CAWA.count_labels(target) returns one"
             )
-        weight = (self.weight if self.adaptive is None else self.adaptive.weight) if weighted else None
+        weight = None
+        if weighted:
+            weight = self.weight if self.adaptive is None else self.adaptive.weight
+            input = _with_offset(self, input)
         dtype = reference.compute_dtype(input.dtype)
         weights = torch.ones(classes, dtype=dtype, device=input.device) if weight is None else weight.to(dtype)
         scale = reference.reduction_scale(counts[:-1], 1, weights, self.reduction).nan_to_num(0)
@@ -236,6 +240,7 @@ class FocalLoss(nn.Module):
         weight = self.weight if self.adaptive is None else self.adaptive.weight
         _validate.check_float("FocalLoss", "input", input)
         _validate.check_weight("FocalLoss", weight, input)
+        input = _with_offset(self, input)
         nll = CF.cross_entropy(
             input, target, ignore_index=self.ignore_index, reduction="none", align_corners=self.align_corners
         )
@@ -412,6 +417,20 @@ def _register_weight(module: CrossEntropyLoss | FocalLoss, weight: Tensor | Adap
         _validate.check_weight_values(weight.detach().cpu())  # The operator does not check values on a GPU.
     module.adaptive = None
     module.register_buffer("weight", weight)
+
+
+def _with_offset(module: CrossEntropyLoss | FocalLoss, input: Tensor) -> Tensor:
+    """The logits with the offsets of adaptive weights: added before the resize, which keeps constants."""
+    if module.adaptive is None or not module.adaptive.sets_offset:
+        return input
+    _validate.check_float(type(module).__name__, "input", input)
+    axis, classes = min(input.dim() - 1, 1), module.adaptive.num_classes
+    if axis < 0 or input.shape[axis] != classes:
+        raise ValueError(
+            f"{type(module).__name__}: input {tuple(input.shape)} must have the {classes} classes of the adaptive "
+            "weights; pass one channel per class"
+        )
+    return input + module.adaptive.offset.view(-1, *[1] * (input.dim() - 1 - axis))
 
 
 def _warn_of_one_class(module: nn.Module, input: Tensor) -> None:

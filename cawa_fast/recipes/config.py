@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -84,6 +85,11 @@ class TrainConfig:
     seed: int = _setting(0, "Seed of the initial weights, the order of the images and the augmentation.")
     train_images: int | None = _setting(None, "Number of training images to use; 'street' draws so many.")
     val_images: int | None = _setting(None, "Number of validation images to use; 'street' draws so many.")
+    test_split: str | None = _setting(
+        None,
+        "Images that no rule reads, scored after every epoch: a split, e.g. test, or half: the second half of the "
+        "validation images, which then are the first half.",
+    )
     delta: float = _setting(0.9, "cawa: share of IoU in the score CSPS; the rest is pixel accuracy.")
     tau: float = _setting(0.5, "cawa: threshold of the pseudo masks.")
     w_min: float = _setting(0.1, "cawa: smallest raw weight.")
@@ -137,6 +143,12 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and min(value) < 1:
                 raise ValueError(f"{name} must be HEIGHTxWIDTH in pixels, each at least 1, got {value}")
+        if self.test_split is not None and (
+            self.test_split in ("train", "val") or re.fullmatch(r"\w[\w.-]*", self.test_split) is None
+        ):
+            raise ValueError(
+                f"test_split must be the name of a split other than train and val, or 'half', got {self.test_split!r}"
+            )
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2**63, got {self.seed}")
         if not 0 < self.scale[0] <= self.scale[1] < float("inf"):
