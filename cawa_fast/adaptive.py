@@ -90,7 +90,7 @@ class AdaptiveClassWeights(nn.Module):
         weight: ``(C,)`` float32, mean 1; before the first step ones, or what the rule begins with.
         offset: ``(C,)`` float32, mean 0: what the loss adds to the logits; zeros unless the rule sets it. Updated in
             place as ``weight`` is. Predictions use the bare logits.
-        rule: as given; of a rule object a copy.
+        rule_object: the :class:`cawa_fast.rules.Rule` with its state, a copy of the one given, or None.
         counts: ``(3, C)`` int64: tp, fp, fn observed since the last step.
         iou, pixel_accuracy, csps, base_weight, ratio_weight: ``(C,)`` float32, of the last step; NaN before it.
         standard_error: ``(C,)`` float32, standard error of CSPS: 0 where all images were observed, NaN where no image
@@ -176,7 +176,7 @@ class AdaptiveClassWeights(nn.Module):
         check_choice("classes", classes, reference.CLASSES)
         check(0 <= momentum < 1, argument="momentum", value=momentum, must="lie in [0, 1)")
         check(max_error > 0, argument="max_error", value=max_error, must="be positive")
-        rule = rules.as_rule("AdaptiveClassWeights", rule)
+        rule_object = rules.as_rule("AdaptiveClassWeights", rule)
         self.num_classes = num_classes
         self.delta, self.tau, self.w_min, self.w_max, self.eps = delta, tau, w_min, w_max, eps
         self.ignore_index = ignore_index
@@ -184,7 +184,8 @@ class AdaptiveClassWeights(nn.Module):
         self.source, self.ratio, self.ratio_eps = source, ratio, ratio_eps
         self.normalize, self.classes, self.align_corners = normalize, classes, align_corners
         self.momentum, self.max_error = momentum, max_error
-        self.rule = rule
+        self._given_rule: str | RecallRule | None = None if isinstance(rule, Rule) else rule
+        self.rule_object: Rule | None = rule_object
         self.history: list[dict[str, Any]] = []
         self._drawn: Tensor | None = None
         self._rows: Tensor | None = None
@@ -206,15 +207,22 @@ class AdaptiveClassWeights(nn.Module):
             self.register_buffer("average", torch.zeros(average, dtype=torch.float64) if momentum else None)
             variance = torch.zeros(num_classes, dtype=torch.float64) if momentum else None
             self.register_buffer("average_variance", variance)
-            if isinstance(rule, Rule):
-                weight, offset = rules.beginning(rule, num_classes, self.class_counts)
+            if rule_object is not None:
+                weight, offset = rules.beginning(rule_object, num_classes, self.class_counts)
                 self.weight.copy_(weight)
                 self.offset.copy_(offset)
 
     @property
     def sets_offset(self) -> bool:
         """Whether the rule sets :attr:`offset`. Without a look at its values, which would synchronise."""
-        return isinstance(self.rule, Rule) and self.rule.sets_offset
+        return self.rule_object is not None and self.rule_object.sets_offset
+
+    @property
+    def rule(self) -> str | RecallRule | Rule:
+        """The rule as it was given; of a rule object the copy that has the state."""
+        given = self.rule_object if self._given_rule is None else self._given_rule
+        assert given is not None
+        return given
 
     @property
     def metrics(self) -> MetricValues | None:
@@ -332,7 +340,7 @@ class AdaptiveClassWeights(nn.Module):
         # A class that the sample lacks may still occur in the validation set: its weight is held.
         held = ~(score.error <= self.max_error) if sampled else torch.zeros_like(score.error, dtype=torch.bool)
         update, offset, state = rules.next_step(
-            self.rule,
+            self.rule_object or self.rule,
             score.counts,
             offset=self.offset.cpu(),
             class_counts=None if self.class_counts is None else self.class_counts.cpu(),
@@ -347,8 +355,8 @@ class AdaptiveClassWeights(nn.Module):
             held=held if sampled else None,
         )
         # No buffer changes before this line: a rule that raises leaves the state as it was.
-        if isinstance(self.rule, Rule):
-            for name, buffer in self.rule.named_buffers():
+        if self.rule_object is not None:
+            for name, buffer in self.rule_object.named_buffers():
                 buffer.copy_(state[name])
         self.offset.copy_(offset)
         if average is not None and self.average is not None and self.average_variance is not None:

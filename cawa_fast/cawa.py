@@ -204,6 +204,11 @@ class CAWA(nn.Module):
         self._adopt_corners()
         return run.logits
 
+    @property
+    def classifier(self) -> nn.Module | None:
+        """The convolution or linear layer that computes the logits, as far as it is known; None without a network."""
+        return None if self._listener is None else self._listener.candidate.head
+
     def maps(self) -> Tensor:
         """``(N, C, h, w)``: activation maps of the last forward pass, after the ReLU, before normalisation."""
         return self._maps(self._heard("maps").last())

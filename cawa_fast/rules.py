@@ -28,6 +28,9 @@ from torch.func import functional_call
 from . import _validate, weighting
 from ._rules import RULES, RecallRule, WeightUpdate, cawa_weights, next_weights, normalized
 
+# Below this IoU the pull of a class grows no further: its counts are too few to tell 0.05 from 0.01.
+_LEAST_IOU = 0.05
+
 __all__ = ["Balanced", "Decoupled", "Observed", "Rule"]
 
 
@@ -82,9 +85,9 @@ class Rule(nn.Module):
     """A rule for :class:`cawa_fast.AdaptiveClassWeights`: counts in, weights and offsets out, state in buffers.
 
     A rule defines :meth:`forward`, and :meth:`begin` if it has state or does not begin with weights of 1. Its buffers
-    are saved with the weights (as ``rule.NAME``), so that a resumed run has the same bits. They are read and written on
-    the CPU in a step, wherever the weights are; a rule may assign to them or change them in place. If a rule raises, no
-    state changes. ``AdaptiveClassWeights`` takes a copy of the rule, so that one object serves several of them.
+    are saved with the weights (as ``rule_object.NAME``), so that a resumed run has the same bits. In a step they are on
+    the CPU, wherever the weights are; a rule may assign to them or change them in place. If a rule raises, no state
+    changes. ``AdaptiveClassWeights`` takes a copy of the rule, so that one object serves several of them.
 
     Attributes:
         sets_offset: whether the rule returns offsets. False saves a loss the addition.
@@ -126,109 +129,153 @@ class Rule(nn.Module):
         raise NotImplementedError("a rule defines forward(seen)")
 
 
-class Decoupled(Rule):
-    r"""Weights by frequency for learning, and a pull v for the decision that a subclass sets in :meth:`pulled`.
+class _ByFrequency(Rule):
+    r"""Weights :math:`w_i \propto p_i^{-\gamma}`, with :math:`p_i` the share of class i in the training pixels.
 
-    .. math:: w_i \propto p_i^{-\gamma}, \qquad b_i = \log w_i - \log v_i
-
-    with :math:`p_i` the share of class i in the training pixels. :math:`\log v` is state, zero at first.
-
-    Args:
-        gamma: finite and at least 0.
+    ``pull`` is the state of the subclasses: what moves the decision, ``(C,)``, as logarithm.
     """
 
-    log_v: Tensor
+    pull: Tensor
 
-    def __init__(self, gamma: float = 0.5) -> None:
+    def __init__(self, gamma: float) -> None:
         super().__init__()
-        name = type(self).__name__
-        _validate.check(
-            0 <= _validate.as_number(name, "gamma", gamma) < math.inf, name, "gamma", gamma, "be finite and at least 0"
-        )
-        self.gamma = float(gamma)
+        self.gamma = _at_least_0(self, "gamma", gamma)
 
     def begin(self, num_classes: int, class_counts: Tensor | None) -> Any:
-        self.register_buffer("log_v", torch.zeros(num_classes, dtype=torch.float64))
-        if class_counts is None:  # the first step knows the observed ones
-            return None
-        return self._both(class_counts)
+        self.register_buffer("pull", torch.zeros(num_classes, dtype=torch.float64))
+        # Without the counts of the training set, the first step takes those observed.
+        return None if class_counts is None else self._both(class_counts)
 
     def forward(self, seen: Observed) -> Any:
-        self.log_v = _shifted(self.pulled(self.log_v, seen), seen.known, self.log_v)
+        self.pull = _shifted(self.pulled(seen), seen.known, self.pull)
         return self._both(seen.class_counts)
 
-    def pulled(self, log_v: Tensor, seen: Observed) -> Tensor:
-        """The next ``log_v`` ``(C,)`` from the last one and what was observed."""
-        return log_v
+    def pulled(self, seen: Observed) -> Tensor:
+        """The next :attr:`pull`."""
+        raise NotImplementedError
 
     def _both(self, class_counts: Tensor) -> tuple[Tensor, Tensor]:
-        weight = weighting.power(class_counts, self.gamma).double()
-        return weight, weight.log() - self.log_v
+        raise NotImplementedError
 
-    def extra_repr(self) -> str:
-        return f"gamma={self.gamma:g}"
+    def _weight(self, class_counts: Tensor) -> Tensor:
+        return weighting.power(class_counts, self.gamma).double()
 
 
-class Balanced(Decoupled):
-    r"""Decide for each class as often as it occurs. The default of ``cawa-fast train``.
+class Balanced(_ByFrequency):
+    r"""Weights by frequency, and decisions held near the balance of what is predicted and what is there.
 
-    Learning weights :math:`w_i \propto p_i^{-\gamma}`, and after each pass over the validation images
+    .. math:: w_i \propto p_i^{-\gamma}, \qquad b_i = -o_i, \qquad
+        o_i \leftarrow (1 - \lambda)\, o_i + \lambda k \log (n_i / q_i)
 
-    .. math:: \log v_i \mathrel{+}= \eta\, \log (n_i / q_i)
+    after each pass over the validation images, with :math:`n_i` the pixels of class i, :math:`q_i` those predicted as
+    it, and the logarithm clipped to [-2, 2]. So :math:`\log v = \log w + o`. The weights alone decide for rare classes
+    too often or too seldom, whichever the network and the data make of them. Here a class that is
+    predicted more often than it occurs is pulled back, and one that is predicted less is raised. A class that the
+    network cannot learn is raised no further than until it is predicted as often as it occurs: that bounds what it can
+    cost the others. A rule that raises the class with the lowest score has no such bound.
 
-    with :math:`n_i` the pixels of class i, :math:`q_i` those predicted as it, and the logarithm clipped to [-2, 2]. At
-    the fixed point, precision equals recall. A class that the network cannot learn is pulled until it is predicted
-    often enough, and no further: it can cost the others no more pixels than it has, whereas a rule that
-    raises the class with the lowest score raises it without end.
+    The correction stops between the decision of the weights and the full balance (k without end), which would fit
+    the validation images: docs/settings.md compares them on images that no rule has read.
 
     Use it with ``source="argmax"``: counts of pseudo masks are not counts of decisions.
 
     Args:
         gamma: exponent of the weights, finite and at least 0.
-        rate: :math:`\eta`, in ``(0, 1]``.
+        strength: k, finite and at least 0. 0 leaves the static weights.
+        rate: :math:`\lambda`, in ``(0, 1]``. With much more than ``1 / (1 + strength)``, offsets may oscillate.
 
     Example:
         >>> import cawa_fast as cf
         >>> weights = cf.AdaptiveClassWeights(2, rule="balanced", source="argmax", class_counts=[90, 10])
-        >>> weights.weight, weights.offset  # 9^(1/2) = 3; the offset undoes the pull of the weights
-        (tensor([0.5000, 1.5000]), tensor([-0.5493,  0.5493]))
+        >>> weights.weight, weights.offset  # 9^(1/2) = 3
+        (tensor([0.5000, 1.5000]), tensor([0., 0.]))
         >>> weights.observe_confusion(torch.tensor([[88, 2], [7, 3]]))  # class 1 is predicted 5 times of 10
         >>> _ = weights.step()
-        >>> weights.offset
-        tensor([-0.4504,  0.4504])
+        >>> weights.offset  # the logit of class 1 must be larger for the same loss
+        tensor([ 0.0660, -0.0660])
     """
 
-    def __init__(self, gamma: float = 0.5, rate: float = 0.3) -> None:
+    def __init__(self, gamma: float = 0.5, strength: float = 1.0, rate: float = 0.2) -> None:
         super().__init__(gamma)
-        _validate.check(
-            0 < _validate.as_number("Balanced", "rate", rate) <= 1, "Balanced", "rate", rate, "lie in (0, 1]"
-        )
+        self.strength = _at_least_0(self, "strength", strength)
+        in_range = 0 < _validate.as_number("Balanced", "rate", rate) <= 1
+        _validate.check(in_range, "Balanced", "rate", rate, "lie in (0, 1]")
         self.rate = float(rate)
 
-    def pulled(self, log_v: Tensor, seen: Observed) -> Tensor:
-        # One pixel more on both sides: a class that is never predicted is pulled at the limit.
-        lacking = ((seen.truth + 1) / (seen.predicted + 1)).log()
-        return log_v + self.rate * lacking.clamp(-2, 2)
+    def pulled(self, seen: Observed) -> Tensor:
+        # One pixel more on both sides, for a class that is never predicted.
+        lacking = ((seen.truth + 1) / (seen.predicted + 1)).log().clamp(-2, 2)
+        return self.pull + self.rate * (self.strength * lacking - self.pull)
+
+    def _both(self, class_counts: Tensor) -> tuple[Tensor, Tensor]:
+        return self._weight(class_counts), -self.pull
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, rate={self.rate:g}"
+        return f"gamma={self.gamma:g}, strength={self.strength:g}, rate={self.rate:g}"
 
 
-OBJECTS: dict[str, type[Rule]] = {"balanced": Balanced}
+class Decoupled(_ByFrequency):
+    r"""Weights by frequency for learning alone; decisions by IoU, from which frequency drops out.
+
+    .. math:: w_i \propto p_i^{-\gamma}, \qquad b_i = \log w_i - \log v_i, \qquad
+        \log v_i \leftarrow \tfrac12 \log v_i + \tfrac12 a \log \frac{1}{\max(IoU_i, 0.05)}
+
+    after each pass over the validation images. For one class against the rest, mIoU is largest if the class is decided
+    for from the probability :math:`IoU_i / (1 + IoU_i)` on, which is :math:`a = 1`. A class that cannot be learned is
+    raised all the same, at the cost of the others: :class:`Balanced` does not.
+
+    Args:
+        gamma: exponent of the weights, finite and at least 0.
+        exponent: a, finite and at least 0.
+
+    Example:
+        >>> import cawa_fast as cf
+        >>> weights = cf.AdaptiveClassWeights(2, rule="decoupled", source="argmax", class_counts=[90, 10])
+        >>> weights.weight, weights.offset  # 9^(1/2) = 3; the offset takes the pull of the weights back
+        (tensor([0.5000, 1.5000]), tensor([-0.5493,  0.5493]))
+        >>> weights.observe_confusion(torch.tensor([[88, 2], [7, 3]]))  # IoU 88 / 97 and 3 / 12
+        >>> _ = weights.step()
+        >>> weights.offset
+        tensor([-0.2271,  0.2271])
+    """
+
+    def __init__(self, gamma: float = 0.5, exponent: float = 1.0) -> None:
+        super().__init__(gamma)
+        self.exponent = _at_least_0(self, "exponent", exponent)
+
+    def pulled(self, seen: Observed) -> Tensor:
+        return (self.pull - self.exponent * seen.iou.clamp_min(_LEAST_IOU).log()) / 2
+
+    def _both(self, class_counts: Tensor) -> tuple[Tensor, Tensor]:
+        weight = self._weight(class_counts)
+        return weight, weight.log() - self.pull
+
+    def extra_repr(self) -> str:
+        return f"gamma={self.gamma:g}, exponent={self.exponent:g}"
+
+
+def _at_least_0(rule: Rule, argument: str, value: Any) -> float:
+    name = type(rule).__name__
+    in_range = 0 <= _validate.as_number(name, argument, value) < math.inf
+    _validate.check(in_range, name, argument, value, "be finite and at least 0")
+    return float(value)
+
+
+OBJECTS: dict[str, type[Rule]] = {"balanced": Balanced, "decoupled": Decoupled}
 NAMES = (*RULES, *OBJECTS)
 """Rules that ``rule=`` takes by name, with their defaults."""
 
 
-def as_rule(name: str, rule: Any) -> Any:
-    """The argument ``rule`` of ``name``, checked: a name of :data:`_rules.RULES`, a function, or a copy of an object."""
+def as_rule(name: str, rule: Any) -> Rule | None:
+    """Check the argument ``rule`` of ``name``. The object of its own that it stands for; None for other rules."""
     if isinstance(rule, Rule):
         return copy.deepcopy(rule)
     if isinstance(rule, type) and issubclass(rule, Rule):
         raise TypeError(f"{name}: rule is the class {rule.__name__}; pass an object, rule={rule.__name__}()")
     if callable(rule):
-        return rule
+        return None
     _validate.check_choice(name, "rule", rule, NAMES)
-    return OBJECTS[rule]() if rule in OBJECTS else rule
+    return OBJECTS[rule]() if rule in OBJECTS else None
 
 
 def beginning(rule: Rule, num_classes: int, class_counts: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import adaptive, cam, reference
-from .._rules import RATIOS, RULES, RecallRule, difficulty_weight
+from .. import adaptive, cam, reference, rules
+from .._rules import RATIOS, RecallRule, difficulty_weight
 from .datasets import DATASETS
 from .models import MODELS, WITH_AUXILIARY, build_model
 
-ADAPTIVE = RULES
+ADAPTIVE = rules.NAMES
 """Weightings that change during training: the rules of :class:`cawa_fast.AdaptiveClassWeights`."""
 
 WEIGHTINGS = (
@@ -29,7 +29,12 @@ WEIGHTINGS = (
     "effective_number",
     "enet",
     "log_frequency",
+    "power",
+    "enet_power",
     "focal",
+    "focal_power",
+    "dice",
+    "seesaw",
     "logit_adjustment",
     "recall_batch",
 )
@@ -112,7 +117,15 @@ class TrainConfig:
         0.0, "cawa: share of earlier steps' counts in a step, in [0, 1); helps small samples."
     )
     cam_method: str = _setting("gradcam", "cawa: method of the activation maps.", cam.METHODS)
-    gamma: float = _setting(2.0, "focal: focusing exponent.")
+    gamma: float = _setting(2.0, "focal, focal_power: focusing exponent.")
+    power: float = _setting(
+        0.5,
+        "power, focal_power, balanced, decoupled: weights are the pixel share to the power of minus this. enet_power: "
+        "power of ENet's weights.",
+    )
+    strength: float = _setting(
+        1.0, "balanced: how far the decisions go from those of the weights, 0, towards the balance of the classes."
+    )
     difficulty_gamma: float | None = _setting(
         None, "difficulty: exponent; default: 1 to 2, growing with the gap between best and worst class."
     )
@@ -136,7 +149,18 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("lr", "momentum", "weight_decay", "seed", "gamma", "difficulty_gamma", "logit_tau", "auxiliary"):
+        numbers = (
+            "lr",
+            "momentum",
+            "weight_decay",
+            "seed",
+            "gamma",
+            "power",
+            "strength",
+            "difficulty_gamma",
+            "logit_tau",
+        )
+        for name in (*numbers, "auxiliary"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
         for name in ("crop", "resize"):
@@ -172,9 +196,13 @@ class TrainConfig:
             name: getattr(self, name)
             for name in ("delta", "tau", "w_min", "w_max", "source", "ratio", "normalize", "classes")
         }
-        rule: str | RecallRule = self.weighting if self.weighting in ADAPTIVE else "cawa"
+        rule: str | RecallRule | rules.Rule = self.weighting if self.weighting in ADAPTIVE else "cawa"
         if rule != "cawa":  # the baselines are defined on predictions
             options["source"] = "argmax"
+        if rule == "balanced" and (self.power, self.strength) != (TrainConfig.power, TrainConfig.strength):
+            rule = rules.Balanced(self.power, self.strength)
+        if rule == "decoupled" and self.power != TrainConfig.power:
+            rule = rules.Decoupled(self.power)
         if rule == "difficulty":
             rule = functools.partial(difficulty_weight, gamma=self.difficulty_gamma)
         return options | {"momentum": self.weight_momentum, "rule": rule}

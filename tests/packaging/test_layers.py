@@ -16,7 +16,7 @@ LAYERS = (
     {"cli"},
     {"recipes", "integrations"},
     {"cawa"},
-    {"adaptive", "cam", "nn", "sampling", "estimation", "evaluation", "metrics", "rules", "weighting"},
+    {"adaptive", "calibration", "cam", "nn", "sampling", "estimation", "evaluation", "metrics", "rules", "weighting"},
     {"_listener"},
     {"_recorder"},
     {"_output_check", "_wrappers", "_closed_form"},

@@ -15,7 +15,6 @@ from ..runs.read import Run, read_object
 from ..runs.resume import check_data
 from ..training.loaders import open_all
 
-
 _IMAGES = ("train_images", "val_images", "test_split")
 """Settings that say which images of a dataset a run reads."""
 

@@ -138,7 +138,13 @@ def check_ablation(value: Any, swept: Mapping[str, str]) -> None:
         "seconds_per_epoch": number(0),
         "awa_share": optional(number()),
     }
-    done = fields(values)
+    tested = {
+        "test_miou": optional(_SHARE),
+        "test_rare_iou": optional(_SHARE),
+        "test_pixel_accuracy": optional(_SHARE),
+        "test_iou": listed(optional(_SHARE), classes),
+    }
+    done = fields(values, tested)
 
     def run(value: Any, where: str) -> None:
         _RUN(value, where)

@@ -30,6 +30,7 @@ from ..runs.folder import RunFolder
 from ..runs.resume import check_data, check_resumed, kept_data, versions
 from . import distributed
 from .loaders import Loaders, end_workers, normalize_images, open_splits
+from .losses import DiceCrossEntropy, SeesawLoss
 from .metrics_log import log_scalars, metrics_record, numbers, tensorboard
 from .signals import SafePoints
 from .stopwatch import Stopwatch
@@ -186,7 +187,9 @@ class Trainer:
             **tested,
             **scores,
             "weight": numbers(self._current_weight()),
-            **({"offset": numbers(self.cawa.weights.offset)} if self.adaptive and self.cawa.weights.sets_offset else {}),
+            **(
+                {"offset": numbers(self.cawa.weights.offset)} if self.adaptive and self.cawa.weights.sets_offset else {}
+            ),
             "sample_images": sampled,
             "csps_error": numbers(self.cawa.weights.standard_error) if sampled else nothing,
             "held": self.cawa.weights.held.tolist() if sampled else [False] * self.train_set.num_classes,
@@ -268,7 +271,7 @@ class Trainer:
             with self._autocast():
                 self.model(images)
             self.validation.observe(labels)
-            self.progress.advance("test", epoch, len(images) * distributed.world_size())
+            self.progress.advance("validate", epoch, len(images) * distributed.world_size())
         self.validation.step()
         assert self.validation.weights.metrics is not None
         return metrics_record(self.validation.weights.metrics)
@@ -331,17 +334,25 @@ class Trainer:
             raise ValueError(f"no image of the split {split!r} of {self.config.dataset} has a labelled pixel")
         return class_pixels
 
-    def _criterion(self, ignore_index: int) -> CrossEntropyLoss | FocalLoss | RecallLoss:
-        name = self.config.weighting
+    def _criterion(
+        self, ignore_index: int
+    ) -> CrossEntropyLoss | FocalLoss | RecallLoss | DiceCrossEntropy | SeesawLoss:
+        name, power = self.config.weighting, self.config.power
         if self.adaptive:
             return self.cawa.criterion
-        if name == "focal":
-            return FocalLoss(self.config.gamma, ignore_index=ignore_index)
+        if name in ("focal", "focal_power"):
+            weight = weighting.power(self.train_pixels, power) if name == "focal_power" else None
+            return FocalLoss(self.config.gamma, weight, ignore_index)
+        if name == "dice":
+            return DiceCrossEntropy(ignore_index)
+        if name == "seesaw":
+            return SeesawLoss(self.train_pixels, ignore_index)
         if name == "logit_adjustment":
             return LogitAdjustedLoss(self.train_pixels, self.config.logit_tau, ignore_index=ignore_index)
         if name == "recall_batch":
             return RecallLoss(ignore_index)
-        return CrossEntropyLoss(getattr(weighting, name)(self.train_pixels), ignore_index)
+        exponent = {"gamma": power} if name in ("power", "enet_power") else {}
+        return CrossEntropyLoss(getattr(weighting, name)(self.train_pixels, **exponent), ignore_index)
 
     def _current_weight(self) -> Tensor:
         if self.adaptive:

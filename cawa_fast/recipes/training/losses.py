@@ -1,0 +1,86 @@
+"""Losses of baselines that are no class weights, in plain PyTorch at the resolution of the labels."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ... import CrossEntropyLoss
+
+
+class DiceCrossEntropy(nn.Module):
+    r"""Cross-entropy plus Dice loss, the usual pair for unbalanced classes.
+
+    .. math:: l = CE + 1 - \frac{1}{K} \sum_i \frac{2 \sum p_i [y = i] + \epsilon}{\sum p_i + \sum [y = i] + \epsilon}
+
+    Sums run over the labelled pixels of the batch, the mean over its K classes with pixels in it.
+
+    Source: Milletari et al. 2016, with one term per class and without squares in the divisor.
+
+    Example:
+        >>> import torch
+        >>> loss_fn = DiceCrossEntropy(ignore_index=255)
+        >>> loss = loss_fn(torch.zeros(1, 2, 2, 2), torch.zeros(1, 4, 4, dtype=torch.uint8))
+        >>> print(f"{loss:.4f}")  # log 2, and 1 - (2 * 8 + 1) / (8 + 16 + 1)
+        1.0131
+    """
+
+    weight: Tensor | None = None
+
+    def __init__(self, ignore_index: int, eps: float = 1.0) -> None:
+        super().__init__()
+        self.cross_entropy = CrossEntropyLoss(ignore_index=ignore_index)
+        self.ignore_index, self.eps = ignore_index, eps
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        probability, labels, valid = _at_labels(input, target, self.ignore_index)
+        probability = probability.softmax(1) * valid.unsqueeze(1)
+        truth = F.one_hot(labels, input.shape[1]).permute(0, 3, 1, 2) * valid.unsqueeze(1)
+        both, predicted, pixels = ((x.sum((0, 2, 3))) for x in (probability * truth, probability, truth))
+        dice = (2 * both + self.eps) / (predicted + pixels + self.eps)
+        present = pixels > 0
+        return self.cross_entropy(input, target) + 1 - (dice * present).sum() / present.sum().clamp_min(1)
+
+
+class SeesawLoss(nn.Module):
+    r"""Seesaw loss: rare classes are punished less for the pixels of frequent ones, and more for wrong answers.
+
+    .. math:: l = -\log \frac{e^{z_y}}{e^{z_y} + \sum_{j \ne y} M_{yj} C_{yj} e^{z_j}}, \quad
+        M_{yj} = \min(1, n_j / n_y)^p, \quad C_{yj} = \max(1, \sigma_j / \sigma_y)^q
+
+    with :math:`\sigma` the softmax, through which no gradient flows. The paper counts :math:`n` while it trains; here
+    the pixels of the training set are known.
+
+    Source: Wang et al. 2021, with its p = 0.8 and q = 2.
+
+    Example:
+        >>> import torch
+        >>> loss_fn = SeesawLoss(torch.tensor([90, 10]), ignore_index=255)
+        >>> loss = loss_fn(torch.zeros(1, 2, 2, 2), torch.zeros(1, 4, 4, dtype=torch.uint8))
+        >>> print(f"{loss:.4f}")  # log(1 + (1 / 9)^0.8)
+        0.1591
+    """
+
+    weight: Tensor | None = None
+    log_mitigation: Tensor
+
+    def __init__(self, counts: Tensor, ignore_index: int, p: float = 0.8, q: float = 2.0) -> None:
+        super().__init__()
+        self.ignore_index, self.q = ignore_index, q
+        log_n = counts.clamp_min(1).double().log()
+        self.register_buffer("log_mitigation", (p * (log_n - log_n[:, None])).clamp_max(0).float())
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        logits, labels, valid = _at_labels(input, target, self.ignore_index)
+        log_p = logits.detach().log_softmax(1)
+        own = log_p.gather(1, labels.unsqueeze(1))
+        compensation = self.q * (log_p - own).clamp_min(0)
+        factor = self.log_mitigation[labels].permute(0, 3, 1, 2) + compensation  # 0 for the label's own class
+        return F.cross_entropy(logits + factor, labels.where(valid, -100))
+
+
+def _at_labels(input: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Float32 logits at the resolution of the labels; labels as int64, 0 where ignored; which pixels have one."""
+    logits = F.interpolate(input.float(), size=target.shape[1:], mode="bilinear", align_corners=False)
+    valid = target != ignore_index
+    return logits, target.long().where(valid, 0), valid
