@@ -77,14 +77,13 @@ def fit_offset(
                 f"are {tuple(batches[0][0].shape)}"
             )
     classes = batches[0][0].shape[1]
-    options = {"ignore_index": ignore_index, "align_corners": align_corners}
     offset = torch.zeros(classes, dtype=torch.float64)
     for _ in range(_STEPS):
-        matrix = sum(
-            CF.confusion_matrix(logits + _along(offset.to(logits), logits), labels, **options).cpu()
-            for logits, labels in batches
-        )
-        assert isinstance(matrix, Tensor)
+        matrix = torch.zeros(classes, classes, dtype=torch.int64)
+        for logits, labels in batches:
+            shifted = logits + _along(offset.to(logits), logits)
+            counts = CF.confusion_matrix(shifted, labels, ignore_index=ignore_index, align_corners=align_corners)
+            matrix += counts.cpu()
         truth, predicted = matrix.sum(1).double(), matrix.sum(0).double()
         known = truth > 0
         if not bool(known.any()):

@@ -168,14 +168,14 @@ class Balanced(_ByFrequency):
         o_i \leftarrow (1 - \lambda)\, o_i + \lambda k \log (n_i / q_i)
 
     after each pass over the validation images, with :math:`n_i` the pixels of class i, :math:`q_i` those predicted as
-    it, and the logarithm clipped to [-2, 2]. So :math:`\log v = \log w + o`. The weights alone decide for rare classes
-    too often or too seldom, whichever the network and the data make of them. Here a class that is
-    predicted more often than it occurs is pulled back, and one that is predicted less is raised. A class that the
-    network cannot learn is raised no further than until it is predicted as often as it occurs: that bounds what it can
-    cost the others. A rule that raises the class with the lowest score has no such bound.
+    it, and the logarithm clipped to [-2, 2]. So :math:`\log v = \log w + o`. With weights alone, a network decides
+    for some rare classes far more often than they occur, and for others less. Here the former are pulled back and the
+    latter are raised. A class that the network cannot learn is raised only while it is predicted less often than it
+    occurs, so that it costs the others little. A rule that raises the class with the lowest score has no such end.
 
-    The correction stops between the decision of the weights and the full balance (k without end), which would fit
-    the validation images: docs/settings.md compares them on images that no rule has read.
+    Where decisions come to rest, :math:`o_i = k \log (n_i / q_i)`: between those of the weights (k = 0) and the balance
+    in which every class is predicted as often as it occurs (k without end), which fits few validation images too
+    closely (docs/settings.md).
 
     Use it with ``source="argmax"``: counts of pseudo masks are not counts of decisions.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,8 +111,8 @@ def calibrate(
         def count_both(logits: Tensor, labels: Tensor, matrices: list[Tensor] = matrices) -> None:
             shift = offset.to(logits).view(-1, 1, 1)
             for matrix, shifted in zip(matrices, (logits, logits + shift), strict=True):
-                options = {"ignore_index": ignore, "align_corners": corners}
-                matrix += CF.confusion_matrix(shifted, labels, **options).cpu()
+                counts = CF.confusion_matrix(shifted, labels, ignore_index=ignore, align_corners=corners)
+                matrix += counts.cpu()
 
         _passes(cawa, network, dataset, config, count_both, split, progress)
         scores[split] = {when: _scored(m, rare) for when, m in zip(("before", "after"), matrices, strict=True)}
@@ -120,12 +121,18 @@ def calibrate(
     cawa.close()
     result = Calibration(offset.tolist(), list(names), scores, count, folder.path / "calibrated.pt")
     with atomic(result.file) as opened:
-        content = {**{k: stored[k] for k in ("epoch", "weights") if k in stored}, "model": network.state_dict()}
+        content: dict[str, Any] = {key: stored[key] for key in ("epoch", "weights") if key in stored}
+        content |= {"model": network.state_dict()}
         write_checkpoint(content, opened)
     with atomic(folder.path / "calibration.json") as opened:
-        record = {"checkpoint": file.name, "epoch": stored.get("epoch"), "strength": strength, "images": count}
-        record |= {"class_names": result.class_names, "offset": result.offset, "scores": scores}
-        opened.write((json.dumps(record, indent=1, allow_nan=True) + "\n").encode())
+        record: dict[str, Any] = {"checkpoint": file.name, "epoch": stored.get("epoch"), "images": count}
+        record |= {
+            "strength": strength if math.isfinite(strength) else str(strength),
+            "class_names": result.class_names,
+            "offset": result.offset,
+            "scores": scores,
+        }
+        opened.write((json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
     return result
 
 

@@ -79,7 +79,12 @@ class TrainConfig:
         0.4,
         "deeplabv3plus, ocrnet, upernet: factor of the auxiliary loss; 0: no such loss (ocrnet keeps the head).",
     )
-    weighting: str = _setting("cawa", "Class weights or loss: cawa, or one of the baselines.", WEIGHTINGS)
+    weighting: str = _setting(
+        "balanced",
+        "Class weights or loss: balanced, which is best on unread images (docs/settings.md); cawa, the paper's; or "
+        "another one to compare with.",
+        WEIGHTINGS,
+    )
     epochs: int = _setting(50, "Passes over the training images.")
     batch_size: int = _setting(8, "Images per step.")
     crop: tuple[int, int] | None = _setting(None, "Training crop, e.g. 96x192; default: the image's size.")

@@ -14,7 +14,7 @@ from .ablation_charts import SettingDots, SweepCurve, dot_chart, sweep_chart
 from .class_charts import ClassChange, change_caption, change_chart
 from .figure_writer import FigureWriter
 from .figures import class_colour, run_style
-from .inputs import ADAPTIVE_ROW, SWEPT
+from .inputs import SWEPT, adaptive_row
 
 _TITLES = {"rare_iou": "IoU of rare classes", "test_rare_iou": "test IoU of rare classes"}
 _MOST_CURVES = 8
@@ -86,7 +86,7 @@ def _measures(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _image(writer: FigureWriter, result: dict[str, Any], key: str, rows: Sequence[dict[str, Any]]) -> Markup | None:
     measures = _measures(result)
-    first = measures[0][0]
+    first, adaptive = measures[0][0], adaptive_row(result)
     known = [row for row in rows if row["summary"][first]]
     if len(known) < 2:
         return None
@@ -98,7 +98,7 @@ def _image(writer: FigureWriter, result: dict[str, Any], key: str, rows: Sequenc
     dots = [
         SettingDots(
             row["title"],
-            _ADAPTIVE_COLOUR if row["settings"]["weighting"] == ADAPTIVE_ROW else _COLOUR,
+            _ADAPTIVE_COLOUR if row["settings"]["weighting"] == adaptive else _COLOUR,
             [_values(row, metric) for metric, _ in measures],
         )
         for row in known
@@ -153,21 +153,21 @@ def _sweep_image(writer: FigureWriter, result: dict[str, Any], key: str, rows: S
 
 
 def _change(writer: FigureWriter, result: dict[str, Any]) -> dict[str, Any] | None:
-    """Change of each class's IoU, as means over seeds: of CAWA, and of the best of the other methods.
+    """Change of each class's IoU, as means over seeds: of the adaptive row, and of the best of the other methods.
 
     On the test images, if there are any.
     """
     first = _measures(result)[0][0]
     by_class = first.replace("miou", "iou")
-    by_name = {row["name"]: row for row in result["rows"]}
+    by_name, adaptive = {row["name"]: row for row in result["rows"]}, adaptive_row(result)
     base = by_name.get(result["against"])
     others = [
         row
         for row in result["rows"]
-        if row["group"] == "rivals" and row["name"] not in (ADAPTIVE_ROW, result["against"]) and row["summary"][first]
+        if row["group"] == "rivals" and row["name"] not in (adaptive, result["against"]) and row["summary"][first]
     ]
     best = max(others, key=lambda row: row["summary"][first]["mean"], default=None)
-    shown = [row for row in (by_name.get(ADAPTIVE_ROW), best) if row is not None and row["summary"][first]]
+    shown = [row for row in (by_name.get(adaptive), best) if row is not None and row["summary"][first]]
     if base is None or not base["summary"][first] or not shown:
         return None
 
@@ -180,7 +180,7 @@ def _change(writer: FigureWriter, result: dict[str, Any]) -> dict[str, Any] | No
         differences = [100 * (b - a) for a, b in both if b is not None]
         return statistics.fmean(differences) if differences else None
 
-    styles = [run_style(1 if row["name"] == ADAPTIVE_ROW else 0) for row in shown]
+    styles = [run_style(1 if row["name"] == adaptive else 0) for row in shown]
     pixels = result["train_pixels"]
     classes = [
         ClassChange(
