@@ -177,22 +177,23 @@ def check_volume_shapes(name: str, argument: str, value: Tensor, target: Tensor)
     )
 
 
-def check_weight(name: str, weight: Tensor | None, input: Tensor) -> None:
-    if weight is None:
+def check_per_class(name: str, argument: str, value: Tensor | None, input: Tensor) -> None:
+    """Raise unless ``value`` is None or holds one constant for each class of ``input``."""
+    if value is None:
         return
-    check_tensor(name, "weight", weight, "None or a tensor (C,)")
-    if weight.shape != input.shape[1:2]:
+    check_tensor(name, argument, value, "None or a tensor (C,)")
+    if value.shape != input.shape[1:2]:
         raise ValueError(
-            f"{name}: weight must have one value for each of the {input.shape[1]} classes, got shape "
-            f"{tuple(weight.shape)}"
+            f"{name}: {argument} must have one value for each of the {input.shape[1]} classes, got shape "
+            f"{tuple(value.shape)}"
         )
-    check_float(name, "weight", weight)
-    if weight.device != input.device:
-        raise ValueError(f"{name}: weight is on {weight.device}, but input on {input.device}; move one")
-    if weight.requires_grad:
-        raise ValueError(f"{name}: weight requires a gradient, which is not computed; pass weight.detach()")
-    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(weight).tangent is not None:
-        raise ValueError(f"{name}: weight has a tangent, for which nothing is computed; pass weight.detach()")
+    check_float(name, argument, value)
+    if value.device != input.device:
+        raise ValueError(f"{name}: {argument} is on {value.device}, but input on {input.device}; move one")
+    if value.requires_grad:
+        raise ValueError(f"{name}: {argument} requires a gradient, which is not computed; pass {argument}.detach()")
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None:
+        raise ValueError(f"{name}: {argument} has a tangent, for which nothing is computed; pass {argument}.detach()")
 
 
 def check_matrix(name: str, matrix: Any, num_classes: int | None = None) -> None:
@@ -255,6 +256,17 @@ def check_weight_values(weight: Tensor | None) -> None:
             f"weight must be finite and not negative; weight[{index}] is {weight[index].item()}. "
             "A class is left out with weight 0, a label with ignore_index"
         )
+
+
+def check_offset_values(offset: Tensor | None) -> None:
+    """Raise if an offset on the CPU is not finite. On other devices the check would synchronise."""
+    if offset is None or offset.device.type != "cpu" or bool(offset.isfinite().all()):
+        return
+    index = int((~offset.isfinite()).nonzero()[0])
+    raise ValueError(
+        f"offset must be finite; offset[{index}] is {offset[index].item()}. A class is left out with weight 0, a label "
+        "with ignore_index"
+    )
 
 
 def check(condition: bool, name: str, argument: str, value: object, must: str) -> None:

@@ -11,6 +11,7 @@ of the labels.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from . import (
 )
 from .reference import CLASSES, NORMALIZATIONS, REDUCTIONS
 
-__all__ = ["ClassCounts", "cam_counts", "confusion_matrix", "cross_entropy"]
+__all__ = ["ClassCounts", "cam_counts", "confusion_matrix", "cross_entropy", "focal_loss"]
 
 
 class ClassCounts(NamedTuple):
@@ -53,6 +54,7 @@ def cross_entropy(
     target: Tensor,
     weight: Tensor | None = None,
     *,
+    offset: Tensor | None = None,
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
@@ -62,10 +64,10 @@ def cross_entropy(
 
     A pixel with label :math:`y` and logits :math:`z` has the loss
 
-    .. math:: l = -(1 - s)\, w_y \log p_y - \frac{s}{C} \sum_c w_c \log p_c, \qquad p = \mathrm{softmax}(z)
+    .. math:: l = -(1 - s)\, w_y \log p_y - \frac{s}{C} \sum_c w_c \log p_c, \qquad p = \mathrm{softmax}(z + b)
 
-    where :math:`w` is ``weight`` (all ones by default) and :math:`s` is ``label_smoothing``. ``reduction`` says how the
-    losses of the pixels are combined.
+    where :math:`w` is ``weight`` (all ones by default), :math:`b` is ``offset`` (all zeros by default) and :math:`s` is
+    ``label_smoothing``. ``reduction`` says how the losses of the pixels are combined.
 
     Replaces ``F.cross_entropy`` with class-index targets, and ``F.interpolate(mode="bilinear")`` followed by it. Only
     ``input`` gets a gradient. There is no second derivative in the backward pass, and no batching rule for
@@ -77,8 +79,8 @@ def cross_entropy(
     keeps the memory of the last freed gradient of 4 MiB or more, and reuses it for the next one. With a resize on a
     GPU, the forward pass stores 4 to 17 bytes per label pixel for the backward pass (4.3 bytes at ratio 4).
 
-    Source: ``torch.nn.functional.cross_entropy``; label smoothing: Szegedy et al. 2016, section 7;
-    ``reduction="class_mean"``: CAWASeg, Eq. 10.
+    Source: ``torch.nn.functional.cross_entropy``; label smoothing: Szegedy et al. 2016, section 7; ``offset``: Menon et
+    al. 2021, Eq. 10; ``reduction="class_mean"``: CAWASeg, Eq. 10.
 
     Args:
         input: logits ``(N, C, h, w)`` of any size; or ``(C,)``, ``(N, C)`` or ``(N, C, d1, ..., dk)`` of the size of
@@ -88,6 +90,10 @@ def cross_entropy(
             each in ``[0, C)`` or equal to ``ignore_index``. uint8 takes an eighth of the bytes of int64.
         weight: ``(C,)``, float32, float64, bfloat16 or float16, finite and not negative: one factor per class. Must not
             require a gradient. The values are checked on a CPU only, because on a GPU the check would synchronise.
+        offset: ``(C,)``, float32, float64, bfloat16 or float16, finite: added to the logits in the loss only, as in
+            logit adjustment and balanced softmax. A class with a high offset is predicted less often, because its bare
+            logit need not be as large. On a CPU the kernel adds it as it reads the logits. Must not require a gradient.
+            The values are checked on a CPU only.
         ignore_index: label of the pixels that are left out. May lie inside or outside ``[0, C)``.
         reduction: how the losses of the pixels are combined.
 
@@ -125,6 +131,25 @@ def cross_entropy(
         1.3863
     """
     name = "cross_entropy"
+    label_smoothing = _validate.as_fraction(name, "label_smoothing", label_smoothing)
+    return _pixel_loss(
+        name, input, target, weight, offset, ignore_index, reduction, label_smoothing, 0.0, align_corners
+    )
+
+
+def _pixel_loss(
+    name: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    offset: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+    gamma: float,
+    align_corners: bool,
+) -> Tensor:
+    """``cross_entropy`` if ``gamma`` is 0, and else ``focal_loss``."""
     _validate.check_float(name, "input", input)
     if isinstance(target, Tensor) and target.is_floating_point():
         probabilities = target.dim() == input.dim()
@@ -137,36 +162,83 @@ def cross_entropy(
     if input.dim() == 0:
         raise ValueError(f"{name}: input must be (N, C, ...) or (C,), got a scalar; add the class axis")
     if input.dim() == 1 and target.dim() == 0:
-        loss = cross_entropy(
-            input.unsqueeze(0),
-            target.unsqueeze(0),
-            weight,
-            ignore_index=ignore_index,
-            reduction=reduction,
-            label_smoothing=label_smoothing,
-            align_corners=align_corners,
+        images = (input.unsqueeze(0), target.unsqueeze(0))
+        loss = _pixel_loss(
+            name, *images, weight, offset, ignore_index, reduction, label_smoothing, gamma, align_corners
         )
         return loss.squeeze(0) if reduction == "none" else loss
     _validate.check_loss_shapes(name, input, target)
-    _validate.check_weight(name, weight, input)
+    _validate.check_per_class(name, "weight", weight, input)
+    _validate.check_per_class(name, "offset", offset, input)
     _validate.check_choice(name, "reduction", reduction, REDUCTIONS)
-    label_smoothing = _validate.as_fraction(name, "label_smoothing", label_smoothing)
     ignore_index = _validate.as_ignore_index(name, ignore_index)
     align_corners = _validate.as_bool(name, "align_corners", align_corners)
+    options = (ignore_index, reduction, label_smoothing, gamma, align_corners)
     if _ops.is_transformed(input):
-        return _ops.differentiable_cross_entropy(
-            input, target, weight, ignore_index, reduction, label_smoothing, align_corners
-        )
+        return _ops.differentiable_cross_entropy(input, target, weight, offset, *options)
+    if _ops.runs_gpu_kernels(input):  # which have neither offset nor gamma yet
+        if offset is not None:
+            _validate.check_offset_values(offset)
+            input, offset = input.float() + offset.float().view(-1, *[1] * (input.dim() - 2)), None
+        if gamma > 0:
+            return _ops.composed_focal_loss(input, target, weight, ignore_index, reduction, gamma, align_corners)
     with_grad = torch.is_grad_enabled() and input.requires_grad
     if torch.compiler.is_compiling() and (input.dtype == torch.bfloat16 or input.is_cuda):
         # A compiled graph does not know yet which factor the gradient will be multiplied with. Multiplying it later
         # rounds it twice in bfloat16, and on a GPU costs two passes over it. So the backward pass computes it instead.
         with_grad = with_grad and _ops.saves(input, target, reduction, with_grad) is not _ops.Saved.GRADIENT
-    arguments = (input, target, weight, ignore_index, reduction, label_smoothing, align_corners, with_grad)
-    if _ops.is_eager(input, target, weight):
+    arguments = (input, target, weight, offset, *options, with_grad)
+    if _ops.is_eager(input, target, weight, offset):
         return _ops.EagerCrossEntropy.apply(*arguments) if with_grad else _ops.compute_cross_entropy(*arguments)[0]
     loss, _, _ = torch.ops.cawa_fast.cross_entropy(*arguments)
     return loss
+
+
+def focal_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    gamma: float = 2.0,
+    offset: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    align_corners: bool = False,
+) -> Tensor:
+    r"""Focal loss of logits against class indices. Resizes the logits bilinearly to the labels.
+
+    .. math:: l = -w_y (1 - p_y)^\gamma \log p_y, \qquad p = \mathrm{softmax}(z + b)
+
+    for a pixel with label :math:`y` and resized logits :math:`z`, where :math:`w` is ``weight`` and :math:`b` is
+    ``offset``. With ``gamma=0`` it is :func:`cross_entropy`, to which it is alike in all else: derivatives, memory,
+    special cases and errors.
+
+    Source: Lin et al. 2017, Eq. 5, with :math:`w` in place of :math:`\alpha`.
+
+    Args:
+        input, target, weight, offset, ignore_index, align_corners: as for :func:`cross_entropy`.
+        gamma: :math:`\gamma`, finite and at least 0. The larger, the less the well-classified pixels count.
+        reduction: as for :func:`cross_entropy`. ``"mean"`` divides by the sum of the weights of the valid pixels'
+            labels, without the factors :math:`(1 - p_y)^\gamma`; ``"valid_mean"`` by the number of valid pixels.
+
+    Returns:
+        The loss: a scalar ``()``, or the shape of ``target`` with ``reduction="none"``. float64 for float64 logits,
+        else float32.
+
+    Raises:
+        ValueError, TypeError: as for :func:`cross_entropy`, or ``gamma`` is negative, infinite or NaN.
+
+    Example:
+        >>> import torch, cawa_fast.functional as CF
+        >>> loss = CF.focal_loss(torch.zeros(1, 2, 4, 4), torch.zeros(1, 8, 8, dtype=torch.uint8))
+        >>> print(f"{loss:.4f}")  # (1/2)^2 log 2
+        0.1733
+    """
+    name = "focal_loss"
+    gamma = _validate.as_number(name, "gamma", gamma)
+    if not 0 <= gamma < math.inf:
+        raise ValueError(f"{name}: gamma must be finite and at least 0, got {gamma}")
+    return _pixel_loss(name, input, target, weight, offset, ignore_index, reduction, 0.0, float(gamma), align_corners)
 
 
 def confusion_matrix(

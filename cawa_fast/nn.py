@@ -18,20 +18,22 @@ from .weighting import Counts
 class CrossEntropyLoss(nn.Module):
     r"""Weighted cross-entropy. Replaces ``nn.CrossEntropyLoss`` and the ``F.interpolate`` before it.
 
-    .. math:: l = -(1 - s)\, w_y \log p_y - \frac{s}{C} \sum_c w_c \log p_c, \qquad p = \mathrm{softmax}(z)
+    .. math:: l = -(1 - s)\, w_y \log p_y - \frac{s}{C} \sum_c w_c \log p_c, \qquad p = \mathrm{softmax}(z + b)
 
-    for a pixel with label :math:`y`, resized logits :math:`z` and :math:`s` = ``label_smoothing``. See
-    :func:`cawa_fast.functional.cross_entropy` for the reductions, the special cases and the sources. With one class the
-    loss is always 0; all losses of this package warn of that.
+    for a pixel with label :math:`y`, resized logits :math:`z`, offsets :math:`b` and :math:`s` = ``label_smoothing``.
+    See :func:`cawa_fast.functional.cross_entropy` for the reductions, the special cases and the sources. With one class
+    the loss is always 0; all losses of this package warn of that.
 
     Args:
         weight: ``(C,)``, float32, float64, bfloat16 or float16, finite and not negative. Or an
             :class:`cawa_fast.AdaptiveClassWeights`: the loss then reads its live buffers, and uses the new weights, and
-            the offsets of the logits if its rule sets them, as soon as its ``step()`` has run.
+            the offsets if its rule sets them, as soon as its ``step()`` has run.
         ignore_index: label of the pixels that are left out.
         reduction: ``"mean"``, ``"sum"``, ``"none"``, ``"valid_mean"``, ``"pixel_mean"`` or ``"class_mean"``.
         label_smoothing: in ``[0, 1]``.
         align_corners: sample positions of the resize, as in ``F.interpolate``.
+        offset: ``(C,)``, float32, float64, bfloat16 or float16, finite: added to the logits in the loss only. Change
+            the buffer ``offset`` to change it. Those of adaptive weights come on top.
 
     Shape:
         Input: logits ``(N, C, h, w)``, or logits of any rank that have the size of the labels; float32, float64,
@@ -40,6 +42,7 @@ class CrossEntropyLoss(nn.Module):
 
     Attributes:
         weight: the ``(C,)`` buffer, or None.
+        offset: the ``(C,)`` buffer, or None.
         adaptive: the :class:`cawa_fast.AdaptiveClassWeights`, or None.
 
     Raises:
@@ -57,6 +60,7 @@ class CrossEntropyLoss(nn.Module):
     """
 
     weight: Tensor | None
+    offset: Tensor | None
 
     def __init__(
         self,
@@ -65,6 +69,7 @@ class CrossEntropyLoss(nn.Module):
         reduction: str = "mean",
         label_smoothing: float = 0.0,
         align_corners: bool = False,
+        offset: Tensor | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -72,17 +77,17 @@ class CrossEntropyLoss(nn.Module):
         self.label_smoothing = _validate.as_fraction(name, "label_smoothing", label_smoothing)
         self.adaptive: AdaptiveClassWeights | None
         _register_weight(self, weight)
+        _register_offset(self, offset)
         self.ignore_index = _validate.as_ignore_index(name, ignore_index)
         self.reduction = reduction
         self.align_corners = _validate.as_bool(name, "align_corners", align_corners)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        weight = self.weight if self.adaptive is None else self.adaptive.weight
-        return self._loss(_with_offset(self, input), target, weight)
+        return self._loss(input, target, *_class_terms(self))
 
     def unweighted(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss without the class weights and offsets, for a validation set."""
-        return self._loss(input, target, None)
+        return self._loss(input, target, None, None)
 
     def share(
         self, input: Tensor, target: Tensor, counts: Tensor, *, weighted: bool = True, align_corners: bool | None = None
@@ -96,7 +101,7 @@ class CrossEntropyLoss(nn.Module):
             input, target: as for a call.
             counts: ``(C + 1,)`` int64: the pixels of each class, and last the ignored ones, in all the batches
                 together, as :meth:`cawa_fast.CAWA.count_labels` counts those of one.
-            weighted: whether to use the class weights.
+            weighted: whether to use the class weights and offsets.
             align_corners: in place of that of the module.
 
         Returns:
@@ -115,25 +120,23 @@ class CrossEntropyLoss(nn.Module):
                 f"{name}: counts must be a tensor ({classes + 1},) of int64, for the {classes} classes and the ignored "
                 f"pixels, got {_validate.described(counts)}; CAWA.count_labels(target) returns one"
             )
-        weight = None
-        if weighted:
-            weight = self.weight if self.adaptive is None else self.adaptive.weight
-            input = _with_offset(self, input)
+        weight, offset = _class_terms(self) if weighted else (None, None)
         dtype = reference.compute_dtype(input.dtype)
         weights = torch.ones(classes, dtype=dtype, device=input.device) if weight is None else weight.to(dtype)
         scale = reference.reduction_scale(counts[:-1], 1, weights, self.reduction).nan_to_num(0)
         if self.reduction == "pixel_mean":
             scale = scale / counts.sum().clamp_min(1)
         if self.reduction != "class_mean":  # the same factor for all classes
-            return self._loss(input, target, weight, "sum", align_corners) * scale[0]
+            return self._loss(input, target, weight, offset, "sum", align_corners) * scale[0]
         labels, valid = reference.valid_labels(target, classes, self.ignore_index)
-        return (self._loss(input, target, weight, "none", align_corners) * (scale[labels] * valid)).sum()
+        return (self._loss(input, target, weight, offset, "none", align_corners) * (scale[labels] * valid)).sum()
 
     def _loss(
         self,
         input: Tensor,
         target: Tensor,
         weight: Tensor | None,
+        offset: Tensor | None,
         reduction: str | None = None,
         align_corners: bool | None = None,
     ) -> Tensor:
@@ -141,6 +144,7 @@ class CrossEntropyLoss(nn.Module):
             input,
             target,
             weight,
+            offset=offset,
             ignore_index=self.ignore_index,
             reduction=reduction or self.reduction,
             label_smoothing=self.label_smoothing,
@@ -185,8 +189,7 @@ class FocalLoss(nn.Module):
 
     .. math:: FL = -w_y (1 - p_y)^\gamma \log p_y
 
-    With ``gamma=0`` it equals :class:`CrossEntropyLoss`. The operator computes :math:`\log p_y`; plain PyTorch computes
-    the factor, at the resolution of the labels.
+    With ``gamma=0`` it equals :class:`CrossEntropyLoss`. See :func:`cawa_fast.functional.focal_loss`.
 
     Source: Lin et al. 2017, Eq. 5, with :math:`w` in place of :math:`\alpha`.
 
@@ -194,9 +197,9 @@ class FocalLoss(nn.Module):
         gamma: focusing exponent, finite and at least 0.
         weight: as for :class:`CrossEntropyLoss`.
         ignore_index: label of the pixels that are left out.
-        reduction: ``"mean"`` divides the sum by the sum of the valid labels' weights, ``"valid_mean"`` by the number of
-            valid pixels, ``"pixel_mean"`` by the number of all pixels. ``"sum"`` and ``"none"`` do not divide.
+        reduction: as for :func:`cawa_fast.functional.focal_loss`.
         align_corners: sample positions of the resize, as in ``F.interpolate``.
+        offset: as for :class:`CrossEntropyLoss`.
 
     Shape:
         As for :class:`CrossEntropyLoss`, dtypes included. If all pixels are ignored, ``"mean"`` is NaN, the others are
@@ -214,6 +217,7 @@ class FocalLoss(nn.Module):
     """
 
     weight: Tensor | None
+    offset: Tensor | None
 
     def __init__(
         self,
@@ -222,43 +226,34 @@ class FocalLoss(nn.Module):
         ignore_index: int = -100,
         reduction: str = "mean",
         align_corners: bool = False,
+        offset: Tensor | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= _validate.as_number("FocalLoss", "gamma", gamma) < math.inf:
             raise ValueError(f"FocalLoss: gamma must be finite and at least 0, got {gamma}")
-        _validate.check_choice(
-            "FocalLoss", "reduction", reduction, tuple(r for r in reference.REDUCTIONS if r != "class_mean")
-        )
+        _validate.check_choice("FocalLoss", "reduction", reduction, reference.REDUCTIONS)
         self.adaptive: AdaptiveClassWeights | None
         _register_weight(self, weight)
+        _register_offset(self, offset)
         self.gamma = gamma
         self.ignore_index = _validate.as_ignore_index("FocalLoss", ignore_index)
         self.reduction = reduction
         self.align_corners = _validate.as_bool("FocalLoss", "align_corners", align_corners)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        weight = self.weight if self.adaptive is None else self.adaptive.weight
-        _validate.check_float("FocalLoss", "input", input)
-        _validate.check_weight("FocalLoss", weight, input)
-        input = _with_offset(self, input)
-        nll = CF.cross_entropy(
-            input, target, ignore_index=self.ignore_index, reduction="none", align_corners=self.align_corners
+        weight, offset = _class_terms(self)
+        loss = CF.focal_loss(
+            input,
+            target,
+            weight,
+            gamma=self.gamma,
+            offset=offset,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            align_corners=self.align_corners,
         )
         _warn_of_one_class(self, input)
-        labels, valid = reference.valid_labels(target, input.shape[1], self.ignore_index)
-        # expm1 computes 1 - p without cancellation when p is near 1. The clamp keeps the gradient of the power finite
-        # at p = 1.
-        miss = (-torch.expm1(-nll)).clamp_min(torch.finfo(nll.dtype).tiny)
-        pixel_weight = valid.to(nll.dtype) if weight is None else weight.to(nll.dtype)[labels] * valid
-        loss = pixel_weight * miss**self.gamma * nll
-        if self.reduction == "none":
-            return loss
-        if self.reduction == "sum":
-            return loss.sum()
-        if self.reduction == "mean":
-            return loss.sum() / reference.mean_divisor(pixel_weight.sum(), valid.sum())
-        pixels = valid.sum().clamp_min(1) if self.reduction == "valid_mean" else max(valid.numel(), 1)
-        return loss.sum() / pixels
+        return loss
 
     def extra_repr(self) -> str:
         return f"gamma={self.gamma}, ignore_index={self.ignore_index}, reduction={self.reduction!r}"
@@ -270,8 +265,7 @@ class LogitAdjustedLoss(CrossEntropyLoss):
     .. math:: l = -\log \mathrm{softmax}_y(z + \tau \ln \pi), \quad \pi_i = n_i / \sum_j n_j
 
     During training the prior raises the logits of frequent classes, so that rare classes must win by a margin. For
-    prediction use the logits without the adjustment. The adjustment is added before the resize. This equals adding it
-    at the resolution of the labels, because the interpolation weights of a pixel sum to 1.
+    prediction use the logits without the adjustment.
 
     Source: Menon et al. 2021, section 5. The paper counts training images per class; here :math:`n_i` counts pixels.
 
@@ -290,7 +284,7 @@ class LogitAdjustedLoss(CrossEntropyLoss):
         As for :class:`CrossEntropyLoss`, dtypes included.
 
     Attributes:
-        adjustment: ``(C,)`` float32 buffer: :math:`\tau \ln \pi`.
+        offset: ``(C,)`` float32 buffer: :math:`\tau \ln \pi`. ``adjustment`` is another name of it.
 
     Raises:
         ValueError: an argument is out of range, or the logits have another number of classes than ``class_counts``.
@@ -304,8 +298,6 @@ class LogitAdjustedLoss(CrossEntropyLoss):
         1.3863
     """
 
-    adjustment: Tensor
-
     def __init__(
         self,
         class_counts: Counts,
@@ -316,11 +308,16 @@ class LogitAdjustedLoss(CrossEntropyLoss):
         label_smoothing: float = 0.0,
         align_corners: bool = False,
     ) -> None:
-        super().__init__(weight, ignore_index, reduction, label_smoothing, align_corners)
         if not math.isfinite(_validate.as_number("LogitAdjustedLoss", "tau", tau)):
             raise ValueError(f"LogitAdjustedLoss: tau must be finite, got {tau}")
+        offset = tau * weighting.log_prior(class_counts)
+        super().__init__(weight, ignore_index, reduction, label_smoothing, align_corners, offset)
         self.tau = tau
-        self.register_buffer("adjustment", tau * weighting.log_prior(class_counts))
+
+    @property
+    def adjustment(self) -> Tensor:
+        assert self.offset is not None
+        return self.offset
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         _validate.check_float("LogitAdjustedLoss", "input", input)
@@ -330,9 +327,12 @@ class LogitAdjustedLoss(CrossEntropyLoss):
                 f"LogitAdjustedLoss: input {tuple(input.shape)} must have the {len(self.adjustment)} classes of "
                 "class_counts; pass one count per channel"
             )
-        # The sum is float32 for bfloat16 logits too: bfloat16 is too coarse to hold it.
-        adjusted = input + self.adjustment.view(-1, *[1] * (input.dim() - 1 - axis))
-        return super().forward(adjusted, target)
+        return super().forward(input, target)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        if prefix + "adjustment" in state_dict:  # its name until the loss had an offset
+            state_dict[prefix + "offset"] = state_dict.pop(prefix + "adjustment")
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def extra_repr(self) -> str:
         return f"tau={self.tau}, {super().extra_repr()}"
@@ -419,18 +419,24 @@ def _register_weight(module: CrossEntropyLoss | FocalLoss, weight: Tensor | Adap
     module.register_buffer("weight", weight)
 
 
-def _with_offset(module: CrossEntropyLoss | FocalLoss, input: Tensor) -> Tensor:
-    """The logits with the offsets of adaptive weights: added before the resize, which keeps constants."""
-    if module.adaptive is None or not module.adaptive.sets_offset:
-        return input
-    _validate.check_float(type(module).__name__, "input", input)
-    axis, classes = min(input.dim() - 1, 1), module.adaptive.num_classes
-    if axis < 0 or input.shape[axis] != classes:
-        raise ValueError(
-            f"{type(module).__name__}: input {tuple(input.shape)} must have the {classes} classes of the adaptive "
-            "weights; pass one channel per class"
-        )
-    return input + module.adaptive.offset.view(-1, *[1] * (input.dim() - 1 - axis))
+def _class_terms(module: CrossEntropyLoss | FocalLoss) -> tuple[Tensor | None, Tensor | None]:
+    """The weights and the offsets that the loss uses now."""
+    adaptive, offset = module.adaptive, module.offset
+    if adaptive is None:
+        return module.weight, offset
+    if adaptive.sets_offset:
+        offset = adaptive.offset if offset is None else adaptive.offset + offset
+    return adaptive.weight, offset
+
+
+def _register_offset(module: CrossEntropyLoss | FocalLoss, offset: Tensor | None) -> None:
+    if offset is not None:
+        name = type(module).__name__
+        if not isinstance(offset, Tensor) or offset.dim() != 1:
+            raise ValueError(f"{name}: offset must be a tensor (C,), got {_validate.described(offset)}")
+        _validate.check_float(name, "offset", offset)
+        _validate.check_offset_values(offset.detach().cpu())  # The operator does not check values on a GPU.
+    module.register_buffer("offset", offset)
 
 
 def _warn_of_one_class(module: nn.Module, input: Tensor) -> None:

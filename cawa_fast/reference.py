@@ -186,17 +186,21 @@ def cross_entropy(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
+    offset: Tensor | None,
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
+    gamma: float,
     align_corners: bool,
 ) -> tuple[Tensor, Tensor]:
-    r"""Weighted cross-entropy of the resized logits ``z``; returns ``(loss, scale)``.
+    r"""Weighted cross-entropy or focal loss of the resized logits ``z``; returns ``(loss, scale)``.
 
-    With ``s = label_smoothing``, a pixel of label ``y`` has the loss
+    With ``s = label_smoothing`` and the offsets ``b``, a pixel of label ``y`` has the loss
 
-    .. math:: l = -(1 - s) w_y \log p_y - \frac{s}{C} \sum_c w_c \log p_c, \quad p = \mathrm{softmax}(z)
+    .. math:: l = -(1 - s) w_y (1 - p_y)^\gamma \log p_y - \frac{s}{C} \sum_c w_c \log p_c,
+              \quad p = \mathrm{softmax}(z + b)
 
+    where at most one of ``s`` and :math:`\gamma` is positive,
     and the result is the sum of ``scale_y * l`` over the valid pixels. Every reduction is thus one factor per class,
     from :func:`reduction_scale`. The backward pass needs ``scale`` ``(C,)`` beside its inputs.
 
@@ -204,11 +208,11 @@ def cross_entropy(
 
     Example:
         >>> logits, target = torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 1]]])
-        >>> loss, scale = cross_entropy(logits, target, None, -100, "mean", 0.0, False)
+        >>> loss, scale = cross_entropy(logits, target, None, None, -100, "mean", 0.0, 0.0, False)
         >>> print(f"{loss:.4f}", scale)  # log 2
         0.6931 tensor([0.5000, 0.5000])
     """
-    logits = _label_resolution(input, target, align_corners)
+    logits = label_resolution(input, target, offset, align_corners)
     num_classes = logits.shape[1]
     labels, valid = valid_labels(target, num_classes, ignore_index)
     class_weight = _class_weight(weight, logits)
@@ -217,6 +221,8 @@ def cross_entropy(
     log_probability = logits.log_softmax(1)
     at_label = log_probability.gather(1, labels.unsqueeze(1)).squeeze(1)
     loss = class_weight[labels] * at_label * (label_smoothing - 1)
+    if gamma > 0:
+        loss = loss * _miss(at_label) ** gamma
     if label_smoothing > 0:
         per_class = class_weight.view(-1, *[1] * (logits.dim() - 2))
         loss = loss - label_smoothing / num_classes * (log_probability * per_class).sum(1)
@@ -233,25 +239,28 @@ def cross_entropy_backward(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
+    offset: Tensor | None,
     scale: Tensor,
     ignore_index: int,
     label_smoothing: float,
+    gamma: float,
     align_corners: bool,
 ) -> Tensor:
     r"""Gradient of :func:`cross_entropy` with respect to ``input``, in the dtype and memory format of ``input``.
 
-    .. math:: \frac{\partial l}{\partial z_c} = (1 - s) w_y (p_c - [c = y]) + \frac{s}{C} (p_c \sum_k w_k - w_c),
-              \quad p = \mathrm{softmax}(z)
+    .. math:: \frac{\partial l}{\partial z_c} = (1 - s) w_y f (p_c - [c = y]) + \frac{s}{C} (p_c \sum_k w_k - w_c),
+              \quad f = (1 - p_y)^\gamma - \gamma (1 - p_y)^{\gamma - 1} p_y \log p_y
 
     ``grad`` is the gradient of the loss: ``()``, or the shape of ``target`` with ``reduction="none"``. ``scale``
     ``(C,)`` comes from :func:`cross_entropy`.
 
     Example:
         >>> logits, target, scale = torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 1]]]), torch.tensor([0.5, 0.5])
-        >>> cross_entropy_backward(torch.tensor(1.0), logits, target, None, scale, -100, 0.0, False).flatten()
+        >>> grad = cross_entropy_backward(torch.ones(()), logits, target, None, None, scale, -100, 0.0, 0.0, False)
+        >>> grad.flatten()
         tensor([-0.2500,  0.2500,  0.2500, -0.2500])
     """
-    logits = _label_resolution(input, target, align_corners)
+    logits = label_resolution(input, target, offset, align_corners)
     num_classes = logits.shape[1]
     labels, valid = valid_labels(target, num_classes, ignore_index)
     class_weight = _class_weight(weight, logits)
@@ -259,6 +268,11 @@ def cross_entropy_backward(
 
     factor = (scale[labels] * grad.to(logits.dtype)).unsqueeze(1)
     at_label = class_weight[label] * (1 - label_smoothing) * factor
+    if gamma > 0:
+        log_probability = logits.log_softmax(1).gather(1, label)
+        miss, probability = _miss(log_probability), log_probability.exp()
+        slope = torch.where(probability > 0, probability * log_probability, 0)  # 0 * inf
+        at_label = at_label * (miss**gamma - gamma * miss ** (gamma - 1) * slope)
     smooth = factor * (label_smoothing / num_classes)
     result = logits.softmax(1).mul_(at_label + smooth * class_weight.sum())
     result.scatter_add_(1, label, -at_label)
@@ -271,8 +285,16 @@ def cross_entropy_backward(
     return result.contiguous() if input.is_contiguous() else torch.empty_like(input).copy_(result)
 
 
-def _label_resolution(input: Tensor, target: Tensor, align_corners: bool) -> Tensor:
+def _miss(log_probability: Tensor) -> Tensor:
+    """``1 - p``, without cancellation near 1; above 0, where a power with a negative exponent is finite."""
+    return (-torch.expm1(log_probability)).clamp_min(torch.finfo(log_probability.dtype).tiny)
+
+
+def label_resolution(input: Tensor, target: Tensor, offset: Tensor | None, align_corners: bool) -> Tensor:
+    """The logits plus ``offset`` ``(C,)``, resized to the labels if they are images: float32 or float64."""
     logits = input.to(compute_dtype(input.dtype))
+    if offset is not None:
+        logits = logits + offset.to(logits.dtype).view(-1, *[1] * (logits.dim() - 2))
     if target.dim() != 3:
         return logits
     return resize(logits, (target.shape[-2], target.shape[-1]), align_corners)
@@ -340,7 +362,7 @@ def confusion_matrix(input: Tensor, target: Tensor, num_classes: int, ignore_ind
     """
     prediction = input
     if input.is_floating_point():  # max returns the first of several, and is six times faster than argmax
-        prediction = _label_resolution(input, target, align_corners).max(1).indices
+        prediction = label_resolution(input, target, None, align_corners).max(1).indices
     labels, valid = valid_labels(target, num_classes, ignore_index)
     prediction, known = valid_labels(prediction, num_classes, _NO_LABEL)
     counts = histogram(labels * num_classes + prediction, valid & known, num_classes * num_classes)

@@ -20,11 +20,16 @@ constexpr int64_t kStreamedBytes = int64_t{8} << 20;
 
 // The lookup tables that Loss points to.
 struct LossTables {
-  LossTables(const std::optional<Tensor>& weight_tensor, const Tensor& scale_tensor, int64_t classes, double smoothing)
-      : weight(classes, 1.0f), at_label(std::max<int64_t>(classes, 32)), scale(at_label.size()) {
+  LossTables(const std::optional<Tensor>& weight_tensor, const std::optional<Tensor>& offset_tensor,
+             const Tensor& scale_tensor, int64_t classes, double smoothing, double gamma)
+      : weight(classes, 1.0f), offset(classes, 0.0f), at_label(std::max<int64_t>(classes, 32)), scale(at_label.size()) {
     if (weight_tensor) {
       const float* data = floats_of(*weight_tensor, classes, "weight");
       weight.assign(data, data + classes);
+    }
+    if (offset_tensor) {
+      const float* data = floats_of(*offset_tensor, classes, "offset");
+      offset.assign(data, data + classes);
     }
     double sum = 0;
     for (int64_t c = 0; c < classes; ++c) {
@@ -34,6 +39,7 @@ struct LossTables {
     loss = {};
     loss.at_label = at_label.data();
     loss.weight = weight.data();
+    loss.offset = offset.data();
     const float* scale_data = floats_of(scale_tensor, classes, "scale");
     std::copy(scale_data, scale_data + classes, scale.begin());
     loss.scale = scale.data();
@@ -42,9 +48,10 @@ struct LossTables {
     loss.uniform_scale = std::all_of(scale_data, scale_data + classes, [&](float s) { return s == scale_data[0]; });
     loss.smooth = static_cast<float>(smoothing / static_cast<double>(classes));
     loss.weight_sum = static_cast<float>(sum);
+    loss.gamma = static_cast<float>(gamma);
   }
 
-  std::vector<float> weight, at_label, scale;
+  std::vector<float> weight, offset, at_label, scale;
   Loss loss;
 };
 
@@ -130,10 +137,11 @@ double run(const Tensor& input, const Tensor& target, const Tensor* grad_input, 
 }  // namespace
 
 std::tuple<Tensor, Tensor> cross_entropy(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
-                                         const Tensor& scale, int64_t ignore_index, bool per_pixel,
-                                         double label_smoothing, bool align_corners, bool with_grad) {
+                                         const std::optional<Tensor>& offset, const Tensor& scale, int64_t ignore_index,
+                                         bool per_pixel, double label_smoothing, double gamma, bool align_corners,
+                                         bool with_grad) {
   const Tensor flat_target = torch::stable::contiguous(target);
-  LossTables tables(weight, scale, input.size(1), label_smoothing);
+  LossTables tables(weight, offset, scale, input.size(1), label_smoothing, gamma);
   const Tensor loss = per_pixel ? torch::stable::new_empty(target, target.sizes(), ScalarType::Float)
                                 : torch::stable::new_empty(target, {}, ScalarType::Float);
   Tensor grad = with_grad ? new_gradient(input) : torch::stable::new_empty(input, {0});
@@ -146,10 +154,11 @@ std::tuple<Tensor, Tensor> cross_entropy(const Tensor& input, const Tensor& targ
 }
 
 Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
-                              const std::optional<Tensor>& weight, const Tensor& scale, int64_t ignore_index,
-                              double label_smoothing, bool align_corners) {
+                              const std::optional<Tensor>& weight, const std::optional<Tensor>& offset,
+                              const Tensor& scale, int64_t ignore_index, double label_smoothing, double gamma,
+                              bool align_corners) {
   const Tensor flat_target = torch::stable::contiguous(target), flat_grad = torch::stable::contiguous(grad);
-  LossTables tables(weight, scale, input.size(1), label_smoothing);
+  LossTables tables(weight, offset, scale, input.size(1), label_smoothing, gamma);
   tables.loss.grad_per_pixel = grad.dim() > 0;
   tables.loss.grad = floats_of(flat_grad, grad.dim() > 0 ? target.numel() : 1, "grad");
   const Tensor grad_input = new_gradient(input);

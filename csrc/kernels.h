@@ -34,16 +34,18 @@ struct Maps {
 // ------------------------------------------------------------------------------------------------- cross-entropy
 
 // The loss of a pixel with logits z and label y is, with s the label smoothing,
-//   f * (at_label[y] * (lse - z_y) + smooth * (weight_sum * lse - sum_c weight[c] z_c)),
-//   lse = log sum_c exp(z_c),  f = scale[y] * grad
-// All arrays are float32 unless declared otherwise.
+//   f * (at_label[y] * (1 - p)^gamma * (lse - z_y) + smooth * (weight_sum * lse - sum_c weight[c] z_c)),
+//   z_c = input_c + offset[c],  lse = log sum_c exp(z_c),  p = exp(z_y - lse),  f = scale[y] * grad
+// At most one of gamma and smooth is positive. All arrays are float32 unless declared otherwise.
 struct Loss {
   const float* at_label;  // (C): (1 - s) * weight, >= 0
   bool few_classes;       // C <= 32; at_label and scale then have room for 32 values
   bool uniform_scale;     // scale is the same for all classes
   const float* weight;    // (C), >= 0; read only if smooth > 0
+  const float* offset;    // (C), finite
   const float* scale;     // (C): the reduction as a factor per class
   float smooth;           // s / C
+  float gamma;            // >= 0, the exponent of the focal loss
   float weight_sum;       // sum of weight
   const float* grad;      // upstream gradient: null for 1, else (1), or (N, H, W) if grad_per_pixel
   bool grad_per_pixel;

@@ -14,11 +14,12 @@ STABLE_TORCH_LIBRARY(cawa_fast_cpu, m) {
   m.def("label_histogram(Tensor target, int num_classes, int ignore_index) -> (Tensor counts, Tensor bad)");
   m.def("bad_labels(Tensor target, int num_classes, int ignore_index) -> Tensor");
   m.def(
-      "cross_entropy(Tensor input, Tensor target, Tensor? weight, Tensor scale, int ignore_index, bool per_pixel,"
-      " float label_smoothing, bool align_corners, bool with_grad) -> (Tensor loss, Tensor grad)");
+      "cross_entropy(Tensor input, Tensor target, Tensor? weight, Tensor? offset, Tensor scale, int ignore_index,"
+      " bool per_pixel, float label_smoothing, float gamma, bool align_corners, bool with_grad)"
+      " -> (Tensor loss, Tensor grad)");
   m.def(
-      "cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor scale,"
-      " int ignore_index, float label_smoothing, bool align_corners) -> Tensor");
+      "cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor? offset,"
+      " Tensor scale, int ignore_index, float label_smoothing, float gamma, bool align_corners) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cawa_fast_cpu, CPU, m) {

@@ -92,19 +92,22 @@ Tensor bad_labels(const Tensor& target, int64_t num_classes, int64_t ignore_inde
 
 // clang-format off
 //
-// Weighted cross-entropy of logits, resized bilinearly to the labels where the sizes differ, and its gradient.
-// With s = label_smoothing a pixel of label y has the loss
-//   l = (1 - s) w_y (lse - z_y) + s / C sum_c w_c (lse - z_c),    lse = log sum_c exp z_c
+// Weighted cross-entropy or focal loss of logits, resized bilinearly to the labels where the sizes differ, and its
+// gradient. With s = label_smoothing, a pixel of label y has the loss
+//   l = (1 - s) w_y (1 - p_y)^gamma (lse - z_y) + s / C sum_c w_c (lse - z_c),
+//   z = input + offset,    lse = log sum_c exp z_c,    p = exp(z - lse)
 //
 //   input            (N, C, h, w), or (N, C, d1, ...) with the labels' sizes, at most 8 dimensions; C in [1, 65534];
 //                    float32, bfloat16 or float16, computed as float32; any values, any strides, never copied
 //   target           (N, H, W) or (N, d1, ...); uint8, int16, int32 or int64; any strides, copied unless contiguous.
 //                    Labels outside [0, C) count as ignored
 //   weight           (C,) contiguous float32, >= 0; none means 1
+//   offset           (C,) contiguous float32, finite; none means 0
 //   scale            (C,) contiguous float32: factor of the loss of pixels with each label, in the sum
 //   ignore_index     any int64
 //   per_pixel        return l of every pixel, 0 where ignored and without scale, not the sum; excludes with_grad
-//   label_smoothing  s, in [0, 1]
+//   label_smoothing  s, in [0, 1]; 0 if gamma > 0
+//   gamma            finite and >= 0; 0 for the cross-entropy
 //   align_corners    as in F.interpolate
 //   with_grad        also compute the gradient of the sum
 //
@@ -116,15 +119,17 @@ Tensor bad_labels(const Tensor& target, int64_t num_classes, int64_t ignore_inde
 // The results have the same bits for any number of threads.
 // clang-format on
 std::tuple<Tensor, Tensor> cross_entropy(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
-                                         const Tensor& scale, int64_t ignore_index, bool per_pixel,
-                                         double label_smoothing, bool align_corners, bool with_grad);
+                                         const std::optional<Tensor>& offset, const Tensor& scale, int64_t ignore_index,
+                                         bool per_pixel, double label_smoothing, double gamma, bool align_corners,
+                                         bool with_grad);
 
 // The gradient with respect to input, in its shape, dtype and, if dense, strides. `grad` is the upstream gradient,
 // float32: () or (1,) of the sum, or the shape of target for losses per pixel. The other arguments are those of
 // cross_entropy.
 Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
-                              const std::optional<Tensor>& weight, const Tensor& scale, int64_t ignore_index,
-                              double label_smoothing, bool align_corners);
+                              const std::optional<Tensor>& weight, const std::optional<Tensor>& offset,
+                              const Tensor& scale, int64_t ignore_index, double label_smoothing, double gamma,
+                              bool align_corners);
 
 // Frees the memory of the last large gradient, which gradient_memory.cpp keeps for the next one.
 void release_gradient_memory();

@@ -21,9 +21,11 @@ def _(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
+    offset: Tensor | None,
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
+    gamma: float,
     align_corners: bool,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,10 +46,12 @@ def _(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
+    offset: Tensor | None,
     scale: Tensor,
     saved: Tensor,
     ignore_index: int,
     label_smoothing: float,
+    gamma: float,
     align_corners: bool,
 ) -> Tensor:
     return torch.empty_like(input)
@@ -70,10 +74,11 @@ def _(
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    input, target, weight, ctx.ignore_index, reduction, ctx.label_smoothing, ctx.align_corners, with_grad = inputs
+    input, target, weight, offset, ignore_index, reduction, label_smoothing, gamma, align_corners, with_grad = inputs
     _, scale, saved = output
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(input, target, weight, scale, saved)
+    ctx.save_for_backward(input, target, weight, offset, scale, saved)
+    ctx.options = ignore_index, label_smoothing, gamma, align_corners
     ctx.has_grad = saves(input, target, reduction, with_grad) is Saved.GRADIENT
 
 
@@ -84,8 +89,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 8
-    input, target, weight, scale, saved = ctx.saved_tensors
+        return (None,) * 10
+    input, target, weight, offset, scale, saved = ctx.saved_tensors
     # The caller may modify the gradient, so that only one backward pass may return it. Any other computes its own.
     # pop() is atomic: several threads may run backward at once.
     if not torch.is_grad_enabled() and vars(ctx).pop("has_grad", False):
@@ -93,19 +98,17 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
             result = saved.data  # .data bypasses the version counter; no later backward pass reads this tensor
             weight = None if weight is None else weight.to(torch.float32).contiguous()
             torch.ops.cawa_fast_cuda.cross_entropy_rescale_(
-                result, grad.to(torch.float32), input, target, weight, scale, ctx.ignore_index, ctx.label_smoothing
+                result, grad.to(torch.float32), input, target, weight, scale, *ctx.options[:2]
             )
-            return result, *(None,) * 7
+            return result, *(None,) * 9
         scaled = _scaled(saved, grad)
         if scaled is not None:
-            return scaled, *(None,) * 7
+            return scaled, *(None,) * 9
     # With gradients enabled the caller wants a second derivative, for which the operator raises an error.
-    directly = not torch.is_grad_enabled() and is_eager(grad, input, target, weight)
+    directly = not torch.is_grad_enabled() and is_eager(grad, input, target, weight, offset)
     compute = implementations.compute_cross_entropy_backward if directly else torch.ops.cawa_fast.cross_entropy_backward
-    grad_input = compute(
-        grad, input, target, weight, scale, saved, ctx.ignore_index, ctx.label_smoothing, ctx.align_corners
-    )
-    return grad_input, *(None,) * 7
+    grad_input = compute(grad, input, target, weight, offset, scale, saved, *ctx.options)
+    return grad_input, *(None,) * 9
 
 
 class EagerCrossEntropy(torch.autograd.Function):

@@ -64,18 +64,25 @@ def _report_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
     _label_check.report_bad_labels("target", find(target, num_classes, ignore_index), num_classes, ignore_index)
 
 
+def _per_class(values: Tensor | None, input: Tensor) -> Tensor | None:
+    return None if values is None else values.to(reference.compute_dtype(input.dtype)).contiguous()
+
+
 def compute_cross_entropy(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
+    offset: Tensor | None,
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
+    gamma: float,
     align_corners: bool,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    weight = None if weight is None else weight.to(reference.compute_dtype(input.dtype)).contiguous()
+    weight, offset = _per_class(weight, input), _per_class(offset, input)
     _validate.check_weight_values(weight)
+    _validate.check_offset_values(offset)
     saved_kind = backends.saves(input, target, reduction, with_grad)
     if backends.is_triton(input):
         with backends.on_device_of(input):
@@ -94,7 +101,7 @@ def compute_cross_entropy(
     if not backends.is_native(input):
         _report_labels(target, input.shape[1], ignore_index)
         loss, scale = reference.cross_entropy(
-            input, target, weight, ignore_index, reduction, label_smoothing, align_corners
+            input, target, weight, offset, ignore_index, reduction, label_smoothing, gamma, align_corners
         )
         return loss, scale, input.new_empty(0)
     counts = _count_labels(target.reshape(1, -1), input.shape[1], ignore_index)[0]
@@ -104,10 +111,12 @@ def compute_cross_entropy(
         input,
         target,
         weight,
+        offset,
         scale,
         ignore_index,
         reduction == "none",
         label_smoothing,
+        gamma,
         align_corners,
         saved_kind is backends.Saved.GRADIENT,
     )
@@ -131,9 +140,11 @@ def differentiable_cross_entropy(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
+    offset: Tensor | None,
     ignore_index: int,
     reduction: str,
     label_smoothing: float,
+    gamma: float,
     align_corners: bool,
 ) -> Tensor:
     """The loss in plain PyTorch, whose operations have the forward-mode derivatives that the kernels lack."""
@@ -146,7 +157,34 @@ def differentiable_cross_entropy(
             _report_labels(labels, input.shape[1], ignore_index)
         if torch._C._len_torch_dispatch_stack() == 0:  # a tracer has no values
             _validate.check_weight_values(weight)
-    return reference.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing, align_corners)[0]
+            _validate.check_offset_values(offset)
+    return reference.cross_entropy(
+        input, target, weight, offset, ignore_index, reduction, label_smoothing, gamma, align_corners
+    )[0]
+
+
+def composed_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    gamma: float,
+    align_corners: bool,
+) -> Tensor:
+    """The focal loss from the cross-entropy of each pixel."""
+    negative_log = torch.ops.cawa_fast.cross_entropy(
+        input, target, None, None, ignore_index, "none", 0.0, 0.0, align_corners, input.requires_grad
+    )[0]
+    weights = input.new_ones(input.shape[1], dtype=negative_log.dtype) if weight is None else weight.to(negative_log)
+    labels, valid = reference.valid_labels(target, input.shape[1], ignore_index)
+    miss = (-torch.expm1(-negative_log)).clamp_min(torch.finfo(negative_log.dtype).tiny)
+    loss = weights[labels] * valid * miss**gamma * negative_log
+    if reduction == "none":
+        return loss
+    counts = reference.histogram(labels, valid, input.shape[1])
+    scale = reference.reduction_scale(counts, target.numel(), weights, reduction)
+    return (loss * scale[labels]).sum()
 
 
 def compute_cross_entropy_backward(
@@ -154,13 +192,15 @@ def compute_cross_entropy_backward(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
+    offset: Tensor | None,
     scale: Tensor,
     saved: Tensor,
     ignore_index: int,
     label_smoothing: float,
+    gamma: float,
     align_corners: bool,
 ) -> Tensor:
-    weight = None if weight is None else weight.to(reference.compute_dtype(input.dtype)).contiguous()
+    weight, offset = _per_class(weight, input), _per_class(offset, input)
     if backends.is_cuda(input, target):
         return torch.ops.cawa_fast_cuda.cross_entropy_backward(
             grad.to(torch.float32), input, target, weight, scale, ignore_index, label_smoothing
@@ -185,13 +225,15 @@ def compute_cross_entropy_backward(
             input,
             target,
             weight,
+            offset,
             scale,
             ignore_index,
             label_smoothing,
+            gamma,
             align_corners,
         )
     return reference.cross_entropy_backward(
-        grad, input, target, weight, scale, ignore_index, label_smoothing, align_corners
+        grad, input, target, weight, offset, scale, ignore_index, label_smoothing, gamma, align_corners
     )
 
 

@@ -7,12 +7,13 @@ import torch
 LIBRARY: torch.library.Library = torch.library.Library("cawa_fast", "DEF")
 # ``saved``: what the forward pass leaves for the backward pass, see :func:`backends.saves`.
 LIBRARY.define(
-    "cross_entropy(Tensor input, Tensor target, Tensor? weight, int ignore_index, str reduction, "
-    "float label_smoothing, bool align_corners, bool with_grad) -> (Tensor loss, Tensor scale, Tensor saved)"
+    "cross_entropy(Tensor input, Tensor target, Tensor? weight, Tensor? offset, int ignore_index, str reduction, "
+    "float label_smoothing, float gamma, bool align_corners, bool with_grad) "
+    "-> (Tensor loss, Tensor scale, Tensor saved)"
 )
 LIBRARY.define(
-    "cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor scale, Tensor saved, "
-    "int ignore_index, float label_smoothing, bool align_corners) -> Tensor"
+    "cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor? offset, Tensor scale, "
+    "Tensor saved, int ignore_index, float label_smoothing, float gamma, bool align_corners) -> Tensor"
 )
 LIBRARY.define(
     "confusion_matrix(Tensor input, Tensor target, int num_classes, int ignore_index, bool align_corners) -> Tensor"

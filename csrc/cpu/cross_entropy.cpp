@@ -57,23 +57,25 @@ int64_t each_square(int64_t classes, int64_t pixels, const Visit& visit) {
   return x;
 }
 
-// Stage 1 for any strides and any number of pixels: copies logits to scratch (classes, kTile). Missing pixels become 0.
+// Stage 1 for any strides and any number of pixels: copies logits, with the offsets added, to scratch (classes, kTile).
+// Missing pixels become finite.
 template <class T>
-void read_strided(const T* input, int64_t classes, int64_t stride_c, int64_t stride_x, int64_t pixels, float* scratch) {
+void read_strided(const T* input, int64_t classes, int64_t stride_c, int64_t stride_x, int64_t pixels,
+                  const float* offset, float* scratch) {
   int64_t first = 0;
   if (stride_c == 1) {
     first = each_square(classes, pixels, [&](int64_t x, int64_t c) {
       Floats square[kLanes];
       for (int i = 0; i < kLanes; ++i) square[i] = load(input + (x + i) * stride_x + c);
       transpose(square);
-      for (int i = 0; i < kLanes; ++i) store(scratch + (c + i) * kTile + x, square[i]);
+      for (int i = 0; i < kLanes; ++i) store(scratch + (c + i) * kTile + x, square[i] + offset[c + i]);
     });
   }
   T buffer[kLanes] = {};
   for (int64_t c = 0; c < classes; ++c) {
     for (int64_t x = first; x < kTile; x += kLanes) {
       for (int64_t i = x; i < smaller(x + kLanes, pixels); ++i) buffer[i - x] = input[c * stride_c + i * stride_x];
-      store(scratch + c * kTile + x, load(buffer));
+      store(scratch + c * kTile + x, load(buffer) + offset[c]);
     }
   }
 }
@@ -148,19 +150,19 @@ void run_tile(const CrossEntropy& p, const Tile& tile, int64_t index, const Tile
     return;
   }
 
-  // Stage 1: logits to scratch memory, and their maximum.
+  // Stage 1: logits and offsets to scratch memory, and their maximum.
   Floats top[kGroup];
   for (int g = 0; g < kGroup; ++g) top[g] = broadcast(-kInfinity);
   if (whole && rows.stride_x == 1) {
     for (int64_t c = 0; c < classes; ++c) {
       for (int g = 0; g < kGroup; ++g) {
-        const Floats z = load(input + c * rows.stride_c + g * kLanes);
+        const Floats z = load(input + c * rows.stride_c + g * kLanes) + loss.offset[c];
         store(scratch + c * kTile + g * kLanes, z);
         top[g] = maximum(z, top[g]);
       }
     }
   } else {
-    read_strided(input, classes, rows.stride_c, rows.stride_x, tile.pixels, scratch);
+    read_strided(input, classes, rows.stride_c, rows.stride_x, tile.pixels, loss.offset, scratch);
     for (int64_t c = 0; c < classes; ++c) {
       for (int g = 0; g < kGroup; ++g) top[g] = maximum(load(scratch + c * kTile + g * kLanes), top[g]);
     }

@@ -57,6 +57,31 @@ struct Terms {
 // `sum`: of exp(z_c - reference), for any reference logit. `log_sum`: its logarithm, read only with smoothing.
 // `negative_log`: minus the logarithm of the label's probability. `weighted`: with smoothing, the sum of weight[c] *
 // (z_c - reference). `grad`: the upstream gradient.
+// The factor (1 - p)^gamma of a focal loss and, if f is the loss as a function of n = -log p, its derivative f'(n):
+//   f(n) = (1 - p)^gamma n,   f'(n) = (1 - p)^gamma + gamma (1 - p)^(gamma - 1) p n
+struct Focal {
+  Floats factor, derivative;
+};
+
+CAWA_FAST_INLINE Floats power(Floats x, float exponent) {
+  return exp2<true>(log_of_positive(x) * (exponent * kLog2E));  // x normal, > 0
+}
+
+CAWA_FAST_INLINE Focal focal(float gamma, Floats negative_log) {
+  const Floats p = exp2<true>(negative_log * -kLog2E);
+  const Floats miss = maximum(1.0f - p, broadcast(0x1p-126f));    // 0^(gamma - 1) is infinite
+  const Floats scaled = p == 0.0f ? Floats{} : p * negative_log;  // 0 * inf
+  Focal result;
+  if (gamma == 2.0f) {
+    result.factor = miss * miss;
+    result.derivative = result.factor + 2.0f * miss * scaled;
+  } else {
+    result.factor = power(miss, gamma);
+    result.derivative = result.factor + gamma * (power(miss, gamma - 1.0f) * scaled);
+  }
+  return result;
+}
+
 CAWA_FAST_INLINE Terms pixel_terms(const Loss& loss, const Pixels& pixels, Floats sum, Floats log_sum,
                                    Floats negative_log, Floats weighted, Floats grad) {
   Terms terms;
@@ -64,7 +89,12 @@ CAWA_FAST_INLINE Terms pixel_terms(const Loss& loss, const Pixels& pixels, Float
   Floats value = pixels.at_label * negative_log;
   if (smoothed) value += loss.smooth * (loss.weight_sum * log_sum - weighted);
   const Floats factor = pixels.factor * grad;
-  const Floats of_label = pixels.at_label * factor;
+  Floats of_label = pixels.at_label * factor;
+  if (loss.gamma > 0) {
+    const Focal f = focal(loss.gamma, negative_log);
+    value *= f.factor;
+    of_label *= f.derivative;
+  }
   const Floats of_all = smoothed ? of_label + factor * (loss.smooth * loss.weight_sum) : of_label;
   const Floats coefficient = of_all / sum;
   // (e_y - sum) / sum is p_y - 1. With smoothing only of_label / of_all of the coefficient belongs to this term; the

@@ -18,8 +18,8 @@ namespace cawa_fast {
 namespace CAWA_FAST_ISA {
 namespace {
 
-// Reads input row y to `out`, (classes, row_stride), by slots, and the largest over the classes to `top`, (row_stride).
-// Returns whether all values are moderate (rows.h).
+// Reads input row y, with the offsets added, to `out`, (classes, row_stride), by slots, and the largest over the
+// classes to `top`, (row_stride). Returns whether all values are moderate (rows.h).
 bool read_slots(const ResizedCrossEntropy& p, int64_t n, int64_t y, const CellScratch& s, float* out, float* top) {
   const Cells& columns = *p.columns;
   const int64_t stride = s.row_stride();
@@ -28,7 +28,7 @@ bool read_slots(const ResizedCrossEntropy& p, int64_t n, int64_t y, const CellSc
   for (int64_t c = 0; c < s.classes; ++c) {
     float* row = out + c * stride;
     if (columns.gathered) {
-      moderate &= read_row(p.input, n, c, y, s.line);
+      moderate &= read_row(p.input, n, c, y, s.line, p.loss.offset[c]);
       for (int64_t slot = 0; slot < s.width; ++slot) {
         row[slot] = s.line[columns.low[slot]];
         row[slot + s.right] = s.line[columns.high[slot]];
@@ -36,7 +36,7 @@ bool read_slots(const ResizedCrossEntropy& p, int64_t n, int64_t y, const CellSc
       continue;
     }
     float* inputs = row - columns.first;
-    moderate &= read_row(p.input, n, c, y, inputs);
+    moderate &= read_row(p.input, n, c, y, inputs, p.loss.offset[c]);
     row[0] = inputs[0];
     for (float* border = inputs + p.input.width; border < row + stride; ++border) *border = border[-1];
     for (int64_t i = 0; i < stride; i += kLanes) store(top + i, maximum(load(row + i), load(top + i)));

@@ -72,7 +72,7 @@ OTHERS = {  # in place of logits: the value, what the message says of it, and th
         ("cross_entropy", "input", lambda x: CF.cross_entropy(x, TARGET)),
         ("cam_counts", "cam", lambda x: CF.cam_counts(x, TARGET)),
         ("cross_entropy", "input", lambda x: cf.CrossEntropyLoss()(x, TARGET)),
-        ("FocalLoss", "input", lambda x: cf.FocalLoss()(x, TARGET)),
+        ("focal_loss", "input", lambda x: cf.FocalLoss()(x, TARGET)),
         ("LogitAdjustedLoss", "input", lambda x: cf.LogitAdjustedLoss([1, 2, 3])(x, TARGET)),
         ("RecallLoss", "input", lambda x: cf.RecallLoss()(x, TARGET)),
     ],

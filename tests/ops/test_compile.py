@@ -8,6 +8,7 @@ import cawa_fast.functional as CF
 from tests.support.cases import LAYOUTS, noise
 
 C = 5
+OFFSET = torch.linspace(-2, 2, C)
 WEIGHT = torch.tensor([0.2, 1.0, 3.0, 0.7, 1.4])
 every_backend = pytest.mark.usefixtures("backend")
 REDUCTIONS = ("mean", "sum", "none", "valid_mean", "pixel_mean", "class_mean")
@@ -36,7 +37,7 @@ def transposed(target):
 @pytest.mark.parametrize("size", SIZES)
 def test_opcheck_cross_entropy(size, reduction, weight):
     logits, target = inputs(size)
-    arguments = (logits.requires_grad_(), target, weight, 255, reduction, 0.1, False)
+    arguments = (logits.requires_grad_(), target, weight, OFFSET, 255, reduction, 0.1, 0.0, False)
     torch.library.opcheck(OPS.cross_entropy, (*arguments, True))
     torch.library.opcheck(OPS.cross_entropy, (*arguments, False))
 
@@ -53,10 +54,10 @@ CHEAP = ("test_schema", "test_faketensor")  # the checks that layouts and dtypes
 def test_shapes_dtypes_and_strides_without_computing(size, layout, reduction, dtype):
     logits, target = inputs(size, layout, dtype)
     for labels in (target, transposed(target)):
-        arguments = (logits, labels, WEIGHT, 255, reduction, 0.1, False, True)
+        arguments = (logits, labels, WEIGHT, OFFSET, 255, reduction, 0.1, 0.0, False, True)
         torch.library.opcheck(OPS.cross_entropy, arguments, test_utils=CHEAP)
         loss, scale, saved = OPS.cross_entropy(*arguments)
-        backward = (torch.ones_like(loss), logits, labels, WEIGHT, scale, saved, 255, 0.1, False)
+        backward = (torch.ones_like(loss), logits, labels, WEIGHT, OFFSET, scale, saved, 255, 0.1, 0.0, False)
         torch.library.opcheck(OPS.cross_entropy_backward, backward, test_utils=CHEAP)
 
 
@@ -108,7 +109,8 @@ def test_double_backward_raises_and_says_what_to_use():
 def test_no_gradient_for_the_other_arguments():
     """Only ``input`` has a gradient, and of the operator's outputs only the loss is part of the graph."""
     logits, target = inputs()
-    loss, scale, grad = OPS.cross_entropy(logits.requires_grad_(), target, WEIGHT, 255, "mean", 0.0, False, True)
+    arguments = (logits.requires_grad_(), target, WEIGHT, None, 255, "mean", 0.0, 0.0, False, True)
+    loss, scale, grad = OPS.cross_entropy(*arguments)
     assert loss.requires_grad
     assert not scale.requires_grad
     assert not grad.requires_grad

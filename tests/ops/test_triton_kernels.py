@@ -296,20 +296,20 @@ def test_kernels_run_on_the_tensors_device(monkeypatch):
 
 def test_statistics_take_8_bytes_per_pixel():
     logits, target = torch.randn(2, 3, 16, 32), torch.randint(0, 3, (2, 64, 128))
-    _, _, saved = torch.ops.cawa_fast.cross_entropy(logits, target, None, 255, "mean", 0.0, False, True)
+    _, _, saved = torch.ops.cawa_fast.cross_entropy(logits, target, None, None, 255, "mean", 0.0, 0.0, False, True)
     assert saved.numel() * saved.element_size() <= 8 * target.numel() * 33 / 32
-    _, _, saved = torch.ops.cawa_fast.cross_entropy(logits, target, None, 255, "mean", 0.0, False, False)
+    _, _, saved = torch.ops.cawa_fast.cross_entropy(logits, target, None, None, 255, "mean", 0.0, 0.0, False, False)
     assert saved.numel() == 0
 
 
 def test_backward_without_statistics_computes_them():
     case = noise(3, 1, (4, 5), (9, 11))
     arguments = (case.logits, case.target, None)
-    loss, scale, saved = torch.ops.cawa_fast.cross_entropy(*arguments, 255, "mean", 0.0, False, True)
+    loss, scale, saved = torch.ops.cawa_fast.cross_entropy(*arguments, None, 255, "mean", 0.0, 0.0, False, True)
     backward = torch.ops.cawa_fast.cross_entropy_backward
     one = torch.ones_like(loss)
-    with_them = backward(one, *arguments, scale, saved, 255, 0.0, False)
-    assert backward(one, *arguments, scale, saved[:0], 255, 0.0, False).equal(with_them)
+    with_them = backward(one, *arguments, None, scale, saved, 255, 0.0, 0.0, False)
+    assert backward(one, *arguments, None, scale, saved[:0], 255, 0.0, 0.0, False).equal(with_them)
 
 
 @pytest.mark.slow

@@ -83,7 +83,10 @@ def _use_for_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
         return input.shape[2:] == target.shape[1:]
 
     def cross_entropy(input: Tensor, target: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        *options, align_corners, with_grad = others
+        weight, offset, scale, ignore_index, per_pixel, label_smoothing, gamma, align_corners, with_grad = others
+        if offset is not None or gamma > 0:  # which the CUDA kernels do not have
+            return forward(input, target, *others)
+        options = (weight, scale, ignore_index, per_pixel, label_smoothing)
         if same_size(input, target):
             return cuda.cross_entropy(input, target, *options, with_grad)
         if not backends.resized_side(input, target, align_corners):
@@ -91,12 +94,13 @@ def _use_for_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
         loss, _ = cuda.resized_cross_entropy(input, target, *options, align_corners, False)
         if not with_grad:
             return loss, input.new_empty(0)
-        weight, scale, ignore_index, _, label_smoothing = options
-        arguments = (input, target, weight, scale, ignore_index, label_smoothing, align_corners)
+        arguments = (input, target, weight, None, scale, ignore_index, label_smoothing, 0.0, align_corners)
         return loss, cross_entropy_backward(torch.ones(()), *arguments)
 
     def cross_entropy_backward(grad: Tensor, input: Tensor, target: Tensor, *others: Any) -> Tensor:
-        weight, scale, ignore_index, label_smoothing, align_corners = others
+        weight, offset, scale, ignore_index, label_smoothing, gamma, align_corners = others
+        if offset is not None or gamma > 0:
+            return backward(grad, input, target, *others)
         if same_size(input, target):
             return cuda.cross_entropy_backward(grad, input, target, weight, scale, ignore_index, label_smoothing)
         if not backends.resized_side(input, target, align_corners):

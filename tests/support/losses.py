@@ -7,15 +7,35 @@ import cawa_fast.functional as CF
 from tests.support.closeness import assert_no_worse
 
 
-def by_formula(dtype, logits, target, weight=None, *, ignore_index=255, reduction="mean", smoothing=0.0, corners=False):
+def by_formula(
+    dtype,
+    logits,
+    target,
+    weight=None,
+    *,
+    offset=None,
+    gamma=0.0,
+    ignore_index=255,
+    reduction="mean",
+    smoothing=0.0,
+    corners=False,
+):
     """The loss in ``dtype``, as the documentation defines it."""
     z, y = logits.to(dtype), target.long()
+    if offset is not None:
+        z = z + offset.to(dtype).view(-1, *[1] * (z.dim() - 2))
     if z.dim() == 4 and z.shape[2:] != y.shape[1:]:
         z = F.interpolate(z, y.shape[1:], mode="bilinear", align_corners=corners)
     w = None if weight is None else weight.to(dtype)
 
     def pytorch(reduction):
-        return F.cross_entropy(z, y, w, ignore_index=ignore_index, reduction=reduction, label_smoothing=smoothing)
+        if gamma == 0:
+            return F.cross_entropy(z, y, w, ignore_index=ignore_index, reduction=reduction, label_smoothing=smoothing)
+        log_p = F.cross_entropy(z, y, ignore_index=ignore_index, reduction="none")
+        valid = y != ignore_index
+        factor = valid if w is None else w[y.where(valid, 0)] * valid
+        pixel = factor * (1 - torch.exp(-log_p)) ** gamma * log_p
+        return pixel if reduction == "none" else pixel.sum() / (factor.sum() if reduction == "mean" else 1)
 
     if reduction in ("mean", "sum", "none"):
         return pytorch(reduction)
@@ -39,22 +59,28 @@ def pixel_factor(target, weight, ignore_index, reduction):
     return 1 / (len(labels) if weight is None or reduction == "valid_mean" else weight[labels].sum().item())
 
 
-def check(logits, target, weight=None, *, grad=None, smoothing=0.0, corners=False, **options):
-    """Assert that value and gradient of ``CF.cross_entropy`` are no worse than PyTorch's; return both."""
+def check(logits, target, weight=None, *, grad=None, smoothing=0.0, gamma=0.0, corners=False, **options):
+    """Assert that value and gradient of ``CF.cross_entropy``, or with ``gamma`` of ``CF.focal_loss``, are no worse than
+    PyTorch's; return both."""
     results = []
     for dtype in (torch.float64, torch.float32):
         leaf = logits.detach().clone().requires_grad_()
-        loss = by_formula(dtype, leaf, target, weight, smoothing=smoothing, corners=corners, **options)
+        loss = by_formula(dtype, leaf, target, weight, smoothing=smoothing, gamma=gamma, corners=corners, **options)
         loss.backward((torch.ones_like(loss) if grad is None else grad).to(dtype))
         results.append((loss, leaf.grad))
     if logits.dtype != torch.float64:  # the float64 gradient itself, not rounded to the leaf's dtype
         leaf = logits.detach().double().requires_grad_()
-        loss = by_formula(torch.float64, leaf, target, weight, smoothing=smoothing, corners=corners, **options)
+        loss = by_formula(
+            torch.float64, leaf, target, weight, smoothing=smoothing, gamma=gamma, corners=corners, **options
+        )
         loss.backward((torch.ones_like(loss) if grad is None else grad).double())
         results[0] = (loss, leaf.grad)
     leaf = logits.detach().requires_grad_()
     options.setdefault("ignore_index", 255)
-    loss = CF.cross_entropy(leaf, target, weight, label_smoothing=smoothing, align_corners=corners, **options)
+    if gamma > 0:
+        loss = CF.focal_loss(leaf, target, weight, gamma=gamma, align_corners=corners, **options)
+    else:
+        loss = CF.cross_entropy(leaf, target, weight, label_smoothing=smoothing, align_corners=corners, **options)
     loss.backward(torch.ones_like(loss) if grad is None else grad)
     (exact, exact_grad), (pytorch, pytorch_grad) = results
     # A confident pixel's loss and gradient are far smaller than the values they are computed from: the sum of
