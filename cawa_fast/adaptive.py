@@ -81,10 +81,10 @@ class AdaptiveClassWeights(nn.Module):
             instead of per batch). ``"difficulty"``: ``(1 - PA)^gamma`` (Sinha et al. 2020) with the paper's dynamic
             exponent. Or a function from the recall ``(K,)``, float64 on the CPU, of the classes with ground truth (and
             training pixels) to their raw weights, finite and at least 0. All but ``"cawa"`` are divided by their mean
-            and not clipped; use them with ``source="argmax"``, for which they are defined. ``"balanced"``, or an object
-            of :mod:`cawa_fast.rules`, yours or :class:`cawa_fast.rules.Balanced`: weights and offsets, with state of
-            its own; the classes without ground truth keep theirs. ``delta``, ``w_min``, ``w_max``, ``ratio`` and
-            ``eps`` change nothing then but CSPS.
+            and not clipped; use them with ``source="argmax"``, for which they are defined. ``"balanced"``
+            (with ``source="argmax"``), ``"decoupled"``, or a :class:`cawa_fast.rules.Rule`, such as
+            ``cf.rules.Balanced(gamma=0.4)`` or your own: weights and offsets, with state of its own; classes without
+            ground truth keep theirs. ``w_min``, ``w_max`` and ``ratio`` change nothing then.
 
     Attributes:
         weight: ``(C,)`` float32, mean 1; before the first step ones, or what the rule begins with.
@@ -176,7 +176,7 @@ class AdaptiveClassWeights(nn.Module):
         check_choice("classes", classes, reference.CLASSES)
         check(0 <= momentum < 1, argument="momentum", value=momentum, must="lie in [0, 1)")
         check(max_error > 0, argument="max_error", value=max_error, must="be positive")
-        rule_object = rules.as_rule("AdaptiveClassWeights", rule)
+        rule_object = rules.as_rule("AdaptiveClassWeights", rule, source)
         self.num_classes = num_classes
         self.delta, self.tau, self.w_min, self.w_max, self.eps = delta, tau, w_min, w_max, eps
         self.ignore_index = ignore_index

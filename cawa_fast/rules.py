@@ -91,6 +91,7 @@ class Rule(nn.Module):
 
     Attributes:
         sets_offset: whether the rule returns offsets. False saves a loss the addition.
+        source: the ``source`` of the weights that the rule is defined for, ``"cam"`` or ``"argmax"``; None: both.
 
     Example:
         >>> import cawa_fast as cf
@@ -111,6 +112,7 @@ class Rule(nn.Module):
     """
 
     sets_offset: bool = True
+    source: str | None = None
 
     def begin(self, num_classes: int, class_counts: Tensor | None) -> Any:
         """Register buffers, and return what to begin with: nothing, weights, or weights and offsets.
@@ -177,7 +179,7 @@ class Balanced(_ByFrequency):
     in which every class is predicted as often as it occurs (k without end), which fits few validation images too
     closely (docs/settings.md).
 
-    Use it with ``source="argmax"``: counts of pseudo masks are not counts of decisions.
+    It needs ``source="argmax"``: counts of pseudo masks are not counts of decisions.
 
     Args:
         gamma: exponent of the weights, finite and at least 0.
@@ -194,6 +196,8 @@ class Balanced(_ByFrequency):
         >>> weights.offset  # the logit of class 1 must be larger for the same loss
         tensor([ 0.0660, -0.0660])
     """
+
+    source = "argmax"
 
     def __init__(self, gamma: float = 0.5, strength: float = 1.0, rate: float = 0.2) -> None:
         super().__init__(gamma)
@@ -266,8 +270,18 @@ NAMES = (*RULES, *OBJECTS)
 """Rules that ``rule=`` takes by name, with their defaults."""
 
 
-def as_rule(name: str, rule: Any) -> Rule | None:
+def as_rule(name: str, rule: Any, source: str) -> Rule | None:
     """Check the argument ``rule`` of ``name``. The object of its own that it stands for; None for other rules."""
+    made = _made(name, rule)
+    if made is not None and made.source not in (None, source):
+        raise ValueError(
+            f"{name}: the rule {type(made).__name__} is defined for source={made.source!r}, got source={source!r}; "
+            f"pass source={made.source!r}"
+        )
+    return made
+
+
+def _made(name: str, rule: Any) -> Rule | None:
     if isinstance(rule, Rule):
         return copy.deepcopy(rule)
     if isinstance(rule, type) and issubclass(rule, Rule):

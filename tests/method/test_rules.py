@@ -121,7 +121,7 @@ def test_losses_add_the_offset_to_the_logits(size: tuple[int, int]) -> None:
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(torch.autograd.grad(loss, logits), torch.autograd.grad(expected, logits))
     torch.testing.assert_close(
-        cf.CAWA(None, 3, rule="balanced").loss(target, logits=logits),
+        cf.CAWA(None, 3, rule="balanced", source="argmax").loss(target, logits=logits),
         F.cross_entropy(F.interpolate(logits, size, mode="bilinear"), target),
     )
     counts = torch.cat((torch.bincount(target.flatten(), minlength=3), torch.zeros(1, dtype=torch.int64)))
@@ -230,6 +230,10 @@ def test_other_errors_of_rules() -> None:
     weights.observe_confusion(MATRIX)
     with pytest.raises(ValueError, match=r"Bad\.sets_offset is False; set it to True"):
         weights.step()
+    with pytest.raises(
+        ValueError, match=r"rule Balanced is defined for source='argmax', got source='cam'; pass source="
+    ):
+        cf.CAWA(None, 3, rule="balanced")
     with pytest.raises(TypeError, match=r"rule is the class Balanced; pass an object, rule=Balanced\(\)"):
         cf.AdaptiveClassWeights(3, rule=rules.Balanced)
     for argument, value, must in [("gamma", -1, "at least 0"), ("strength", math.inf, "finite"), ("rate", 0, "in ")]:
