@@ -164,43 +164,48 @@ class _ByFrequency(Rule):
 
 
 class Balanced(_ByFrequency):
-    r"""Weights by frequency, and decisions held near the balance of what is predicted and what is there.
+    r"""Weights by frequency, of whose pull the decisions keep a part, corrected towards the balance of the classes.
 
-    .. math:: w_i \propto p_i^{-\gamma}, \qquad b_i = -o_i, \qquad
-        o_i \leftarrow (1 - \lambda)\, o_i + \lambda k \log (n_i / q_i)
+    .. math:: w_i \propto p_i^{-\gamma}, \qquad \log v_i = u \log w_i + o_i, \qquad b_i = \log w_i - \log v_i,
+
+    .. math:: o_i \leftarrow (1 - \lambda)\, o_i + \lambda k \log (n_i / q_i)
 
     after each pass over the validation images, with :math:`n_i` the pixels of class i, :math:`q_i` those predicted as
-    it, and the logarithm clipped to [-2, 2]. So :math:`\log v = \log w + o`. With weights alone, a network decides
-    for some rare classes far more often than they occur, and for others less. Here the former are pulled back and the
-    latter are raised. A class that the network cannot learn is raised only while it is predicted less often than it
-    occurs, so that it costs the others little. A rule that raises the class with the lowest score has no such end.
+    it, and the last logarithm clipped to [-2, 2].
 
-    Where decisions come to rest, :math:`o_i = k \log (n_i / q_i)`: between those of the weights (k = 0) and the balance
-    in which every class is predicted as often as it occurs (k without end), which fits few validation images too
-    closely (docs/settings.md).
+    Rare classes need large weights to be learned at all, but a network that decides by these weights takes many pixels
+    for rare classes that are not. So the decisions keep half of the pull, in logarithms. Then a class that is still
+    predicted more often than it occurs is pulled back, and one that is predicted less is raised. A class that the
+    network cannot learn is raised only while it is predicted less often than it occurs, so that it costs the others
+    little. A rule that raises the class with the lowest score has no such end.
+
+    Where offsets come to rest, :math:`o_i = k \log (n_i / q_i)`. Without end of k, every class is predicted as often as
+    it occurs; that fits few validation images too closely (docs/settings.md).
 
     It needs ``source="argmax"``: counts of pseudo masks are not counts of decisions.
 
     Args:
         gamma: exponent of the weights, finite and at least 0.
-        strength: k, finite and at least 0. 0 leaves the static weights.
+        keep: u, in ``[0, 1]``: 1 decides as the weights do, 0 as without weights.
+        strength: k, finite and at least 0. 0 leaves out the correction.
         rate: :math:`\lambda`, in ``(0, 1]``. With much more than ``1 / (1 + strength)``, offsets may oscillate.
 
     Example:
         >>> import cawa_fast as cf
         >>> weights = cf.AdaptiveClassWeights(2, rule="balanced", source="argmax", class_counts=[90, 10])
-        >>> weights.weight, weights.offset  # 9^(1/2) = 3
-        (tensor([0.5000, 1.5000]), tensor([0., 0.]))
+        >>> weights.weight, weights.offset  # 9^(1/2) = 3, and half of its logarithm
+        (tensor([0.5000, 1.5000]), tensor([-0.2747,  0.2747]))
         >>> weights.observe_confusion(torch.tensor([[88, 2], [7, 3]]))  # class 1 is predicted 5 times of 10
         >>> _ = weights.step()
         >>> weights.offset  # the logit of class 1 must be larger for the same loss
-        tensor([ 0.0660, -0.0660])
+        tensor([-0.2087,  0.2087])
     """
 
     source = "argmax"
 
-    def __init__(self, gamma: float = 0.5, strength: float = 1.0, rate: float = 0.2) -> None:
+    def __init__(self, gamma: float = 0.5, keep: float = 0.5, strength: float = 1.0, rate: float = 0.2) -> None:
         super().__init__(gamma)
+        self.keep = _validate.as_fraction("Balanced", "keep", keep)
         self.strength = _at_least_0(self, "strength", strength)
         in_range = 0 < _validate.as_number("Balanced", "rate", rate) <= 1
         _validate.check(in_range, "Balanced", "rate", rate, "lie in (0, 1]")
@@ -212,10 +217,11 @@ class Balanced(_ByFrequency):
         return self.pull + self.rate * (self.strength * lacking - self.pull)
 
     def _both(self, class_counts: Tensor) -> tuple[Tensor, Tensor]:
-        return self._weight(class_counts), -self.pull
+        weight = self._weight(class_counts)
+        return weight, (1 - self.keep) * weight.log() - self.pull
 
     def extra_repr(self) -> str:
-        return f"gamma={self.gamma:g}, strength={self.strength:g}, rate={self.rate:g}"
+        return f"gamma={self.gamma:g}, keep={self.keep:g}, strength={self.strength:g}, rate={self.rate:g}"
 
 
 class Decoupled(_ByFrequency):

@@ -43,6 +43,8 @@ PIXEL_SOURCES = ("train", "observed")
 """Values of the setting ``counts``: whose pixels per class enter Eq. 5."""
 
 
+_OF_BALANCED = ("power", "keep", "strength")
+
 _MOST_PROCESSES = 4096
 """Threads or workers. Beyond, the system ends the process without a message."""
 
@@ -128,9 +130,8 @@ class TrainConfig:
         "power, focal_power, balanced, decoupled: weights are the pixel share to the power of minus this. enet_power: "
         "power of ENet's weights.",
     )
-    strength: float = _setting(
-        1.0, "balanced: how far the decisions go from those of the weights, 0, towards the balance of the classes."
-    )
+    keep: float = _setting(0.5, "balanced: part of the weights' pull that the decisions keep, in [0, 1].")
+    strength: float = _setting(1.0, "balanced: strength of the correction towards the balance of the classes; 0: none.")
     difficulty_gamma: float | None = _setting(
         None, "difficulty: exponent; default: 1 to 2, growing with the gap between best and worst class."
     )
@@ -178,6 +179,8 @@ class TrainConfig:
             raise ValueError(
                 f"test_split must be the name of a split other than train and val, or 'half', got {self.test_split!r}"
             )
+        if not 0 <= self.keep <= 1:
+            raise ValueError(f"keep must lie in [0, 1], got {self.keep}")
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2**63, got {self.seed}")
         if not 0 < self.scale[0] <= self.scale[1] < float("inf"):
@@ -204,8 +207,8 @@ class TrainConfig:
         rule: str | RecallRule | rules.Rule = self.weighting if self.weighting in ADAPTIVE else "cawa"
         if rule != "cawa":  # the baselines are defined on predictions
             options["source"] = "argmax"
-        if rule == "balanced" and (self.power, self.strength) != (TrainConfig.power, TrainConfig.strength):
-            rule = rules.Balanced(self.power, self.strength)
+        if rule == "balanced" and any(getattr(self, name) != getattr(TrainConfig, name) for name in _OF_BALANCED):
+            rule = rules.Balanced(self.power, self.keep, self.strength)
         if rule == "decoupled" and self.power != TrainConfig.power:
             rule = rules.Decoupled(self.power)
         if rule == "difficulty":

@@ -34,8 +34,8 @@ def stepped(weights: cf.AdaptiveClassWeights, *matrices: Tensor) -> cf.AdaptiveC
 
 
 def test_balanced_by_hand() -> None:
-    """n = 90, 8, 2 and q = 84, 11, 5, each with one pixel more."""
-    weights = balanced()
+    """n = 90, 8, 2 and q = 84, 11, 5, each with one pixel more. With keep=1, the weights decide at first."""
+    weights = balanced(keep=1.0)
     raw = torch.tensor(SHARES, dtype=torch.float64) ** -0.5
     close(weights.weight, (3 * raw / raw.sum()).tolist())
     assert not weights.offset.any()
@@ -46,6 +46,11 @@ def test_balanced_by_hand() -> None:
     stepped(weights, MATRIX)
     close(weights.offset, [-0.36 * (x - mean) for x in lacking])  # 0.8 * 0.2 + 0.2
     close(weights.weight, (3 * raw / raw.sum()).tolist())
+    half = balanced()
+    log_w = raw.log() - raw.log().mean()
+    close(half.offset, (0.5 * log_w).tolist())
+    stepped(half, MATRIX, MATRIX)
+    close(half.offset, (0.5 * log_w + weights.offset).tolist())
     assert weights.iou[2] == 0
     assert weights.history[-1]["offset"] == weights.offset.tolist()
 
@@ -63,7 +68,7 @@ def test_decoupled_by_hand() -> None:
 @pytest.mark.parametrize("strength", [0.0, 2.0])
 def test_strength_is_how_far_the_offsets_go(strength: float) -> None:
     """The same counts again and again: the offsets come to strength * log(n / q), without strength to 0."""
-    weights = stepped(balanced(strength=strength, rate=0.5), *[MATRIX] * 40)
+    weights = stepped(balanced(keep=1, strength=strength, rate=0.5), *[MATRIX] * 40)
     lacking = torch.tensor([91 / 85, 9 / 12, 3 / 6]).log()
     close(weights.offset, (-strength * (lacking - lacking.mean())).tolist(), rtol=1e-5)
 
@@ -236,7 +241,12 @@ def test_other_errors_of_rules() -> None:
         cf.CAWA(None, 3, rule="balanced")
     with pytest.raises(TypeError, match=r"rule is the class Balanced; pass an object, rule=Balanced\(\)"):
         cf.AdaptiveClassWeights(3, rule=rules.Balanced)
-    for argument, value, must in [("gamma", -1, "at least 0"), ("strength", math.inf, "finite"), ("rate", 0, "in ")]:
+    for argument, value, must in [
+        ("gamma", -1, "at least 0"),
+        ("strength", math.inf, "finite"),
+        ("rate", 0, "in "),
+        ("keep", 2, "in "),
+    ]:
         with pytest.raises(ValueError, match=f"Balanced: {argument} must .*{must}"):
             rules.Balanced(**{argument: value})
     weights = cf.AdaptiveClassWeights(3, rule=Rule(), source="argmax")
