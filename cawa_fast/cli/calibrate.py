@@ -41,7 +41,7 @@ def calibrate(run: Path, checkpoint: str, strength: float, images: int) -> None:
     and on the validation images, where the gain is too optimistic. Calibrate on images that are like those which the
     network will see: where they differ, the constants can do harm.
     """
-    from ..recipes.calibrate import calibrate as calibrate_run
+    from ..recipes.calibrate import calibrate_run
     from ..recipes.terminal import PlainTable
     from ..recipes.training.progress import TrainingDisplay, percent
 

@@ -48,7 +48,7 @@ class Calibration:
     file: Path
 
 
-def calibrate(
+def calibrate_run(
     run_dir: str | Path, *, checkpoint: str = "latest", strength: float = 1.0, images: int = 500, progress: Progress
 ) -> Calibration:
     """Fit offsets on the validation images of a run, and write ``calibrated.pt`` and ``calibration.json`` into it.
