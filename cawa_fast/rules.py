@@ -174,7 +174,7 @@ class Balanced(_ByFrequency):
     it, and the last logarithm clipped to [-2, 2].
 
     Rare classes need large weights to be learned at all, but a network that decides by these weights takes many pixels
-    for rare classes that are not. So the decisions keep half of the pull, in logarithms. Then a class that is still
+    for rare classes that are not. So the decisions keep three quarters of the pull, in logarithms. Then a class that is still
     predicted more often than it occurs is pulled back, and one that is predicted less is raised. A class that the
     network cannot learn is raised only while it is predicted less often than it occurs, so that it costs the others
     little. A rule that raises the class with the lowest score has no such end.
@@ -193,17 +193,17 @@ class Balanced(_ByFrequency):
     Example:
         >>> import cawa_fast as cf
         >>> weights = cf.AdaptiveClassWeights(2, rule="balanced", source="argmax", class_counts=[90, 10])
-        >>> weights.weight, weights.offset  # 9^(1/2) = 3, and half of its logarithm
-        (tensor([0.5000, 1.5000]), tensor([-0.2747,  0.2747]))
+        >>> weights.weight, weights.offset  # 9^(1/2) = 3, and a quarter of its logarithm
+        (tensor([0.5000, 1.5000]), tensor([-0.1373,  0.1373]))
         >>> weights.observe_confusion(torch.tensor([[88, 2], [7, 3]]))  # class 1 is predicted 5 times of 10
         >>> _ = weights.step()
         >>> weights.offset  # the logit of class 1 must be larger for the same loss
-        tensor([-0.2087,  0.2087])
+        tensor([-0.0714,  0.0714])
     """
 
     source = "argmax"
 
-    def __init__(self, gamma: float = 0.5, keep: float = 0.5, strength: float = 1.0, rate: float = 0.2) -> None:
+    def __init__(self, gamma: float = 0.5, keep: float = 0.75, strength: float = 1.0, rate: float = 0.2) -> None:
         super().__init__(gamma)
         self.keep = _validate.as_fraction("Balanced", "keep", keep)
         self.strength = _at_least_0(self, "strength", strength)

@@ -130,7 +130,7 @@ class TrainConfig:
         "power, focal_power, balanced, decoupled: weights are the pixel share to the power of minus this. enet_power: "
         "power of ENet's weights.",
     )
-    keep: float = _setting(0.5, "balanced: part of the weights' pull that the decisions keep, in [0, 1].")
+    keep: float = _setting(0.75, "balanced: part of the weights' pull that the decisions keep, in [0, 1].")
     strength: float = _setting(1.0, "balanced: strength of the correction towards the balance of the classes; 0: none.")
     difficulty_gamma: float | None = _setting(
         None, "difficulty: exponent; default: 1 to 2, growing with the gap between best and worst class."

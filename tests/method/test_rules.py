@@ -46,11 +46,11 @@ def test_balanced_by_hand() -> None:
     stepped(weights, MATRIX)
     close(weights.offset, [-0.36 * (x - mean) for x in lacking])  # 0.8 * 0.2 + 0.2
     close(weights.weight, (3 * raw / raw.sum()).tolist())
-    half = balanced()
+    default = balanced()
     log_w = raw.log() - raw.log().mean()
-    close(half.offset, (0.5 * log_w).tolist())
-    stepped(half, MATRIX, MATRIX)
-    close(half.offset, (0.5 * log_w + weights.offset).tolist())
+    close(default.offset, (0.25 * log_w).tolist())
+    stepped(default, MATRIX, MATRIX)
+    close(default.offset, (0.25 * log_w + weights.offset).tolist())
     assert weights.iou[2] == 0
     assert weights.history[-1]["offset"] == weights.offset.tolist()
 
