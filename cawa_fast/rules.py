@@ -174,8 +174,8 @@ class Balanced(_ByFrequency):
     it, and the last logarithm clipped to [-2, 2].
 
     Rare classes need large weights to be learned at all, but a network that decides by these weights takes many pixels
-    for rare classes that are not. So the decisions keep three quarters of the pull, in logarithms. Then a class that is still
-    predicted more often than it occurs is pulled back, and one that is predicted less is raised. A class that the
+    for rare classes that are not. So the decisions keep three quarters of the pull, in logarithms. Then a class that is
+    still predicted more often than it occurs is pulled back, and one that is predicted less is raised. A class that the
     network cannot learn is raised only while it is predicted less often than it occurs, so that it costs the others
     little. A rule that raises the class with the lowest score has no such end.
 

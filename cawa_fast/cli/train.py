@@ -94,9 +94,10 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
                     _say_what_the_doctor_knows(trainer, display)
                 trainer.fit()
         final = trainer.records[-1]
+        tested = f"test mIoU {final['test']['miou']:.4f}, " if "test" in final else ""
         say(
             console,
-            f"Done: mIoU {final['miou']:.4f} after {final['epoch']} epochs. "
+            f"Done: {tested}mIoU {final['miou']:.4f} after {final['epoch']} epochs. "
             f"See it with `cawa-fast report {shlex.quote(str(folder.path))}`.",
         )
 

@@ -187,3 +187,14 @@ def test_seesaw_by_hand() -> None:
     torch.testing.assert_close(SeesawLoss(n, 255)(logits, target), sum(losses) / 4)
     plain = torch.nn.functional.cross_entropy(logits, target, ignore_index=255)
     torch.testing.assert_close(SeesawLoss(n, 255, p=0.0, q=0.0)(logits, target), plain)
+
+
+def test_train_shows_offsets_and_the_test(tmp_path: Path) -> None:
+    command = ["train", "--epochs", "1", "--train-images", "8", "--val-images", "4", "--batch-size", "4"]
+    command += ["--resize", "48x96", "--threads", "1", "--workers", "0", "--test-split", "test"]
+    result = invoke(*command, "--run-dir", str(tmp_path / "run"))
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    for words in ("4 validation, 4 test images", "Offset", "test mIoU", "Done: test mIoU"):
+        assert words in text
+    assert load_run(tmp_path / "run").config["weighting"] == "balanced"  # the default

@@ -109,14 +109,15 @@ class TrainingDisplay:
 
 
 def epoch_table(record: dict[str, Any], class_names: tuple[str, ...], last_weight: list[float] | None) -> Table:
-    """The record of an epoch as a table: IoU, accuracy, CSPS, weight and its change by class.
+    """The record of an epoch as a table: IoU, accuracy, CSPS, weight and its change by class, and offsets.
 
     Where the weights come from a sample, CSPS has its standard error. A class whose error is too large keeps its weight
     and has "kept" in the column of changes.
     """
     table = PlainTable(f"Validation after epoch {record['epoch']}")
     table.add_names("Class", class_names)
-    for name in ("IoU", "Acc", "CSPS", "Weight", "Change"):
+    offsets = record.get("offset")
+    for name in ("IoU", "Acc", "CSPS", "Weight", "Change", *(("Offset",) if offsets else ())):
         table.add_numbers(name)
     none_held = [False] * len(class_names)  # records of older versions have no "held"
     for index, name in enumerate(class_names):
@@ -132,6 +133,7 @@ def epoch_table(record: dict[str, Any], class_names: tuple[str, ...], last_weigh
             Text("kept", "yellow")
             if record.get("held", none_held)[index]
             else Text(f"{change:+.3f}" if change else "", "green" if change > 0 else "red"),
+            *((f"{offsets[index]:+.2f}",) if offsets else ()),
         )
     return table
 
