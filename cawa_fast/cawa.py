@@ -241,8 +241,8 @@ class CAWA(nn.Module):
             output: what DDP or FSDP returned in the last forward pass, in any form. The gradient then passes through
                 its tensors too, with zeros; the value stays. ``DistributedDataParallel(..., static_graph=True)`` and
                 ``fully_shard`` of the whole network alone need that to synchronise the gradients.
-            weighted: whether to use the class weights. False for the loss of a validation set: the weights change from
-                step to step, so that weighted losses cannot be compared.
+            weighted: whether to use the class weights and offsets. False for the loss of a validation set: they change
+                from step to step, so that weighted losses cannot be compared.
             counts: ``(C + 1,)`` int64: the sum of :meth:`count_labels` over the batches that are accumulated, on all
                 processes. The result is then the share of this batch in the loss of them all, see
                 :meth:`cawa_fast.CrossEntropyLoss.share`. DDP averages over the processes: multiply by their number.

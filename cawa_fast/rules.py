@@ -300,6 +300,7 @@ def _made(name: str, rule: Any) -> Rule | None:
 
 def beginning(rule: Rule, num_classes: int, class_counts: Tensor | None) -> tuple[Tensor, Tensor]:
     """The weights and offsets ``(C,)`` float64 with which ``rule`` begins, and its buffers registered."""
+    class_counts = None if class_counts is None else class_counts.cpu()
     with torch.inference_mode(False), torch.no_grad():
         first = rule.begin(num_classes, class_counts)
     ones = torch.ones(num_classes, dtype=torch.float64)
