@@ -13,6 +13,8 @@ from .cawa import CAWA
 from .evaluation import SegmentationMetrics
 from .metrics import segmentation_metrics
 from .nn import CrossEntropyLoss, FocalLoss, LogitAdjustedLoss, RecallLoss
+from .pixel_losses import BinaryCrossEntropyLoss, OhemCrossEntropyLoss
+from .region_losses import CombinedLoss, DiceLoss, JaccardLoss, TverskyLoss
 from .sampling import unpadded
 
 __version__ = "0.1.0"
@@ -20,12 +22,18 @@ __version__ = "0.1.0"
 __all__ = [
     "CAWA",
     "AdaptiveClassWeights",
+    "BinaryCrossEntropyLoss",
+    "CombinedLoss",
     "CrossEntropyLoss",
+    "DiceLoss",
     "FocalLoss",
     "GradCAM",
+    "JaccardLoss",
     "LogitAdjustedLoss",
+    "OhemCrossEntropyLoss",
     "RecallLoss",
     "SegmentationMetrics",
+    "TverskyLoss",
     "__version__",
     "calibration",
     "check_labels",

@@ -134,6 +134,21 @@ def as_bool(name: str, argument: str, value: Any) -> bool:
     raise TypeError(f"{name}: {argument} must be True or False, got {described(value)}")
 
 
+def check_loss_types(name: str, input: Tensor, target: Tensor) -> None:
+    """Raise unless these are logits with a class axis and labels on one device."""
+    check_float(name, "input", input)
+    if isinstance(target, Tensor) and target.is_floating_point():
+        probabilities = target.dim() == input.dim()
+        hint = "for class probabilities use F.cross_entropy" if probabilities else "convert it with target.long()"
+        raise TypeError(
+            f"{name}: target must hold class indices ({names(LABELS)}), got "
+            f"{short(target.dtype)} of shape {tuple(target.shape)}; {hint}"
+        )
+    check_label_dtype(name, "target", target, input)
+    if input.dim() == 0:
+        raise ValueError(f"{name}: input must be (N, C, ...) or (C,), got a scalar; add the class axis")
+
+
 def check_loss_shapes(name: str, input: Tensor, target: Tensor) -> None:
     if input.dim() == 1:
         raise ValueError(f"{name}: for input (C,) target must be a scalar of shape (), got {tuple(target.shape)}")

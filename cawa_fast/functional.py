@@ -21,9 +21,18 @@ from . import (
     _ops,  # registers torch.ops.cawa_fast
     _validate,
 )
+from ._region import RegionSums, region_sums
 from .reference import CLASSES, NORMALIZATIONS, REDUCTIONS
 
-__all__ = ["ClassCounts", "cam_counts", "confusion_matrix", "cross_entropy", "focal_loss"]
+__all__ = [
+    "ClassCounts",
+    "RegionSums",
+    "cam_counts",
+    "confusion_matrix",
+    "cross_entropy",
+    "focal_loss",
+    "region_sums",
+]
 
 
 class ClassCounts(NamedTuple):
@@ -150,17 +159,7 @@ def _pixel_loss(
     align_corners: bool,
 ) -> Tensor:
     """``cross_entropy`` if ``gamma`` is 0, and else ``focal_loss``."""
-    _validate.check_float(name, "input", input)
-    if isinstance(target, Tensor) and target.is_floating_point():
-        probabilities = target.dim() == input.dim()
-        hint = "for class probabilities use F.cross_entropy" if probabilities else "convert it with target.long()"
-        raise TypeError(
-            f"{name}: target must hold class indices ({_validate.names(_validate.LABELS)}), got "
-            f"{_validate.short(target.dtype)} of shape {tuple(target.shape)}; {hint}"
-        )
-    _validate.check_label_dtype(name, "target", target, input)
-    if input.dim() == 0:
-        raise ValueError(f"{name}: input must be (N, C, ...) or (C,), got a scalar; add the class axis")
+    _validate.check_loss_types(name, input, target)
     if input.dim() == 1 and target.dim() == 0:
         images = (input.unsqueeze(0), target.unsqueeze(0))
         loss = _pixel_loss(

@@ -76,14 +76,14 @@ class CrossEntropyLoss(nn.Module):
         _validate.check_choice(name, "reduction", reduction, reference.REDUCTIONS)
         self.label_smoothing = _validate.as_fraction(name, "label_smoothing", label_smoothing)
         self.adaptive: AdaptiveClassWeights | None
-        _register_weight(self, weight)
-        _register_offset(self, offset)
+        register_weight(self, weight)
+        register_offset(self, offset)
         self.ignore_index = _validate.as_ignore_index(name, ignore_index)
         self.reduction = reduction
         self.align_corners = _validate.as_bool(name, "align_corners", align_corners)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return self._loss(input, target, *_class_terms(self))
+        return self._loss(input, target, *class_terms(self))
 
     def unweighted(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss without the class weights and offsets, for a validation set."""
@@ -120,7 +120,7 @@ class CrossEntropyLoss(nn.Module):
                 f"{name}: counts must be a tensor ({classes + 1},) of int64, for the {classes} classes and the ignored "
                 f"pixels, got {_validate.described(counts)}; CAWA.count_labels(target) returns one"
             )
-        weight, offset = _class_terms(self) if weighted else (None, None)
+        weight, offset = class_terms(self) if weighted else (None, None)
         dtype = reference.compute_dtype(input.dtype)
         weights = torch.ones(classes, dtype=dtype, device=input.device) if weight is None else weight.to(dtype)
         scale = reference.reduction_scale(counts[:-1], 1, weights, self.reduction).nan_to_num(0)
@@ -233,15 +233,15 @@ class FocalLoss(nn.Module):
             raise ValueError(f"FocalLoss: gamma must be finite and at least 0, got {gamma}")
         _validate.check_choice("FocalLoss", "reduction", reduction, reference.REDUCTIONS)
         self.adaptive: AdaptiveClassWeights | None
-        _register_weight(self, weight)
-        _register_offset(self, offset)
+        register_weight(self, weight)
+        register_offset(self, offset)
         self.gamma = gamma
         self.ignore_index = _validate.as_ignore_index("FocalLoss", ignore_index)
         self.reduction = reduction
         self.align_corners = _validate.as_bool("FocalLoss", "align_corners", align_corners)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        weight, offset = _class_terms(self)
+        weight, offset = class_terms(self)
         loss = CF.focal_loss(
             input,
             target,
@@ -402,7 +402,17 @@ class RecallLoss(nn.Module):
         return f"ignore_index={self.ignore_index}, reduction={self.reduction!r}, align_corners={self.align_corners}"
 
 
-def _register_weight(module: CrossEntropyLoss | FocalLoss, weight: Tensor | AdaptiveClassWeights | None) -> None:
+def class_terms(module: Any) -> tuple[Tensor | None, Tensor | None]:
+    """The class weights and offsets of a loss module, live if they are adaptive."""
+    adaptive, offset = module.adaptive, module.offset
+    if adaptive is None:
+        return module.weight, offset
+    if adaptive.sets_offset:
+        offset = adaptive.offset if offset is None else adaptive.offset + offset
+    return adaptive.weight, offset
+
+
+def register_weight(module: Any, weight: Tensor | AdaptiveClassWeights | None) -> None:
     if isinstance(weight, AdaptiveClassWeights):
         module.adaptive = weight
         module.register_buffer("weight", None)
@@ -419,17 +429,7 @@ def _register_weight(module: CrossEntropyLoss | FocalLoss, weight: Tensor | Adap
     module.register_buffer("weight", weight)
 
 
-def _class_terms(module: CrossEntropyLoss | FocalLoss) -> tuple[Tensor | None, Tensor | None]:
-    """The weights and the offsets that the loss uses now."""
-    adaptive, offset = module.adaptive, module.offset
-    if adaptive is None:
-        return module.weight, offset
-    if adaptive.sets_offset:
-        offset = adaptive.offset if offset is None else adaptive.offset + offset
-    return adaptive.weight, offset
-
-
-def _register_offset(module: CrossEntropyLoss | FocalLoss, offset: Tensor | None) -> None:
+def register_offset(module: Any, offset: Tensor | None) -> None:
     if offset is not None:
         name = type(module).__name__
         if not isinstance(offset, Tensor) or offset.dim() != 1:
@@ -443,6 +443,6 @@ def _warn_of_one_class(module: nn.Module, input: Tensor) -> None:
     if input.shape[min(input.dim() - 1, 1)] == 1 and not torch.compiler.is_compiling():
         warnings.warn(
             f"{type(module).__name__}: with one class the softmax is always 1 and the loss 0, so that nothing is "
-            "trained; use two classes, background and the object",
+            "trained; use cawa_fast.BinaryCrossEntropyLoss, or two classes, background and the object",
             stacklevel=2,
         )

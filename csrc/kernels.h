@@ -53,6 +53,22 @@ struct Loss {
   double* partial_loss;  // output per tile or group of rows, with scale, without grad; may be null
 };
 
+// What a kernel computes.
+enum class Pass : uint8_t {
+  kLoss,
+  kGradient,        // the loss and its gradient
+  kRegionSums,      // the loss, and soft sums of each class, see cpu/region.h
+  kRegionGradient,  // the gradient of both
+};
+
+struct Region {
+  int64_t classes;
+  bool squared;            // sum the squares of the probabilities
+  double* partial;         // output per item, (2, C), if the pass is kRegionSums: intersections, then predictions
+  const float* grad_sums;  // (N, 2, stride), read if the pass is kRegionGradient: upstream gradient of the sums
+  int64_t stride;          // C, or 32 if that is more, so that a table of few classes has room for 32 values
+};
+
 // Logits of the labels' size as rows of pixels: pixel (row, x) of class c lies at row_offset(row) + x * stride_x
 // + c * stride_c, and its label at row * length + x. Rows are counted over the outer dimensions, those that could not
 // be merged. All strides are in elements.
@@ -75,6 +91,9 @@ struct CrossEntropy {
   bool stream;        // write grad_input with non-temporal stores, since it is larger than the caches
   Labels labels;
   Loss loss;
+  Pass pass;
+  Region region;  // only if the pass needs it; of one image then
+  int64_t tiles_per_item;
 };
 
 struct ResizedCrossEntropy {
@@ -86,6 +105,8 @@ struct ResizedCrossEntropy {
   int64_t label_height, label_width;
   Labels labels;
   Loss loss;
+  Pass pass;
+  Region region;  // only if the pass needs it
 };
 
 // ------------------------------------------------------------------------------------------------------ counting
@@ -141,7 +162,7 @@ struct Kernels {
   const char* name;
   int64_t lanes;  // floats in a vector
 
-  // Items: tiles of cross_entropy_tile() pixels, counted row by row; a row's last tile may be shorter.
+  // Items: tiles_per_item tiles of cross_entropy_tile() pixels, counted row by row; a row's last tile may be shorter.
   int64_t (*cross_entropy_tile)();
   int64_t (*cross_entropy_scratch)(int64_t classes);
   void (*cross_entropy)(const CrossEntropy&, int64_t begin, int64_t end, float* scratch);

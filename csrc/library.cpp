@@ -20,6 +20,13 @@ STABLE_TORCH_LIBRARY(cawa_fast_cpu, m) {
   m.def(
       "cross_entropy_backward(Tensor grad, Tensor input, Tensor target, Tensor? weight, Tensor? offset,"
       " Tensor scale, int ignore_index, float label_smoothing, float gamma, bool align_corners) -> Tensor");
+  m.def(
+      "region_sums(Tensor input, Tensor target, Tensor? weight, Tensor? offset, Tensor scale, int ignore_index,"
+      " float label_smoothing, float gamma, bool squared, bool align_corners) -> (Tensor loss, Tensor sums)");
+  m.def(
+      "region_sums_backward(Tensor grad, Tensor grad_sums, Tensor input, Tensor target, Tensor? weight,"
+      " Tensor? offset, Tensor scale, int ignore_index, float label_smoothing, float gamma, bool squared,"
+      " bool align_corners) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(cawa_fast_cpu, CPU, m) {
@@ -30,4 +37,6 @@ STABLE_TORCH_LIBRARY_IMPL(cawa_fast_cpu, CPU, m) {
   m.impl("bad_labels", TORCH_BOX(&cawa_fast::bad_labels));
   m.impl("cross_entropy", TORCH_BOX(&cawa_fast::cross_entropy));
   m.impl("cross_entropy_backward", TORCH_BOX(&cawa_fast::cross_entropy_backward));
+  m.impl("region_sums", TORCH_BOX(&cawa_fast::region_sums));
+  m.impl("region_sums_backward", TORCH_BOX(&cawa_fast::region_sums_backward));
 }

@@ -131,6 +131,30 @@ Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Ten
                               const Tensor& scale, int64_t ignore_index, double label_smoothing, double gamma,
                               bool align_corners);
 
+// clang-format off
+//
+// The mean or summed loss of cross_entropy, and soft sums of each class over the valid pixels of each image, of which
+// region losses such as Dice are functions. Arguments as in cross_entropy, and
+//
+//   squared          sum the squares of the probabilities
+//
+// Returns
+//   loss             float32 (), as cross_entropy
+//   sums             (N, 2, C), float32: sum of p_c over the pixels of label c, and of p_c, or p_c^2, over all pixels
+//
+// The results have the same bits for any number of threads.
+// clang-format on
+std::tuple<Tensor, Tensor> region_sums(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
+                                       const std::optional<Tensor>& offset, const Tensor& scale, int64_t ignore_index,
+                                       double label_smoothing, double gamma, bool squared, bool align_corners);
+
+// The gradient with respect to input, in its shape, dtype and, if dense, strides. `grad`, (), and `grad_sums`,
+// (N, 2, C), are the upstream gradients of loss and sums, contiguous float32.
+Tensor region_sums_backward(const Tensor& grad, const Tensor& grad_sums, const Tensor& input, const Tensor& target,
+                            const std::optional<Tensor>& weight, const std::optional<Tensor>& offset,
+                            const Tensor& scale, int64_t ignore_index, double label_smoothing, double gamma,
+                            bool squared, bool align_corners);
+
 // Frees the memory of the last large gradient, which gradient_memory.cpp keeps for the next one.
 void release_gradient_memory();
 

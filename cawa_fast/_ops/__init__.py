@@ -6,6 +6,7 @@ native              loads the compiled libraries
 backends            chooses the kernel by device, dtype and sizes
 implementations     computes, with the chosen kernel
 autograd            fake implementations and derivatives
+region              the sums of region losses, with all of these
 ==================  =======================================================
 """
 
@@ -13,6 +14,7 @@ from .autograd import EagerCrossEntropy
 from .backends import Saved, is_eager, is_transformed, saves
 from .backends import is_triton as runs_gpu_kernels
 from .implementations import composed_focal_loss, compute_cross_entropy, differentiable_cross_entropy
+from .region import region_sums
 
 __all__ = [
     "EagerCrossEntropy",
@@ -22,6 +24,7 @@ __all__ = [
     "differentiable_cross_entropy",
     "is_eager",
     "is_transformed",
+    "region_sums",
     "runs_gpu_kernels",
     "saves",
 ]

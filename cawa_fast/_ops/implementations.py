@@ -14,7 +14,7 @@ from . import backends, native
 from .library import LIBRARY
 
 
-def _count_labels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+def count_labels(target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """``(N, C)`` int64: the valid pixels of each class in each image. Reports bad labels."""
     if not backends.runs_triton(target.device):
         counts, bad = torch.ops.cawa_fast_cpu.label_histogram(target, num_classes, ignore_index)
@@ -43,13 +43,13 @@ def _reduction_scale(
     loss_kernels = backends.kernels("cross_entropy")
     counts = None
     if reduction in loss_kernels.COUNTED:
-        counts = _count_labels(target.reshape(1, -1), num_classes, ignore_index)
+        counts = count_labels(target.reshape(1, -1), num_classes, ignore_index)
     else:
-        _report_labels(target, num_classes, ignore_index)
+        report_labels(target, num_classes, ignore_index)
     return loss_kernels.reduction_scale(counts, target.numel(), weight, like, reduction)
 
 
-def _report_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
+def report_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
     if _label_check.label_check_is_off():
         return
     if backends.runs_triton(target.device):
@@ -64,7 +64,7 @@ def _report_labels(target: Tensor, num_classes: int, ignore_index: int) -> None:
     _label_check.report_bad_labels("target", find(target, num_classes, ignore_index), num_classes, ignore_index)
 
 
-def _per_class(values: Tensor | None, input: Tensor) -> Tensor | None:
+def per_class(values: Tensor | None, input: Tensor) -> Tensor | None:
     return None if values is None else values.to(reference.compute_dtype(input.dtype)).contiguous()
 
 
@@ -80,7 +80,7 @@ def compute_cross_entropy(
     align_corners: bool,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    weight, offset = _per_class(weight, input), _per_class(offset, input)
+    weight, offset = per_class(weight, input), per_class(offset, input)
     _validate.check_weight_values(weight)
     _validate.check_offset_values(offset)
     saved_kind = backends.saves(input, target, reduction, with_grad)
@@ -99,12 +99,12 @@ def compute_cross_entropy(
                 loss, saved = backends.kernels("cross_entropy").cross_entropy(*options, align_corners, save)
         return loss, scale, saved
     if not backends.is_native(input):
-        _report_labels(target, input.shape[1], ignore_index)
+        report_labels(target, input.shape[1], ignore_index)
         loss, scale = reference.cross_entropy(
             input, target, weight, offset, ignore_index, reduction, label_smoothing, gamma, align_corners
         )
         return loss, scale, input.new_empty(0)
-    counts = _count_labels(target.reshape(1, -1), input.shape[1], ignore_index)[0]
+    counts = count_labels(target.reshape(1, -1), input.shape[1], ignore_index)[0]
     class_weight = torch.ones(input.shape[1], dtype=torch.float32, device=input.device) if weight is None else weight
     scale = reference.reduction_scale(counts, target.numel(), class_weight, reduction)
     loss, grad = torch.ops.cawa_fast_cpu.cross_entropy(
@@ -136,6 +136,22 @@ def _outside_transforms(target: Tensor) -> Tensor:
     return target
 
 
+def check_labels_outside_transforms(
+    target: Tensor, num_classes: int, ignore_index: int, weight: Tensor | None, offset: Tensor | None
+) -> None:
+    """Report bad labels, weights and offsets while a transform of ``torch.func`` is active."""
+    if torch.compiler.is_compiling():  # the check of the labels breaks the graph
+        report_labels(target, num_classes, ignore_index)
+        return
+    # Inside a transform, new tensors have no memory to which a kernel could write.
+    labels = _outside_transforms(target)
+    with temporarily_clear_interpreter_stack():
+        report_labels(labels, num_classes, ignore_index)
+    if torch._C._len_torch_dispatch_stack() == 0:  # a tracer has no values
+        _validate.check_weight_values(weight)
+        _validate.check_offset_values(offset)
+
+
 def differentiable_cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -148,16 +164,7 @@ def differentiable_cross_entropy(
     align_corners: bool,
 ) -> Tensor:
     """The loss in plain PyTorch, whose operations have the forward-mode derivatives that the kernels lack."""
-    if torch.compiler.is_compiling():  # the check of the labels breaks the graph
-        _report_labels(target, input.shape[1], ignore_index)
-    else:
-        # Inside a transform, new tensors have no memory to which a kernel could write.
-        labels = _outside_transforms(target)
-        with temporarily_clear_interpreter_stack():
-            _report_labels(labels, input.shape[1], ignore_index)
-        if torch._C._len_torch_dispatch_stack() == 0:  # a tracer has no values
-            _validate.check_weight_values(weight)
-            _validate.check_offset_values(offset)
+    check_labels_outside_transforms(target, input.shape[1], ignore_index, weight, offset)
     return reference.cross_entropy(
         input, target, weight, offset, ignore_index, reduction, label_smoothing, gamma, align_corners
     )[0]
@@ -200,7 +207,7 @@ def compute_cross_entropy_backward(
     gamma: float,
     align_corners: bool,
 ) -> Tensor:
-    weight, offset = _per_class(weight, input), _per_class(offset, input)
+    weight, offset = per_class(weight, input), per_class(offset, input)
     if backends.is_cuda(input, target):
         return torch.ops.cawa_fast_cuda.cross_entropy_backward(
             grad.to(torch.float32), input, target, weight, scale, ignore_index, label_smoothing
@@ -256,13 +263,13 @@ def compute_confusion_matrix(
                     )
                 _label_check.close_report("target", report, num_classes, ignore_index)
                 return counts
-        _report_labels(target, num_classes, ignore_index)
+        report_labels(target, num_classes, ignore_index)
         if backends.is_native(input):
             return torch.ops.cawa_fast_cpu.confusion_matrix(input, target, ignore_index, align_corners)
         return reference.confusion_matrix(input, target, num_classes, ignore_index, align_corners)
     if backends.runs_triton(input.device) and num_classes <= backends.KERNEL_CLASSES:
         with backends.on_device_of(input):
-            _report_labels(target, num_classes, ignore_index)
+            report_labels(target, num_classes, ignore_index)
             report = _label_check.open_report("input", input.device, num_classes, ignore_index)
             counts = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=input.device)
             backends.kernels("labels").confusion_matrix_labels(input, target, counts, report, num_classes, ignore_index)
@@ -273,7 +280,7 @@ def compute_confusion_matrix(
         _label_check.report_bad_labels("target", bad[:3], num_classes, ignore_index)
         _label_check.report_bad_labels("input", bad[3:], num_classes, ignore_index)
         return counts
-    _report_labels(target, num_classes, ignore_index)
+    report_labels(target, num_classes, ignore_index)
     _, valid = reference.valid_labels(target, num_classes, ignore_index)
     bad = reference.bad_labels(input.to(torch.int64).where(valid, 0), num_classes, 0)
     _label_check.report_bad_labels("input", bad, num_classes, ignore_index)
@@ -286,7 +293,7 @@ def compute_cam_counts(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if backends.is_triton(cam) and cam.numel():
         with backends.on_device_of(cam):
-            truth = _count_labels(target, cam.shape[1], ignore_index)
+            truth = count_labels(target, cam.shape[1], ignore_index)
             in_cuda = native.cuda_available() and normalize in backends.CUDA_NORMALIZATIONS
             if in_cuda and backends.counts_by_cells(cam, target, align_corners):
                 return torch.ops.cawa_fast_cuda.cam_counts(
@@ -296,12 +303,12 @@ def compute_cam_counts(
                 cam, target, truth, tau, normalize, classes, ignore_index, align_corners
             )
     if backends.is_native(cam):
-        truth = _count_labels(target, cam.shape[1], ignore_index)
+        truth = count_labels(target, cam.shape[1], ignore_index)
         how = reference.NORMALIZATIONS.index(normalize)
         return torch.ops.cawa_fast_cpu.cam_counts(
             cam, target, truth, tau, how, classes == "all", ignore_index, align_corners
         )
-    _report_labels(target, cam.shape[1], ignore_index)
+    report_labels(target, cam.shape[1], ignore_index)
     return reference.cam_counts(cam, target, tau, normalize, classes, ignore_index, align_corners)
 
 

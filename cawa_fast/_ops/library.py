@@ -16,6 +16,15 @@ LIBRARY.define(
     "Tensor saved, int ignore_index, float label_smoothing, float gamma, bool align_corners) -> Tensor"
 )
 LIBRARY.define(
+    "region_sums(Tensor input, Tensor target, Tensor? weight, Tensor? offset, int ignore_index, str reduction, "
+    "float label_smoothing, float gamma, bool squared, bool align_corners) "
+    "-> (Tensor loss, Tensor sums, Tensor truth, Tensor scale)"
+)
+LIBRARY.define(
+    "region_sums_backward(Tensor grad, Tensor grad_sums, Tensor input, Tensor target, Tensor? weight, Tensor? offset, "
+    "Tensor scale, int ignore_index, float label_smoothing, float gamma, bool squared, bool align_corners) -> Tensor"
+)
+LIBRARY.define(
     "confusion_matrix(Tensor input, Tensor target, int num_classes, int ignore_index, bool align_corners) -> Tensor"
 )
 LIBRARY.define(

@@ -8,7 +8,7 @@
 //   3. gradient = exponential * coefficient, written to memory
 #include "../kernels.h"
 #include "decode.h"
-#include "pixel_loss.h"
+#include "region.h"
 #include "transpose.h"
 
 namespace cawa_fast {
@@ -121,8 +121,10 @@ CAWA_FAST_INLINE void put(float* to, Floats v, bool streaming) {
   }
 }
 
-template <class T, bool kSmoothed, bool kGrad>
-void run_tile(const CrossEntropy& p, const Tile& tile, int64_t index, const Tile& next, float* scratch) {
+template <class T, bool kSmoothed, Pass kPass>
+void run_tile(const CrossEntropy& p, const Tile& tile, int64_t index, const Tile& next, float* scratch,
+              const RegionSums& sums) {
+  constexpr bool kGrad = kPass == Pass::kGradient || kPass == Pass::kRegionGradient;
   const PixelRows& rows = p.pixels;
   const Loss& loss = p.loss;
   const int64_t classes = p.classes;
@@ -187,7 +189,7 @@ void run_tile(const CrossEntropy& p, const Tile& tile, int64_t index, const Tile
       const Floats e = exp2<true>(shifted * kLog2E);
       if (kSmoothed) weighted[g] += loss.weight[c] * shifted;
       sum[g] += e;
-      if (kGrad) store(at, e);
+      if (kPass != Pass::kLoss) store(at, e);
     }
   }
   Doubles total = {};
@@ -204,7 +206,7 @@ void run_tile(const CrossEntropy& p, const Tile& tile, int64_t index, const Tile
     const Floats log_sum = log_of_positive(sum[g]);
     const Terms terms = pixel_terms(loss, pixels[g], sum[g], log_sum, (top[g] - load(at_label + g * kLanes)) + log_sum,
                                     weighted[g], upstream);
-    coefficient[g] = terms.coefficient;
+    coefficient[g] = kPass == Pass::kRegionGradient ? broadcast(1.0f) : terms.coefficient;
     smooth[g] = terms.smooth;
     total += __builtin_convertvector(terms.loss * pixels[g].factor, Doubles);
     if (loss.pixel_loss) {
@@ -212,11 +214,16 @@ void run_tile(const CrossEntropy& p, const Tile& tile, int64_t index, const Tile
         loss.pixel_loss[tile.label + i] = terms.loss[i - g * kLanes];
       }
     }
-    if (kGrad) {
+    float* e = scratch + g * kLanes;
+    if (kPass == Pass::kRegionSums) add_sums(p.region, sums, pixels[g], e, kTile, sum[g]);
+    if (kPass == Pass::kRegionGradient) {
+      to_gradient(p.region, RegionGradient(p.region, 0), pixels[g], terms, e, kTile, sum[g]);
+    }
+    if (kPass == Pass::kGradient) {
       float label_term[kLanes];
       store(label_term, terms.label_term);
       for (int lane = 0; lane < kLanes; ++lane) {
-        scratch[pixels[g].label[lane] * kTile + g * kLanes + lane] -= label_term[lane];
+        e[pixels[g].label[lane] * kTile + lane] -= label_term[lane];
       }
     }
   }
@@ -244,21 +251,21 @@ void run_tile(const CrossEntropy& p, const Tile& tile, int64_t index, const Tile
 }
 
 template <class T>
-void run_tiles(const CrossEntropy& p, int64_t begin, int64_t end, float* scratch) {
-  Tile tile = locate(p.pixels, begin);
-  for (int64_t index = begin; index < end; ++index) {
-    const Tile next = locate(p.pixels, index + 1 < end ? index + 1 : index);
-    const bool smoothed = p.loss.smooth > 0;
-    if (p.grad_input && smoothed) {
-      run_tile<T, true, true>(p, tile, index, next, scratch);
-    } else if (p.grad_input) {
-      run_tile<T, false, true>(p, tile, index, next, scratch);
-    } else if (smoothed) {
-      run_tile<T, true, false>(p, tile, index, next, scratch);
-    } else {
-      run_tile<T, false, false>(p, tile, index, next, scratch);
+void run_items(const CrossEntropy& p, int64_t begin, int64_t end, float* scratch) {
+  const int64_t tiles = p.pixels.rows * ((p.pixels.length + kTile - 1) / kTile);
+  const RegionSums sums{scratch + p.classes * kTile, scratch + p.classes * (kTile + kLanes)};
+  Tile tile = locate(p.pixels, begin * p.tiles_per_item);
+  for (int64_t item = begin; item < end; ++item) {
+    if (p.pass == Pass::kRegionSums) clear_sums(p.region, sums);
+    const int64_t last = smaller((item + 1) * p.tiles_per_item, tiles);
+    for (int64_t index = item * p.tiles_per_item; index < last; ++index) {
+      const Tile next = locate(p.pixels, smaller(index + 1, tiles - 1));
+      with_pass(p.pass, p.loss.smooth > 0, [&]<bool kSmoothed, Pass kPass>() {
+        run_tile<T, kSmoothed, kPass>(p, tile, index, next, scratch, sums);
+      });
+      tile = next;
     }
-    tile = next;
+    if (p.pass == Pass::kRegionSums) write_sums(p.region, sums, p.region.partial + item * 2 * p.classes);
   }
   if (p.stream) finish_streaming();
 }
@@ -267,16 +274,16 @@ void run_tiles(const CrossEntropy& p, int64_t begin, int64_t end, float* scratch
 
 int64_t cross_entropy_tile() { return kTile; }
 
-int64_t cross_entropy_scratch(int64_t classes) { return classes * kTile; }
+int64_t cross_entropy_scratch(int64_t classes) { return classes * (kTile + 2 * kLanes); }
 
 void cross_entropy(const CrossEntropy& p, int64_t begin, int64_t end, float* scratch) {
   switch (p.type) {
     case Float::kFloat32:
-      return run_tiles<float>(p, begin, end, scratch);
+      return run_items<float>(p, begin, end, scratch);
     case Float::kBFloat16:
-      return run_tiles<BFloat16>(p, begin, end, scratch);
+      return run_items<BFloat16>(p, begin, end, scratch);
     case Float::kFloat16:
-      return run_tiles<Half>(p, begin, end, scratch);
+      return run_items<Half>(p, begin, end, scratch);
   }
 }
 

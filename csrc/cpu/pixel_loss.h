@@ -52,6 +52,7 @@ struct Terms {
   Floats coefficient;  // 0 where invalid
   Floats smooth;       // 0 where invalid
   Floats label_term;
+  Floats of_all, of_label;  // coefficient * sum, and the part of it that is the label's term; for region.h
 };
 
 // `sum`: of exp(z_c - reference), for any reference logit. `log_sum`: its logarithm, read only with smoothing.
@@ -97,6 +98,8 @@ CAWA_FAST_INLINE Terms pixel_terms(const Loss& loss, const Pixels& pixels, Float
   }
   const Floats of_all = smoothed ? of_label + factor * (loss.smooth * loss.weight_sum) : of_label;
   const Floats coefficient = of_all / sum;
+  terms.of_all = of_all;
+  terms.of_label = of_label;
   // (e_y - sum) / sum is p_y - 1. With smoothing only of_label / of_all of the coefficient belongs to this term; the
   // term is 0 where the coefficient is.
   terms.label_term = smoothed ? (of_all != 0.0f ? sum * (of_label / of_all) : Floats{}) : sum;

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "../kernels.h"
-#include "pixel_loss.h"
+#include "region.h"
 #include "rows.h"
 
 namespace cawa_fast {
@@ -28,6 +28,7 @@ struct PatchMemory {
   float* at_label;          // the label's exponential; from stage 3 on, minus label_term of Terms in pixel_loss.h
   float* coefficient;       // see Terms
   float* coefficient_high;  // the same, times the weight of the right input
+  float *dot, *inverse, *inverse_high;  // see resized_region.h
 };
 
 // The memory of a task, carved from `memory`; with null only `size`, in floats, is of use.
@@ -62,6 +63,10 @@ struct CellScratch {
     patch.at_label = take(kPatch * kLanes);
     patch.coefficient = take(kPatch * kLanes);
     patch.coefficient_high = take(kPatch * kLanes);
+    patch.dot = take(kPatch * kLanes);
+    patch.inverse = take(kPatch * kLanes);
+    patch.inverse_high = take(kPatch * kLanes);
+    if (p.pass == Pass::kRegionSums) region = {take(classes * kLanes), take(classes * kLanes)};
     patch.label = reinterpret_cast<int32_t*>(take(kPatch * kLanes));
     patch.present = reinterpret_cast<uint8_t*>(take((classes + 4) / 4));
     exponentials = take(kept_rows * row_of_exponentials);
@@ -81,6 +86,7 @@ struct CellScratch {
   float* top[2];      // (row_stride) each: the largest input over classes, as in `row`
   float* sequences;   // (classes, kSequence, kLanes), see resized_patch.h
   PatchMemory patch;
+  RegionSums region = {};
   float* exponentials;      // (kept_rows, classes, phases, kLanes)
   float* coefficient;       // (kept_rows, phases, kLanes)
   float* coefficient_high;  // the same, times the weight of the right input
@@ -128,10 +134,11 @@ CAWA_FAST_INLINE void write_losses(const ResizedCrossEntropy& p, int64_t label_s
 // row_weight: weight in [0, 1] of the input row below. labels: (label_width + 1), the row's decoded labels. e: output,
 // the exponentials of class 0, `step` floats per class. coefficient, coefficient_high: output, (kPhases, kLanes).
 // smooth, smooth_high: sums that it adds to. Returns the scaled losses, summed over phases.
-template <int kPhases, bool kFinite, bool kSmoothed, bool kGrad>
-Doubles softmax(const ResizedCrossEntropy& p, const Place& place, int64_t phase, float row_weight, int64_t label_start,
-                const uint16_t* labels, float* e, int64_t step, float* coefficient, float* coefficient_high,
-                Floats* smooth, Floats* smooth_high) {
+template <int kPhases, bool kFinite, bool kSmoothed, Pass kPass>
+Doubles softmax(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, const Place& place, int64_t phase,
+                float row_weight, int64_t label_start, const uint16_t* labels, float* e, int64_t step,
+                float* coefficient, float* coefficient_high, Floats* smooth, Floats* smooth_high) {
+  constexpr bool kGrad = kPass == Pass::kGradient || kPass == Pass::kRegionGradient;
   const Loss& loss = p.loss;
   const int64_t classes = p.input.classes;
   Pixels pixels[kPhases];
@@ -184,7 +191,7 @@ Doubles softmax(const ResizedCrossEntropy& p, const Place& place, int64_t phase,
       sum[k] += value;
       if (kSmoothed) weighted[k] += loss.weight[c] * shifted;
       if (!kFinite) value = bit_cast<Floats>(bit_cast<Ints>(value) & pixels[k].valid);  // stage 3 would compute 0 * NaN
-      if (kGrad) store(at, value);
+      if (kPass != Pass::kLoss) store(at, value);
     }
   }
   Doubles total = {};
@@ -196,14 +203,22 @@ Doubles softmax(const ResizedCrossEntropy& p, const Place& place, int64_t phase,
     const Terms terms = pixel_terms(loss, pixels[k], sum[k], log_sum, negative_log, weighted[k], upstream);
     total += __builtin_convertvector(terms.loss * pixels[k].factor, Doubles);
     write_losses(p, label_start, column, terms.loss);
+    if (kPass == Pass::kRegionSums) add_sums(p.region, s.region, pixels[k], e + k * kLanes, step, sum[k]);
     if (kGrad) {
-      store(coefficient + k * kLanes, terms.coefficient);
-      store(coefficient_high + k * kLanes, terms.coefficient * weight[k]);
+      // Of a region loss, e becomes the gradient itself.
+      const bool whole = kPass == Pass::kRegionGradient;
+      const Floats of_e = whole ? masked(broadcast(1.0f), pixels[k].valid) : terms.coefficient;
+      store(coefficient + k * kLanes, of_e);
+      store(coefficient_high + k * kLanes, of_e * weight[k]);
       if (kSmoothed) {
         *smooth += terms.smooth;
         *smooth_high += terms.smooth * weight[k];
       }
-      store(label_term, bit_cast<Floats>(bit_cast<Ints>(terms.label_term) & pixels[k].valid));
+      if (whole) {
+        to_gradient(p.region, RegionGradient(p.region, n), pixels[k], terms, e + k * kLanes, step, sum[k]);
+        continue;
+      }
+      store(label_term, masked(terms.label_term, pixels[k].valid));
       for (int lane = 0; lane < kLanes; ++lane) e[pixels[k].label[lane] * step + k * kLanes + lane] -= label_term[lane];
     }
   }
@@ -275,7 +290,7 @@ CAWA_FAST_INLINE void add_gradient(const Loss& loss, const Rows& rows, const Flo
 // All stages for output rows [begin, end) of one vector of cells. labels: (rows, label_width + 1), their decoded
 // labels. Adds the gradient to low[0], low[1], high[0] and high[1], as add_gradient does, and returns the scaled
 // losses.
-template <bool kFinite, bool kSmoothed, bool kGrad>
+template <bool kFinite, bool kSmoothed, Pass kPass>
 Doubles run_cells(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, int32_t begin, int32_t end,
                   const uint16_t* labels, const Place& place, int64_t slot, float* const* low, float* const* high) {
   Doubles total = {};
@@ -293,7 +308,7 @@ Doubles run_cells(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n,
       Floats row_smooth = {}, row_smooth_high = {};
       const auto run = [&]<int kPhases>(int64_t phase) __attribute__((always_inline)) {
         const int64_t at = phase * kLanes;
-        total += softmax<kPhases, kFinite, kSmoothed, kGrad>(p, place, phase, row_weight, label_start, row_labels,
+        total += softmax<kPhases, kFinite, kSmoothed, kPass>(p, s, n, place, phase, row_weight, label_start, row_labels,
                                                              e + at, place.phases * kLanes, coefficient + at,
                                                              coefficient_high + at, &row_smooth, &row_smooth_high);
       };
@@ -311,7 +326,7 @@ Doubles run_cells(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n,
         smooth[3] += row_weight * row_smooth_high;
       }
     }
-    if (!kGrad) continue;
+    if (kPass != Pass::kGradient && kPass != Pass::kRegionGradient) continue;
 
     // Stage 3: the gradient.
     const Rows rows{first,          last,          place.phases,       s.classes,

@@ -11,7 +11,7 @@
 #include "../kernels.h"
 #include "decode.h"
 #include "resized_cells.h"
-#include "resized_patch.h"
+#include "resized_passes.h"
 #include "rows.h"
 
 namespace cawa_fast {
@@ -80,7 +80,7 @@ bool has_patches(const ResizedCrossEntropy& p) {
 }
 
 // All stages for one vector of cells in one group, as run_cells, patch by patch.
-template <bool kSmoothed, bool kGrad>
+template <bool kSmoothed, Pass kPass>
 Doubles run_patches(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, const RowGroup& group,
                     const Place& cells, Floats reference, int64_t slot, float* const* low, float* const* high) {
   const int64_t label_stride = p.label_width + 1;
@@ -105,8 +105,9 @@ Doubles run_patches(const ResizedCrossEntropy& p, const CellScratch& s, int64_t 
       place.offset = cells.offset + at;
       const Patch patch{part_end - y, static_cast<int>(place.phases),    load(place.offset),
                         step,         before ? 0.0f : p.rows->offset[y], before ? 0.0f : p.rows->step};
-      if (!run_patch<kSmoothed, kGrad>(p, s, label_start, labels, place, patch, reference, slot, low, high, &total)) {
-        total += run_cells<true, kSmoothed, kGrad>(p, s, n, y, part_end, labels, place, slot, low, high);
+      if (!run_patch<kSmoothed, kPass>(p, s, n, label_start, labels, place, patch, reference, slot, low, high,
+                                       &total)) {
+        total += run_cells<true, kSmoothed, kPass>(p, s, n, y, part_end, labels, place, slot, low, high);
       }
     }
   }
@@ -116,11 +117,12 @@ Doubles run_patches(const ResizedCrossEntropy& p, const CellScratch& s, int64_t 
 // Computes one group of rows of image n and returns its scaled loss. rows[0], rows[1]: the input rows above and below,
 // and top[0], top[1]: the largest of all classes there, from read_slots. low, high: the gradient sums of these rows, to
 // which it adds.
-template <bool kSmoothed, bool kGrad>
+template <bool kSmoothed, Pass kPass>
 double run_group(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, const RowGroup& group, bool finite,
                  float* const* rows, float* const* top, float* const* low, float* const* high) {
   const int64_t label_stride = p.label_width + 1;
-  const bool patches = finite && has_patches(p);
+  const bool patches = finite && has_patches(p) && !(kIsRegion<kPass> && p.region.squared);
+  if (kPass == Pass::kRegionSums) clear_sums(p.region, s.region);
   for (int32_t y = group.begin; y < group.end; ++y) {
     uint16_t* labels = s.labels + (y - group.begin) * label_stride;
     decode(p.labels, (n * p.label_height + y) * p.label_width, p.label_width, labels);
@@ -147,12 +149,12 @@ double run_group(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, 
     if (patches) {
       const Floats reference = maximum(maximum(load(top[0] + slot), load(top[0] + slot + s.right)),
                                        maximum(load(top[1] + slot), load(top[1] + slot + s.right)));
-      total += run_patches<kSmoothed, kGrad>(p, s, n, group, place, reference, slot, low, high);
+      total += run_patches<kSmoothed, kPass>(p, s, n, group, place, reference, slot, low, high);
     } else if (finite) {
-      total += run_cells<true, kSmoothed, kGrad>(p, s, n, group.begin, group.end, s.labels, place, slot, low, high);
+      total += run_cells<true, kSmoothed, kPass>(p, s, n, group.begin, group.end, s.labels, place, slot, low, high);
     } else {
       const Place cells = slot + p.columns->first < 0 ? first_cells(p, s, place) : place;
-      total += run_cells<false, kSmoothed, kGrad>(p, s, n, group.begin, group.end, s.labels, cells, slot, low, high);
+      total += run_cells<false, kSmoothed, kPass>(p, s, n, group.begin, group.end, s.labels, cells, slot, low, high);
     }
   }
   return sum_of_lanes(total);
@@ -205,8 +207,9 @@ void write_row(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, in
 }
 
 // Computes rows [begin, end) of the gradient of image n, and the loss of the groups whose upper row is among them.
-template <bool kSmoothed, bool kGrad>
+template <bool kSmoothed, Pass kPass>
 void run_rows(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, int64_t begin, int64_t end) {
+  constexpr bool kGrad = kPass == Pass::kGradient || kPass == Pass::kRegionGradient;
   const RowGroup* groups = p.rows->groups;
   const int64_t count = p.rows->count;
   int64_t index = 0;  // the first group that touches row `begin`
@@ -266,8 +269,11 @@ void run_rows(const ResizedCrossEntropy& p, const CellScratch& s, int64_t n, int
       }
       clear(next_sums);
     }
-    const double loss = run_group<kSmoothed, kGrad>(p, s, n, group, finite, rows, top, sums, next_sums);
+    const double loss = run_group<kSmoothed, kPass>(p, s, n, group, finite, rows, top, sums, next_sums);
     if (p.loss.partial_loss && group.low >= begin) p.loss.partial_loss[n * count + index] = loss;
+    if (kPass == Pass::kRegionSums && group.low >= begin) {
+      write_sums(p.region, s.region, p.region.partial + (n * count + index) * 2 * s.classes);
+    }
     if (kGrad) {
       if (group.high == group.low) {  // the last group has one input row
         for (int side = 0; side < 2; ++side) {
@@ -293,16 +299,8 @@ void resized_cross_entropy(const ResizedCrossEntropy& p, int64_t begin, int64_t 
   const int64_t height = p.input.height;
   for (int64_t n = begin / height; n * height < end; ++n) {
     const int64_t first = larger(begin - n * height, 0), last = smaller(end - n * height, height);
-    const bool smoothed = p.loss.smooth > 0;
-    if (p.grad_input && smoothed) {
-      run_rows<true, true>(p, s, n, first, last);
-    } else if (p.grad_input) {
-      run_rows<false, true>(p, s, n, first, last);
-    } else if (smoothed) {
-      run_rows<true, false>(p, s, n, first, last);
-    } else {
-      run_rows<false, false>(p, s, n, first, last);
-    }
+    with_pass(p.pass, p.loss.smooth > 0,
+              [&]<bool kSmoothed, Pass kPass>() { run_rows<kSmoothed, kPass>(p, s, n, first, last); });
   }
 }
 

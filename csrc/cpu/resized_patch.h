@@ -138,55 +138,24 @@ Floats negative_log_from_logits(const Place& place, const int32_t* label, Floats
   return negative_log;
 }
 
-// Stage 3: losses and coefficients of all pixels. label_start: of the patch's first row. smooth: adds the four sums of
-// add_gradient. Returns the scaled losses.
-template <bool kSmoothed, bool kGrad>
-Doubles finish_pixels(const ResizedCrossEntropy& p, const CellScratch& s, const Place& place, const Patch& patch,
-                      int64_t label_start, Floats reference, const WeightedLogits& weighted, Floats* smooth) {
-  const PatchMemory& m = s.patch;
-  Doubles total = {};
-  for (int r = 0; r < patch.rows; ++r) {
-    const float v = patch.v + static_cast<float>(r) * patch.dv;
-    Floats row_loss = {};
-    for (int k = 0; k < patch.phases; ++k) {
-      const int64_t at = (r * patch.phases + k) * kLanes;
-      const int32_t* column = place.column + k * place.phase_stride;
-      const Floats u = patch.u + static_cast<float>(k) * patch.du;
-      Pixels pixels;
-      look_up(p.loss, load(m.label + at), pixels);
-      const Floats sum = load(m.sum + at), at_label = load(m.at_label + at), probability = at_label / sum;
-      const Ints tiny = (probability < kLeastProbability) & pixels.valid;
-      const Floats one = broadcast(1.0f), safe = tiny | ~pixels.valid ? one : minimum(one, probability);
-      Floats negative_log = -log_of_positive(safe), log_sum = {};
-      if (kSmoothed || bits(tiny)) {
-        log_sum = log_of_positive(sum);
-        if (bits(tiny)) {
-          negative_log = negative_log_from_logits(place, pixels.label, u, v, reference, log_sum, tiny, negative_log);
-        }
-      }
-      Floats weighted_here = {};
-      if (kSmoothed) weighted_here = (weighted.at + u * weighted.dx) + v * (weighted.dy + u * weighted.dxy);
-      const int64_t row_start = label_start + r * p.label_width;
-      const Terms terms =
-          pixel_terms(p.loss, pixels, sum, log_sum, negative_log, weighted_here, upstream_of(p, row_start, column));
-      row_loss += terms.loss * pixels.factor;
-      write_losses(p, row_start, column, terms.loss);
-      if (kGrad) {
-        store(m.coefficient + at, terms.coefficient);
-        store(m.coefficient_high + at, terms.coefficient * u);
-        store(m.at_label + at, at_label - terms.label_term);
-        if (kSmoothed) {
-          const Floats right = terms.smooth * u;
-          smooth[0] += terms.smooth;
-          smooth[1] += v * terms.smooth;
-          smooth[2] += right;
-          smooth[3] += v * right;
-        }
-      }
-    }
-    total += __builtin_convertvector(row_loss, Doubles);
+// Adds the gradient of class c to the four inputs, from the sums of g, v g, u g and u v g of resized_cells.h.
+template <bool kSmoothed>
+CAWA_FAST_INLINE void write_gradient(const Loss& loss, const CellScratch& s, const Place& place, int64_t c, Floats g,
+                                     Floats vg, Floats ug, Floats uvg, const Floats* smooth, int64_t slot,
+                                     float* const* low, float* const* high) {
+  if (kSmoothed) {
+    g -= loss.weight[c] * smooth[0];
+    vg -= loss.weight[c] * smooth[1];
+    ug -= loss.weight[c] * smooth[2];
+    uvg -= loss.weight[c] * smooth[3];
   }
-  return total;
+  __builtin_prefetch(place.gradient.at + c * place.gradient.step, 1, 2);
+  const int64_t at = c * s.width + slot;
+  const Floats upper_right = ug - uvg;
+  store(low[0] + at, load(low[0] + at) + ((g - vg) - upper_right));
+  store(low[1] + at, load(low[1] + at) + upper_right);
+  store(high[0] + at, load(high[0] + at) + (vg - uvg));
+  store(high[1] + at, load(high[1] + at) + uvg);
 }
 
 // Stage 4: adds the gradient of all classes to low[0], low[1], high[0] and high[1], as add_gradient in resized_cells.h.
@@ -235,19 +204,7 @@ void add_gradient(const Loss& loss, const CellScratch& s, const Place& place, co
         e.along *= e.twist;
       }
     }
-    if (kSmoothed) {
-      g -= loss.weight[c] * smooth[0];
-      vg -= loss.weight[c] * smooth[1];
-      ug -= loss.weight[c] * smooth[2];
-      uvg -= loss.weight[c] * smooth[3];
-    }
-    __builtin_prefetch(place.gradient.at + c * place.gradient.step, 1, 2);
-    const int64_t at = c * s.width + slot;
-    const Floats upper_right = ug - uvg;
-    store(low[0] + at, load(low[0] + at) + ((g - vg) - upper_right));
-    store(low[1] + at, load(low[1] + at) + upper_right);
-    store(high[0] + at, load(high[0] + at) + (vg - uvg));
-    store(high[1] + at, load(high[1] + at) + uvg);
+    write_gradient<kSmoothed>(loss, s, place, c, g, vg, ug, uvg, smooth, slot, low, high);
   }
 }
 
@@ -302,37 +259,6 @@ inline bool gather_labels(const PatchMemory& m, int64_t classes, const Place& pl
     }
   }
   return any;
-}
-
-// All stages for one vector of patches, in output rows from y on. labels: as in gather_labels. reference: the largest
-// corner. Adds the gradient to low[0], low[1], high[0] and high[1]. Returns false, without having done anything, if a
-// lane is steep.
-template <bool kSmoothed, bool kGrad>
-bool run_patch(const ResizedCrossEntropy& p, const CellScratch& s, int64_t label_start, const uint16_t* labels,
-               const Place& place, const Patch& patch, Floats reference, int64_t slot, float* const* low,
-               float* const* high, Doubles* total) {
-  const PatchMemory& m = s.patch;
-  if (!gather_labels(m, s.classes, place, patch, labels, p.label_width + 1)) {
-    for (int r = 0; r < patch.rows; ++r) {
-      for (int k = 0; k < patch.phases; ++k) {
-        write_losses(p, label_start + r * p.label_width, place.column + k * place.phase_stride, Floats{});
-      }
-    }
-    return true;
-  }
-  WeightedLogits weighted = {};
-  const bool steep = compute_sequences<kSmoothed>(p.loss, place, s.classes, patch, reference, s.sequences, &weighted);
-  if (!steep) {
-    with_size(patch, [&]<int kRows, int kPhases>() { add_exponentials<kRows, kPhases>(s); });
-    Floats smooth[4] = {};
-    *total += finish_pixels<kSmoothed, kGrad>(p, s, place, patch, label_start, reference, weighted, smooth);
-    if (kGrad) {
-      with_size(patch, [&]<int kRows, int kPhases>() {
-        add_gradient<kRows, kPhases, kSmoothed>(p.loss, s, place, patch, smooth, slot, low, high);
-      });
-    }
-  }
-  return !steep;
 }
 
 }  // namespace CAWA_FAST_ISA

@@ -16,13 +16,17 @@ LAYERS = (
     {"cli"},
     {"recipes", "integrations"},
     {"cawa"},
+    {"region_losses"},
+    {"pixel_losses"},
     {"adaptive", "calibration", "cam", "nn", "sampling", "estimation", "evaluation", "metrics", "rules", "weighting"},
     {"_listener"},
     {"_recorder"},
     {"_output_check", "_wrappers", "_closed_form"},
     {"_classifier"},
     {"functional"},
+    {"_region"},
     {"_ops"},
+    {"reference_region"},
     {"reference", "_validate", "_label_check", "_rules", "_state", "_collective", "_plots"},
     {"kernels"},
 )
@@ -136,6 +140,7 @@ SAME_EVERYWHERE = {
     # an operator has the same name in every layer: public function, implementation, reference, kernel
     *("cross_entropy", "cross_entropy_backward", "confusion_matrix", "cam_counts", "label_histogram"),
     "reduction_scale",
+    *("region_sums", "region_sums_backward"),
     "main",  # the entry point of a process
     "CawaCallback",  # of each framework
 }

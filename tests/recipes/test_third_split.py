@@ -20,7 +20,7 @@ from cawa_fast.recipes.runs.checkpoint import read_checkpoint
 from cawa_fast.recipes.runs.compare import comparison_table
 from cawa_fast.recipes.runs.read import load_run
 from cawa_fast.recipes.training.loaders import normalize_images, open_split
-from cawa_fast.recipes.training.losses import DiceCrossEntropy, SeesawLoss
+from cawa_fast.recipes.training.losses import SeesawLoss
 from tests.support import trees
 from tests.support.fake_runs import ablation
 from tests.support.tiny_runs import TINY, invoke, run
@@ -163,17 +163,6 @@ def test_help_of_the_new_settings() -> None:
 
 
 # ----------------------------------------------------------------------------------------------- losses of baselines
-
-
-def test_dice_by_hand() -> None:
-    logits = torch.randn(2, 3, 4, 4)
-    target = torch.randint(0, 2, (2, 4, 4))  # class 2 has no pixels
-    target[0, 0] = 255
-    p, valid = logits.softmax(1), target != 255
-    dice = [(2 * p[:, c][target == c].sum() + 1) / (p[:, c][valid].sum() + (target == c).sum() + 1) for c in (0, 1)]
-    expected = torch.nn.functional.cross_entropy(logits, target, ignore_index=255) + 1 - sum(dice) / 2
-    torch.testing.assert_close(DiceCrossEntropy(255)(logits, target), expected)
-    assert DiceCrossEntropy(255)(logits[:, :, ::2, ::2], target).isfinite()
 
 
 def test_seesaw_by_hand() -> None:

@@ -1,45 +1,9 @@
-"""Losses of baselines that are no class weights, in plain PyTorch at the resolution of the labels."""
+"""A loss of a baseline that is no class weight, in plain PyTorch at the resolution of the labels."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from ... import CrossEntropyLoss
-
-
-class DiceCrossEntropy(nn.Module):
-    r"""Cross-entropy plus Dice loss, the usual pair for unbalanced classes.
-
-    .. math:: l = CE + 1 - \frac{1}{K} \sum_i \frac{2 \sum p_i [y = i] + \epsilon}{\sum p_i + \sum [y = i] + \epsilon}
-
-    Sums run over the labelled pixels of the batch, the mean over its K classes with pixels in it.
-
-    Source: Milletari et al. 2016, with one term per class and without squares in the divisor.
-
-    Example:
-        >>> import torch
-        >>> loss_fn = DiceCrossEntropy(ignore_index=255)
-        >>> loss = loss_fn(torch.zeros(1, 2, 2, 2), torch.zeros(1, 4, 4, dtype=torch.uint8))
-        >>> print(f"{loss:.4f}")  # log 2, and 1 - (2 * 8 + 1) / (8 + 16 + 1)
-        1.0131
-    """
-
-    weight: Tensor | None = None
-
-    def __init__(self, ignore_index: int, eps: float = 1.0) -> None:
-        super().__init__()
-        self.cross_entropy = CrossEntropyLoss(ignore_index=ignore_index)
-        self.ignore_index, self.eps = ignore_index, eps
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        probability, labels, valid = _at_labels(input, target, self.ignore_index)
-        probability = probability.softmax(1) * valid.unsqueeze(1)
-        truth = F.one_hot(labels, input.shape[1]).permute(0, 3, 1, 2) * valid.unsqueeze(1)
-        both, predicted, pixels = ((x.sum((0, 2, 3))) for x in (probability * truth, probability, truth))
-        dice = (2 * both + self.eps) / (predicted + pixels + self.eps)
-        present = pixels > 0
-        return self.cross_entropy(input, target) + 1 - (dice * present).sum() / present.sum().clamp_min(1)
 
 
 class SeesawLoss(nn.Module):

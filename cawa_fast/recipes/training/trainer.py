@@ -19,7 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ... import CAWA, CrossEntropyLoss, FocalLoss, LogitAdjustedLoss, RecallLoss, check_labels, weighting
+from ... import (
+    CAWA,
+    CombinedLoss,
+    CrossEntropyLoss,
+    DiceLoss,
+    FocalLoss,
+    LogitAdjustedLoss,
+    RecallLoss,
+    check_labels,
+    weighting,
+)
 from ..config import ADAPTIVE, TrainConfig
 from ..datasets import FileDataset, SegmentationDataset, count_class_pixels
 from ..models import Network
@@ -30,7 +40,7 @@ from ..runs.folder import RunFolder
 from ..runs.resume import check_data, check_resumed, kept_data, versions
 from . import distributed
 from .loaders import Loaders, end_workers, normalize_images, open_splits
-from .losses import DiceCrossEntropy, SeesawLoss
+from .losses import SeesawLoss
 from .metrics_log import log_scalars, metrics_record, numbers, tensorboard
 from .signals import SafePoints
 from .stopwatch import Stopwatch
@@ -334,9 +344,7 @@ class Trainer:
             raise ValueError(f"no image of the split {split!r} of {self.config.dataset} has a labelled pixel")
         return class_pixels
 
-    def _criterion(
-        self, ignore_index: int
-    ) -> CrossEntropyLoss | FocalLoss | RecallLoss | DiceCrossEntropy | SeesawLoss:
+    def _criterion(self, ignore_index: int) -> CrossEntropyLoss | FocalLoss | RecallLoss | CombinedLoss | SeesawLoss:
         name, power = self.config.weighting, self.config.power
         if self.adaptive:
             return self.cawa.criterion
@@ -344,7 +352,9 @@ class Trainer:
             weight = weighting.power(self.train_pixels, power) if name == "focal_power" else None
             return FocalLoss(self.config.gamma, weight, ignore_index)
         if name == "dice":
-            return DiceCrossEntropy(ignore_index)
+            return CombinedLoss(
+                CrossEntropyLoss(ignore_index=ignore_index), DiceLoss(ignore_index=ignore_index, smooth=1.0)
+            )
         if name == "seesaw":
             return SeesawLoss(self.train_pixels, ignore_index)
         if name == "logit_adjustment":
@@ -357,12 +367,14 @@ class Trainer:
     def _current_weight(self) -> Tensor:
         if self.adaptive:
             return self.cawa.weight
-        weight = self.criterion.weight
+        weight = None if isinstance(self.criterion, CombinedLoss) else self.criterion.weight
         return torch.ones(self.train_set.num_classes) if weight is None else weight
 
     def _averages_pixels(self) -> bool:
         """Whether the loss divides by the number of pixels, rather than by the sum of their weights."""
-        return not self.adaptive and (isinstance(self.criterion, RecallLoss) or self.criterion.weight is None)
+        if self.adaptive or isinstance(self.criterion, RecallLoss | CombinedLoss):
+            return not self.adaptive
+        return self.criterion.weight is None
 
     def _save(self, record: dict[str, Any], matrix: Tensor) -> None:
         if distributed.rank() > 0:
