@@ -22,7 +22,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 EPOCHS ?= 24
 # Few images and few epochs need small batches, a higher learning rate than the paper's and less random scaling.
-DEMO   := --resume --no-tables --epochs $(EPOCHS) --batch-size 4 --lr 0.05 --scale 0.75,1.5
+DEMO   := --resume --no-tables --epochs $(EPOCHS) --batch-size 4 --lr 0.05 --scale 0.75,1.5 --test-split test
 
 .PHONY: help setup check test test-all coverage demo bench sanitize clean
 
@@ -52,8 +52,8 @@ $(VENV)/.done: pyproject.toml setup.py CMakeLists.txt $(wildcard cmake/* csrc/* 
 # Both runs continue from where they stopped; `rm -r runs/demo` starts again.
 demo: setup
 	$(BIN)/cawa-fast train $(DEMO) --weighting uniform --run-dir runs/demo/uniform
-	$(BIN)/cawa-fast train $(DEMO) --weighting cawa --run-dir runs/demo/cawa
-	$(BIN)/cawa-fast report runs/demo/uniform runs/demo/cawa --out runs/demo/report.html
+	$(BIN)/cawa-fast train $(DEMO) --weighting balanced --run-dir runs/demo/balanced
+	$(BIN)/cawa-fast report runs/demo/uniform runs/demo/balanced --out runs/demo/report.html
 
 check: setup
 	$(BIN)/ruff check .

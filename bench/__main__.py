@@ -6,6 +6,7 @@ try:
     import click
 
     from .cpu.command import cpu
+    from .decisions import decisions
     from .epoch.command import epoch
     from .gpu.command import gpu
     from .gpu.resources import resources
@@ -16,7 +17,7 @@ except ImportError as error:
 
 
 @click.group(
-    commands=[cpu, epoch, gpu, resources, stacks, readme],
+    commands=[cpu, decisions, epoch, gpu, resources, stacks, readme],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 def main() -> None:
@@ -24,6 +25,7 @@ def main() -> None:
 
     \b
     python -m bench cpu         every operator on the CPU: time, memory, floor
+    python -m bench decisions   rules compared on the networks of finished runs
     python -m bench epoch       the time of a training epoch with adaptive weights and without
     python -m bench gpu         everything that needs a GPU, in one command
     python -m bench resources   registers, spills, shared memory of the GPU kernels; needs nvcc, no GPU

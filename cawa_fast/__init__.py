@@ -5,7 +5,7 @@ Start with :class:`CAWA` (the closed loop in one object); its parts are :class:`
 :class:`SegmentationMetrics` evaluates any network.
 """
 
-from . import functional, weighting
+from . import calibration, functional, rules, weighting
 from ._label_check import check_labels, set_label_check
 from .adaptive import AdaptiveClassWeights
 from .cam import GradCAM
@@ -35,8 +35,10 @@ __all__ = [
     "SegmentationMetrics",
     "TverskyLoss",
     "__version__",
+    "calibration",
     "check_labels",
     "functional",
+    "rules",
     "segmentation_metrics",
     "set_label_check",
     "unpadded",

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import _label_check, _rules, _validate, reference
+from . import _label_check, _rules, _validate, reference, rules
 from . import functional as CF
 from ._collective import check_group, sum_if_distributed
 from ._plots import Panel, draw_steps, names_of
@@ -19,6 +19,7 @@ from ._rules import RecallRule
 from ._state import as_history, from_history
 from .estimation import Average, Estimate, estimate
 from .metrics import MetricValues, segmentation_metrics
+from .rules import Rule
 
 SOURCES = ("cam", "argmax")
 _RESULTS = ("iou", "pixel_accuracy", "csps", "base_weight", "ratio_weight", "standard_error")
@@ -80,10 +81,16 @@ class AdaptiveClassWeights(nn.Module):
             instead of per batch). ``"difficulty"``: ``(1 - PA)^gamma`` (Sinha et al. 2020) with the paper's dynamic
             exponent. Or a function from the recall ``(K,)``, float64 on the CPU, of the classes with ground truth (and
             training pixels) to their raw weights, finite and at least 0. All but ``"cawa"`` are divided by their mean
-            and not clipped; use them with ``source="argmax"``, for which they are defined.
+            and not clipped; use them with ``source="argmax"``, for which they are defined. ``"balanced"``
+            (with ``source="argmax"``), ``"decoupled"``, or a :class:`cawa_fast.rules.Rule`, such as
+            ``cf.rules.Balanced(gamma=0.4)`` or your own: weights and offsets, with state of its own; classes without
+            ground truth keep theirs. ``w_min``, ``w_max`` and ``ratio`` change nothing then.
 
     Attributes:
-        weight: ``(C,)`` float32, mean 1; ones before the first step.
+        weight: ``(C,)`` float32, mean 1; before the first step ones, or what the rule begins with.
+        offset: ``(C,)`` float32, mean 0: what the loss adds to the logits; zeros unless the rule sets it. Updated in
+            place as ``weight`` is. Predictions use the bare logits.
+        rule_object: the :class:`cawa_fast.rules.Rule` with its state, a copy of the one given, or None.
         counts: ``(3, C)`` int64: tp, fp, fn observed since the last step.
         iou, pixel_accuracy, csps, base_weight, ratio_weight: ``(C,)`` float32, of the last step; NaN before it.
         standard_error: ``(C,)`` float32, standard error of CSPS: 0 where all images were observed, NaN where no image
@@ -105,6 +112,7 @@ class AdaptiveClassWeights(nn.Module):
     """
 
     weight: Tensor
+    offset: Tensor
     counts: Tensor
     iou: Tensor
     pixel_accuracy: Tensor
@@ -141,7 +149,7 @@ class AdaptiveClassWeights(nn.Module):
         momentum: float = 0.0,
         max_error: float = 0.1,
         metrics: bool = False,
-        rule: str | RecallRule = "cawa",
+        rule: str | RecallRule | Rule = "cawa",
     ) -> None:
         super().__init__()
         check = functools.partial(_validate.check, name="AdaptiveClassWeights")
@@ -168,8 +176,7 @@ class AdaptiveClassWeights(nn.Module):
         check_choice("classes", classes, reference.CLASSES)
         check(0 <= momentum < 1, argument="momentum", value=momentum, must="lie in [0, 1)")
         check(max_error > 0, argument="max_error", value=max_error, must="be positive")
-        if not callable(rule):
-            check_choice("rule", rule, _rules.RULES)
+        rule_object = rules.as_rule("AdaptiveClassWeights", rule, source)
         self.num_classes = num_classes
         self.delta, self.tau, self.w_min, self.w_max, self.eps = delta, tau, w_min, w_max, eps
         self.ignore_index = ignore_index
@@ -177,13 +184,16 @@ class AdaptiveClassWeights(nn.Module):
         self.source, self.ratio, self.ratio_eps = source, ratio, ratio_eps
         self.normalize, self.classes, self.align_corners = normalize, classes, align_corners
         self.momentum, self.max_error = momentum, max_error
-        self.rule = rule
+        self._given_rule: str | RecallRule | None = None if isinstance(rule, Rule) else rule
+        self.rule_object: Rule | None = rule_object
         self.history: list[dict[str, Any]] = []
         self._drawn: Tensor | None = None
         self._rows: Tensor | None = None
 
         with torch.inference_mode(False):
             self.register_buffer("weight", torch.ones(num_classes, dtype=torch.float32))
+            # Saved only with rules that set it, so that the states of the others are as they were before there was one.
+            self.register_buffer("offset", torch.zeros(num_classes, dtype=torch.float32), persistent=self.sets_offset)
             self.register_buffer("counts", torch.zeros(3, num_classes, dtype=torch.int64))
             for name in (*_RESULTS, "last_csps"):
                 self.register_buffer(name, torch.full((num_classes,), torch.nan, dtype=torch.float32))
@@ -197,6 +207,22 @@ class AdaptiveClassWeights(nn.Module):
             self.register_buffer("average", torch.zeros(average, dtype=torch.float64) if momentum else None)
             variance = torch.zeros(num_classes, dtype=torch.float64) if momentum else None
             self.register_buffer("average_variance", variance)
+            if rule_object is not None:
+                weight, offset = rules.beginning(rule_object, num_classes, self.class_counts)
+                self.weight.copy_(weight)
+                self.offset.copy_(offset)
+
+    @property
+    def sets_offset(self) -> bool:
+        """Whether the rule sets :attr:`offset`. Without a look at its values, which would synchronise."""
+        return self.rule_object is not None and self.rule_object.sets_offset
+
+    @property
+    def rule(self) -> str | RecallRule | Rule:
+        """The rule as it was given; of a rule object the copy that has the state."""
+        given = self.rule_object if self._given_rule is None else self._given_rule
+        assert given is not None
+        return given
 
     @property
     def metrics(self) -> MetricValues | None:
@@ -313,9 +339,10 @@ class AdaptiveClassWeights(nn.Module):
             score = average.estimate()
         # A class that the sample lacks may still occur in the validation set: its weight is held.
         held = ~(score.error <= self.max_error) if sampled else torch.zeros_like(score.error, dtype=torch.bool)
-        update = _rules.next_weights(
-            self.rule,
+        update, offset, state = rules.next_step(
+            self.rule_object or self.rule,
             score.counts,
+            offset=self.offset.cpu(),
             class_counts=None if self.class_counts is None else self.class_counts.cpu(),
             last_csps=self.last_csps.cpu(),
             delta=self.delta,
@@ -328,6 +355,10 @@ class AdaptiveClassWeights(nn.Module):
             held=held if sampled else None,
         )
         # No buffer changes before this line: a rule that raises leaves the state as it was.
+        if self.rule_object is not None:
+            for name, buffer in self.rule_object.named_buffers():
+                buffer.copy_(state[name])
+        self.offset.copy_(offset)
         if average is not None and self.average is not None and self.average_variance is not None:
             self.average.copy_(average.counts)
             self.average_variance.copy_(average.variance)
@@ -338,6 +369,8 @@ class AdaptiveClassWeights(nn.Module):
         self.last_csps.copy_(self.csps.where(~(self.csps.isnan() | self.held), self.last_csps))
         record: dict[str, Any] = {name: value.float().tolist() for name, value in results.items()}
         last_step = self.history[-1].get("step", len(self.history)) if self.history else 0
+        if self.sets_offset:
+            record["offset"] = self.offset.tolist()
         record |= {"step": last_step + 1, "pixels": (score.counts[0] + score.counts[2]).round().long().tolist()}
         if self._drawn is not None:
             record |= {"images": len(self._drawn), "held": held.tolist()}
@@ -389,9 +422,10 @@ class AdaptiveClassWeights(nn.Module):
     def log(self, fn: Callable[[str, float, Any], object], step: Any) -> None:
         """Log the weights, and the IoU of the last step, as numbers. Synchronises with the device.
 
-        The names are ``cawa/weight/road`` and ``cawa/iou/road`` for a class "road", and ``cawa/miou`` for the mean IoU
-        of the classes that have one; a class without a name has its number. What is NaN is left out: before the first
-        step every IoU, after it that of a class without ground truth.
+        The names are ``cawa/weight/road`` and ``cawa/iou/road`` for a class "road", with a rule that sets offsets
+        ``cawa/offset/road``, and ``cawa/miou`` for the mean IoU of the classes that have one; a class without a name
+        has its number. What is NaN is left out: before the first step every IoU, after it that of a class without
+        ground truth.
 
         Args:
             fn: called as ``fn(name, value, step)``, such as ``SummaryWriter.add_scalar``.
@@ -413,6 +447,8 @@ class AdaptiveClassWeights(nn.Module):
             )
         names = names_of(self.class_names, self.num_classes)
         values = {f"weight/{name}": value for name, value in zip(names, self.weight.tolist(), strict=True)}
+        if self.sets_offset:
+            values |= {f"offset/{name}": value for name, value in zip(names, self.offset.tolist(), strict=True)}
         values |= {f"iou/{name}": value for name, value in zip(names, self.iou.tolist(), strict=True)}
         values["miou"] = self.iou.nanmean().item()
         for name, value in values.items():
@@ -462,7 +498,7 @@ class AdaptiveClassWeights(nn.Module):
         )
 
     def get_extra_state(self) -> Tensor:
-        return as_history(self.history, self.num_classes)
+        return as_history(self.history, self.num_classes, offsets=self.sets_offset)
 
     def set_extra_state(self, state: Tensor) -> None:
         self.history = from_history(state)

@@ -21,6 +21,7 @@ from ._wrappers import attach
 from .adaptive import AdaptiveClassWeights
 from .cam import METHODS, maps_at_classifier
 from .nn import CrossEntropyLoss
+from .rules import Rule
 from .sampling import HasPresence, ValidationSampler, as_presence
 
 
@@ -131,7 +132,7 @@ class CAWA(nn.Module):
         momentum: float = 0.0,
         max_error: float = 0.1,
         metrics: bool = False,
-        rule: str | RecallRule = "cawa",
+        rule: str | RecallRule | Rule = "cawa",
     ) -> None:
         super().__init__()
         num_classes = _validate.as_int("CAWA", "num_classes", num_classes, "pass the number of classes")
@@ -203,6 +204,11 @@ class CAWA(nn.Module):
         self._adopt_corners()
         return run.logits
 
+    @property
+    def classifier(self) -> nn.Module | None:
+        """The convolution or linear layer that computes the logits, as far as it is known; None without a network."""
+        return None if self._listener is None else self._listener.candidate.head
+
     def maps(self) -> Tensor:
         """``(N, C, h, w)``: activation maps of the last forward pass, after the ReLU, before normalisation."""
         return self._maps(self._heard("maps").last())
@@ -235,8 +241,8 @@ class CAWA(nn.Module):
             output: what DDP or FSDP returned in the last forward pass, in any form. The gradient then passes through
                 its tensors too, with zeros; the value stays. ``DistributedDataParallel(..., static_graph=True)`` and
                 ``fully_shard`` of the whole network alone need that to synchronise the gradients.
-            weighted: whether to use the class weights. False for the loss of a validation set: the weights change from
-                step to step, so that weighted losses cannot be compared.
+            weighted: whether to use the class weights and offsets. False for the loss of a validation set: they change
+                from step to step, so that weighted losses cannot be compared.
             counts: ``(C + 1,)`` int64: the sum of :meth:`count_labels` over the batches that are accumulated, on all
                 processes. The result is then the share of this batch in the loss of them all, see
                 :meth:`cawa_fast.CrossEntropyLoss.share`. DDP averages over the processes: multiply by their number.

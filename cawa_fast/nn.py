@@ -26,14 +26,14 @@ class CrossEntropyLoss(nn.Module):
 
     Args:
         weight: ``(C,)``, float32, float64, bfloat16 or float16, finite and not negative. Or an
-            :class:`cawa_fast.AdaptiveClassWeights`: the loss then reads its live buffer, and uses the new weights as
-            soon as its ``step()`` has run.
+            :class:`cawa_fast.AdaptiveClassWeights`: the loss then reads its live buffers, and uses the new weights, and
+            the offsets if its rule sets them, as soon as its ``step()`` has run.
         ignore_index: label of the pixels that are left out.
         reduction: ``"mean"``, ``"sum"``, ``"none"``, ``"valid_mean"``, ``"pixel_mean"`` or ``"class_mean"``.
         label_smoothing: in ``[0, 1]``.
         align_corners: sample positions of the resize, as in ``F.interpolate``.
         offset: ``(C,)``, float32, float64, bfloat16 or float16, finite: added to the logits in the loss only. Change
-            the buffer ``offset`` to change it.
+            the buffer ``offset`` to change it. Those of adaptive weights come on top.
 
     Shape:
         Input: logits ``(N, C, h, w)``, or logits of any rank that have the size of the labels; float32, float64,
@@ -404,7 +404,12 @@ class RecallLoss(nn.Module):
 
 def class_terms(module: Any) -> tuple[Tensor | None, Tensor | None]:
     """The class weights and offsets of a loss module, live if they are adaptive."""
-    return module.weight if module.adaptive is None else module.adaptive.weight, module.offset
+    adaptive, offset = module.adaptive, module.offset
+    if adaptive is None:
+        return module.weight, offset
+    if adaptive.sets_offset:
+        offset = adaptive.offset if offset is None else adaptive.offset + offset
+    return adaptive.weight, offset
 
 
 def register_weight(module: Any, weight: Tensor | AdaptiveClassWeights | None) -> None:

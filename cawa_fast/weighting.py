@@ -21,9 +21,11 @@ from . import _validate
 __all__ = [
     "effective_number",
     "enet",
+    "enet_power",
     "inverse_frequency",
     "log_frequency",
     "median_frequency",
+    "power",
     "uniform",
 ]
 
@@ -171,6 +173,63 @@ def log_frequency(counts: Counts) -> Tensor:
         tensor([0.7472, 2.3979])
     """
     return _per_class(counts, lambda n: torch.log1p(n.sum() / n))
+
+
+def power(counts: Counts, gamma: float = 0.5) -> Tensor:
+    r"""Power of the frequency: :math:`w_i \propto p_i^{-\gamma}`, normalised to mean 1.
+
+    The default, the square root, is the usual compromise between uniform weights (0) and inverse frequency (1): it is
+    the static rule to beat (docs/settings.md).
+
+    Source: Mikolov et al. 2013 and Mahajan et al. 2018, who sample by it.
+
+    Args:
+        counts: ``(C,)`` pixels per class.
+        gamma: finite and at least 0.
+
+    Returns:
+        ``(C,)`` float32, positive, mean 1 over the classes that have pixels.
+
+    Raises:
+        ValueError: ``gamma`` is not finite and at least 0, or ``counts`` is not ``(C,)``, finite, not negative and not
+            all zero.
+
+    Example:
+        >>> power([90, 10])
+        tensor([0.5000, 1.5000])
+    """
+    if not 0 <= _validate.as_number("power", "gamma", gamma) < math.inf:
+        raise ValueError(f"power: gamma must be finite and at least 0, got {gamma}")
+
+    def weights(n: Tensor) -> Tensor:
+        # Relative to the rarest class, in logarithms: no power overflows.
+        raw = torch.exp(-gamma * (n / n.min()).log())
+        return raw / raw.mean()
+
+    return _per_class(counts, weights)
+
+
+def enet_power(counts: Counts, gamma: float = 0.5, c: float = 1.02) -> Tensor:
+    r"""Power of ENet's weights: :math:`w_i = (1 / \ln(c + p_i))^\gamma`.
+
+    Args:
+        counts: ``(C,)`` pixels per class.
+        gamma: finite and at least 0. 0 gives uniform weights, 1 :func:`enet`.
+        c: as for :func:`enet`.
+
+    Returns:
+        ``(C,)`` float32, positive.
+
+    Raises:
+        ValueError: ``gamma`` is not finite and at least 0, or as :func:`enet`.
+
+    Example:
+        >>> enet_power([90, 10])
+        tensor([1.2381, 2.9705])
+    """
+    if not 0 <= _validate.as_number("enet_power", "gamma", gamma) < math.inf:
+        raise ValueError(f"enet_power: gamma must be finite and at least 0, got {gamma}")
+    return _per_class(counts, lambda n: enet(n, c).double() ** gamma)
 
 
 def log_prior(counts: Counts) -> Tensor:

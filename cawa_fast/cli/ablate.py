@@ -71,7 +71,8 @@ def ablate(
     Every run is a folder OUT/ROW-sSEED as `cawa-fast train` writes it. ablation.json and ablation.md beside them hold
     the mean and the standard deviation over the seeds after the last epoch. Rows with equal settings share a run.
     After a stop, a kill or a failure the same command continues: finished runs are not repeated. Settings and data must
-    be those of the runs that are there.
+    be those of the runs that are there. With --test-split the tables show images first that no rule reads: rules that
+    compute weights from the validation images are judged by these.
     """
     from ..recipes.ablation.ablation import Ablation, choose_rows
     from ..recipes.ablation.progress import AblationDisplay, plan_table, plan_text, result_table

@@ -5,7 +5,7 @@ from __future__ import annotations
 try:
     import click
 
-    from . import ablate, doctor, report, train
+    from . import ablate, calibrate, doctor, report, train
 except ImportError as error:  # the core installs without the extra
     raise SystemExit(f"cawa-fast needs {error.name}: pip install 'cawa_fast[train]'") from None
 
@@ -21,6 +21,7 @@ def main() -> None:
     torchrun --nproc-per-node 4 -m cawa_fast.cli train   on several GPUs or CPU processes
     cawa-fast ablate --epochs 10                         compare class weights, losses and settings over seeds
     cawa-fast report runs/a runs/b                       compare runs on one page
+    cawa-fast calibrate runs/a                           balance the classes of a finished run
     cawa-fast doctor                                     check the installation
     cawa-fast doctor data --dataset camvid --root CamVid check a dataset
     """
@@ -29,4 +30,5 @@ def main() -> None:
 main.add_command(train.train)
 main.add_command(ablate.ablate)
 main.add_command(report.report)
+main.add_command(calibrate.calibrate)
 main.add_command(doctor.doctor)

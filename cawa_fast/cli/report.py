@@ -31,7 +31,7 @@ def report(runs: tuple[Path, ...], out: Path, images: int, png: bool) -> None:
     """Compare RUNS in tables and on one self-contained HTML page.
 
     RUNS are run folders, output folders of `cawa-fast ablate`, or their ablation.json. For each dataset the first run
-    is the one that the others are compared with.
+    is the one that the others are compared with. Of runs with --test-split, the test comes before the validation.
     """
     from ..recipes.report.inputs import ABLATION_FILE, load_inputs
     from ..recipes.report.report import terminal_tables, write_report

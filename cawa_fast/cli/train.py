@@ -45,6 +45,8 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
     the CPU it ends with the same bits as an uninterrupted run. Classes, files and labels must be those that it was
     begun with; the folder that holds them may be moved (--root). Only one process at a time may train in a folder.
 
+    --test-split names images that no rule reads. Judge rules that read the validation images by these.
+
     Before the first batch it prints what cawa-fast doctor data would warn of, after a look at as many files as two
     seconds allow.
 
@@ -92,9 +94,10 @@ def train(ctx: click.Context, run_dir: Path | None, resume: bool, tables: bool, 
                     _say_what_the_doctor_knows(trainer, display)
                 trainer.fit()
         final = trainer.records[-1]
+        tested = f"test mIoU {final['test']['miou']:.4f}, " if "test" in final else ""
         say(
             console,
-            f"Done: mIoU {final['miou']:.4f} after {final['epoch']} epochs. "
+            f"Done: {tested}mIoU {final['miou']:.4f} after {final['epoch']} epochs. "
             f"See it with `cawa-fast report {shlex.quote(str(folder.path))}`.",
         )
 
@@ -105,12 +108,12 @@ def _say_what_the_doctor_knows(trainer: Trainer, display: TrainingDisplay) -> No
     from ..recipes.datasets.doctor.preflight import preflight
     from ..recipes.datasets.doctor.view import show_preflight
 
-    train_set, val_set = trainer.train_set, trainer.val_set
-    if not (isinstance(train_set, FileDataset) and isinstance(val_set, FileDataset)):
+    sets = {split: dataset for split, dataset in trainer.sets.items() if isinstance(dataset, FileDataset)}
+    if len(sets) < len(trainer.sets):
         return
-    pixels = {"train": trainer.train_pixels.tolist(), "val": trainer.val_pixels.tolist()}
+    pixels = {split: counts.tolist() for split, counts in trainer.pixels.items()}
     progress = functools.partial(display.prepare, "a sample of the files")
-    result = preflight({"train": train_set, "val": val_set}, pixels, seconds=PREFLIGHT_SECONDS, progress=progress)
+    result = preflight(sets, pixels, seconds=PREFLIGHT_SECONDS, progress=progress)
     show_preflight(result, display.console, trainer.config.dataset, str(trainer.config.root))
 
 

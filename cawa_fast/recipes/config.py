@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import adaptive, cam, reference
-from .._rules import RATIOS, RULES, RecallRule, difficulty_weight
+from .. import adaptive, cam, reference, rules
+from .._rules import RATIOS, RecallRule, difficulty_weight
 from .datasets import DATASETS
 from .models import MODELS, WITH_AUXILIARY, build_model
 
-ADAPTIVE = RULES
+ADAPTIVE = rules.NAMES
 """Weightings that change during training: the rules of :class:`cawa_fast.AdaptiveClassWeights`."""
 
 WEIGHTINGS = (
@@ -28,7 +29,12 @@ WEIGHTINGS = (
     "effective_number",
     "enet",
     "log_frequency",
+    "power",
+    "enet_power",
     "focal",
+    "focal_power",
+    "dice",
+    "seesaw",
     "logit_adjustment",
     "recall_batch",
 )
@@ -36,6 +42,8 @@ WEIGHTINGS = (
 PIXEL_SOURCES = ("train", "observed")
 """Values of the setting ``counts``: whose pixels per class enter Eq. 5."""
 
+
+_OF_BALANCED = ("power", "keep", "strength")
 
 _MOST_PROCESSES = 4096
 """Threads or workers. Beyond, the system ends the process without a message."""
@@ -73,7 +81,12 @@ class TrainConfig:
         0.4,
         "deeplabv3plus, ocrnet, upernet: factor of the auxiliary loss; 0: no such loss (ocrnet keeps the head).",
     )
-    weighting: str = _setting("cawa", "Class weights or loss: cawa, or one of the baselines.", WEIGHTINGS)
+    weighting: str = _setting(
+        "balanced",
+        "Class weights or loss: balanced, which is best on unread images (docs/settings.md); cawa, the paper's; or "
+        "another one to compare with.",
+        WEIGHTINGS,
+    )
     epochs: int = _setting(50, "Passes over the training images.")
     batch_size: int = _setting(8, "Images per step.")
     crop: tuple[int, int] | None = _setting(None, "Training crop, e.g. 96x192; default: the image's size.")
@@ -84,6 +97,11 @@ class TrainConfig:
     seed: int = _setting(0, "Seed of the initial weights, the order of the images and the augmentation.")
     train_images: int | None = _setting(None, "Number of training images to use; 'street' draws so many.")
     val_images: int | None = _setting(None, "Number of validation images to use; 'street' draws so many.")
+    test_split: str | None = _setting(
+        None,
+        "Images that no rule reads, scored after every epoch: a split, e.g. test, or half: the second half of the "
+        "validation images, which then are the first half.",
+    )
     delta: float = _setting(0.9, "cawa: share of IoU in the score CSPS; the rest is pixel accuracy.")
     tau: float = _setting(0.5, "cawa: threshold of the pseudo masks.")
     w_min: float = _setting(0.1, "cawa: smallest raw weight.")
@@ -106,7 +124,14 @@ class TrainConfig:
         0.0, "cawa: share of earlier steps' counts in a step, in [0, 1); helps small samples."
     )
     cam_method: str = _setting("gradcam", "cawa: method of the activation maps.", cam.METHODS)
-    gamma: float = _setting(2.0, "focal: focusing exponent.")
+    gamma: float = _setting(2.0, "focal, focal_power: focusing exponent.")
+    power: float = _setting(
+        0.5,
+        "power, focal_power, balanced, decoupled: weights are the pixel share to the power of minus this. enet_power: "
+        "power of ENet's weights.",
+    )
+    keep: float = _setting(0.75, "balanced: part of the weights' pull that the decisions keep, in [0, 1].")
+    strength: float = _setting(1.0, "balanced: strength of the correction towards the balance of the classes; 0: none.")
     difficulty_gamma: float | None = _setting(
         None, "difficulty: exponent; default: 1 to 2, growing with the gap between best and worst class."
     )
@@ -130,13 +155,32 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("lr", "momentum", "weight_decay", "seed", "gamma", "difficulty_gamma", "logit_tau", "auxiliary"):
+        numbers = (
+            "lr",
+            "momentum",
+            "weight_decay",
+            "seed",
+            "gamma",
+            "power",
+            "strength",
+            "difficulty_gamma",
+            "logit_tau",
+        )
+        for name in (*numbers, "auxiliary"):
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
         for name in ("crop", "resize"):
             value = getattr(self, name)
             if value is not None and min(value) < 1:
                 raise ValueError(f"{name} must be HEIGHTxWIDTH in pixels, each at least 1, got {value}")
+        if self.test_split is not None and (
+            self.test_split in ("train", "val") or re.fullmatch(r"\w[\w.-]*", self.test_split) is None
+        ):
+            raise ValueError(
+                f"test_split must be the name of a split other than train and val, or 'half', got {self.test_split!r}"
+            )
+        if not 0 <= self.keep <= 1:
+            raise ValueError(f"keep must lie in [0, 1], got {self.keep}")
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2**63, got {self.seed}")
         if not 0 < self.scale[0] <= self.scale[1] < float("inf"):
@@ -160,9 +204,13 @@ class TrainConfig:
             name: getattr(self, name)
             for name in ("delta", "tau", "w_min", "w_max", "source", "ratio", "normalize", "classes")
         }
-        rule: str | RecallRule = self.weighting if self.weighting in ADAPTIVE else "cawa"
+        rule: str | RecallRule | rules.Rule = self.weighting if self.weighting in ADAPTIVE else "cawa"
         if rule != "cawa":  # the baselines are defined on predictions
             options["source"] = "argmax"
+        if rule == "balanced" and any(getattr(self, name) != getattr(TrainConfig, name) for name in _OF_BALANCED):
+            rule = rules.Balanced(self.power, self.keep, self.strength)
+        if rule == "decoupled" and self.power != TrainConfig.power:
+            rule = rules.Decoupled(self.power)
         if rule == "difficulty":
             rule = functools.partial(difficulty_weight, gamma=self.difficulty_gamma)
         return options | {"momentum": self.weight_momentum, "rule": rule}

@@ -118,7 +118,7 @@ def test_rules_score_activation_maps_too():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: cf.AdaptiveClassWeights(2, rule="best"), "rule must be one of cawa, recall, difficulty; got 'best'"),
+        (lambda: cf.AdaptiveClassWeights(2, rule="best"), "difficulty, balanced, decoupled; got 'best'"),
         (lambda: difficulty(-1.0)(torch.ones(2)), "gamma must be finite and at least 0, or None, got -1.0"),
         (lambda: difficulty(math.inf)(torch.ones(2)), "gamma must be finite and at least 0, or None, got inf"),
         (lambda: replace(TINY, difficulty_gamma=-1.0), "difficulty_gamma must be finite and at least 0, got -1.0"),

@@ -18,7 +18,7 @@ LAYERS = (
     {"cawa"},
     {"region_losses"},
     {"pixel_losses"},
-    {"adaptive", "cam", "nn", "sampling", "estimation", "evaluation", "metrics", "weighting"},
+    {"adaptive", "calibration", "cam", "nn", "sampling", "estimation", "evaluation", "metrics", "rules", "weighting"},
     {"_listener"},
     {"_recorder"},
     {"_output_check", "_wrappers", "_closed_form"},

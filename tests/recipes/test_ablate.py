@@ -166,7 +166,7 @@ def test_cores_are_shared_among_the_jobs(tmp_path: Path, monkeypatch: pytest.Mon
 
     assert made() == (8, 1)
     assert made(jobs=3) == (3, 4)
-    assert made(jobs=100) == (32, 1)
+    assert made(jobs=100) == (2 * (len(WEIGHTINGS) + 4), 1)
     assert made(jobs=3, base=replace(base, threads=2)) == (3, 2)
 
 

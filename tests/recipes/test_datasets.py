@@ -92,8 +92,10 @@ def test_negative_cache_limit():
 def test_build_dataset_names_the_argument_and_the_way_out(tmp_path):
     with pytest.raises(ValueError, match=r"'streets' is unknown; choose one of ade20k, camvid, .*street"):
         build_dataset("streets")
-    with pytest.raises(ValueError, match="split='test' is unknown; choose 'train' or 'val'"):
-        build_dataset("street", split="test")
+    with pytest.raises(ValueError, match="split='best' is unknown; 'street' has 'train', 'val', 'test'"):
+        build_dataset("street", split="best")
+    with pytest.raises(ValueError, match=r"split='\.\./val' is unknown; give a name, such as 'train', 'val' or 'test'"):
+        build_dataset("camvid", root=str(tmp_path), split="../val")
     with pytest.raises(ValueError, match=r"resize=\(0, 5\)"):
         build_dataset("street", resize=(0, 5))
     with pytest.raises(ValueError, match="reads no files; leave root out"):
@@ -155,7 +157,7 @@ def test_street_has_a_long_tail():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "test"}, "split='test' is unknown; 'street' has 'train' and 'val'"),
+        ({"split": "best"}, "split='best' is unknown; 'street' has 'train', 'val', 'test'"),
         ({"length": 0}, "length=0 must be at least 1"),
         ({"size": (31, 64)}, r"size=\(31, 64\) must be"),
         ({"seed": -1}, "seed=-1"),

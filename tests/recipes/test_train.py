@@ -49,6 +49,10 @@ def test_crops_of_a_class_with_weight_0_train_nothing_and_end_no_run(tmp_path: P
     assert all(math.isfinite(record["train_loss"]) for record in records)
 
 
+_UNIFORM = ("uniform", "focal", "logit_adjustment", "dice", "seesaw")
+"""Weightings without class weights."""
+
+
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_every_weighting_trains_and_writes_the_documented_records(tmp_path: Path, weighting: str) -> None:
     progress = Silent()
@@ -67,11 +71,11 @@ def test_every_weighting_trains_and_writes_the_documented_records(tmp_path: Path
         parts = {"data", "forward", "loss", "backward", "optimizer", "val_data", "val_forward", "val_metric", "total"}
         assert parts <= record["seconds"].keys()
         assert sum(record["seconds"].values()) - record["seconds"]["total"] <= record["seconds"]["total"]
-    adaptive = weighting in ("cawa", "recall", "difficulty")
+    adaptive = weighting in ("cawa", "recall", "difficulty", "balanced", "decoupled")
     assert ("observe" in records[0]["seconds"]) == adaptive
     assert (records[0]["awa_overhead"] > 0) == adaptive
     assert any(value is not None for value in records[0]["csps"]) == adaptive
-    assert (len(set(records[-1]["weight"])) == 1) == (weighting in ("uniform", "focal", "logit_adjustment"))
+    assert (len(set(records[-1]["weight"])) == 1) == (weighting in _UNIFORM)
     assert {path.name for path in tmp_path.iterdir() if "tfevents" not in path.name} == {
         "config.json",
         "dataset.json",

@@ -24,6 +24,7 @@ TINY = TrainConfig(
     workers=0,
     lr=0.05,
     device="cpu",
+    weighting="cawa",
     ratio="smoothed",  # makes a step depend on the step before, so that lost state is noticed
 )
 

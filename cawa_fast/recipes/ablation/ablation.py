@@ -25,13 +25,15 @@ A row::
     title             its name in tables and figures
     settings          the settings that it changes: {"weighting": "cawa", "delta": 0.4}
     runs              one per seed, see below; rows with equal settings share their runs
-    summary           {"miou" | "rare_iou" | "pixel_accuracy" | "seconds_per_epoch" | "awa_share":
-                       {"mean", "sd" (null with one seed), "n"} or null}
-    paired            {"miou" | "rare_iou" | "pixel_accuracy": {"differences": {seed: row minus against}, "mean", "sd",
-                       "n", "low", "high" (95 % t interval of the mean), "better" (differences above 0)} or null}
+    summary           {METRIC | "seconds_per_epoch" | "awa_share": {"mean", "sd" (null with one seed), "n"} or null}
+    paired            {METRIC: {"differences": {seed: row minus against}, "mean", "sd", "n", "low", "high" (95 % t
+                       interval of the mean), "better" (differences above 0)} or null}
+
+METRIC is "miou", "rare_iou" or "pixel_accuracy", or one of them with "test_" before it: of the images that nothing in
+a run reads (``--test-split``), null without such images.
 
 A run has ``seed``, ``run`` (the name of its folder), ``status`` ("done", "failed", "unfinished") and ``error`` (null or
-the reason). A run that is done also has ``epochs``, ``miou``, ``rare_iou``, ``pixel_accuracy``, ``iou`` (by class),
+the reason). A run that is done also has ``epochs``, its METRICs, ``iou`` (by class; ``test_iou`` with test images),
 ``dead`` (classes with IoU 0), ``seconds_per_epoch`` and ``awa_share`` (time for the adaptive weights as a share of the
 rest of an epoch). Values are those after the last epoch, as shares in [0, 1]; null where a value is undefined.
 

@@ -13,7 +13,10 @@ from ..runs.data import class_differences, data_differences, describe_data
 from ..runs.folder import RunFolder
 from ..runs.read import Run, read_object
 from ..runs.resume import check_data
-from ..training.loaders import open_split
+from ..training.loaders import open_all
+
+_IMAGES = ("train_images", "val_images", "test_split")
+"""Settings that say which images of a dataset a run reads."""
 
 
 def check_settings(folder: RunFolder, stored: TrainConfig, config: TrainConfig, free: tuple[str, ...]) -> None:
@@ -50,9 +53,9 @@ def check_all_data(out: Path, names: Iterable[str], root: str | None) -> list[st
             then = read_object(folder.dataset_file)
             check_dataset(then, "")
             config = replace(folder.read_config(), root=root)
-            key = config.train_images, config.val_images
+            key = tuple(getattr(config, name) for name in _IMAGES)
             if key not in present:
-                present[key] = describe_data(open_split(config, "train"), open_split(config, "val"))
+                present[key] = describe_data(**{f"{name}_set": data for name, data in open_all(config).items()})
         except (OSError, ValueError):  # what is missing or damaged is named where it is needed
             continue
         check_data(folder, then, present[key], "another --out, or delete the folders of the runs to train them again")
@@ -66,7 +69,7 @@ def check_same_data(runs: Iterable[Run]) -> None:
     firsts: dict[Any, Run] = {}
     for run in runs:
         first = firsts.setdefault(None, run)
-        like = firsts.setdefault((run.config.get("train_images"), run.config.get("val_images")), run)
+        like = firsts.setdefault(tuple(run.config.get(name) for name in _IMAGES), run)
         differ = class_differences(first.dataset["class_names"], run.dataset["class_names"])
         if differ := differ or data_differences(like.dataset, run.dataset):
             raise ValueError(

@@ -13,7 +13,7 @@ from rich.text import Text
 from ..terminal import PlainTable, plain_column, say
 from ..text import one_line
 from .ablation import Ablation, State
-from .results import difference_text, mean_text
+from .results import METRIC_NAMES, difference_text, mean_text, shown_metrics
 
 # Period over which rich measures the speed. Its default is 30 s, while an epoch may take minutes.
 _SPEED_SECONDS = 1800.0
@@ -154,11 +154,13 @@ def result_table(result: dict[str, Any]) -> Table:
     """The results as a table for the terminal; ``result`` is the content of ``ablation.json``."""
     table = PlainTable(f"After the last epoch, in %; Δ to {result['against']} seed by seed, in points")
     table.add_text("row")
-    for heading in ("mIoU", "rare IoU", "Δ mIoU", "Δ rare IoU"):
+    metrics = shown_metrics(result["rows"])[:2]  # of the test images, if there are any
+    names = [METRIC_NAMES[metric] for metric in metrics]
+    for heading in (*names, *(f"Δ {name}" for name in names)):
         table.add_numbers(heading, no_wrap=False)
     for row in result["rows"]:
-        cells = [mean_text(row["summary"][metric]) for metric in ("miou", "rare_iou")]
-        cells += [difference_text(row["paired"][metric]) for metric in ("miou", "rare_iou")]
+        cells = [mean_text(row["summary"][metric]) for metric in metrics]
+        cells += [difference_text(row["paired"][metric]) for metric in metrics]
         last = row is result["rows"][-1] or row["group"] != result["rows"][result["rows"].index(row) + 1]["group"]
         table.add_row(row["name"], *cells, end_section=last)
     return table

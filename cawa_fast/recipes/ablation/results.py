@@ -11,8 +11,10 @@ from typing import Any
 from ..runs.read import Run
 from ..text import markdown_code, markdown_text
 
-METRICS = ("miou", "rare_iou", "pixel_accuracy", "seconds_per_epoch", "awa_share")
-COMPARED = ("miou", "rare_iou", "pixel_accuracy")
+TESTED = ("test_miou", "test_rare_iou", "test_pixel_accuracy")
+"""Metrics of the images that no rule reads; of runs with ``test_split``."""
+COMPARED = (*TESTED, "miou", "rare_iou", "pixel_accuracy")
+METRICS = (*COMPARED, "seconds_per_epoch", "awa_share")
 
 # The 97.5 % quantile of Student's t distribution for 1 to 30 degrees of freedom.
 _T_975 = (
@@ -92,12 +94,10 @@ def compare(row: Mapping[int, float], against: Mapping[int, float]) -> Paired | 
 def final_values(run: Run, rare: Sequence[int]) -> dict[str, Any]:
     """The results of a finished run after its last epoch. Times are means over all epochs but the first."""
     final = run.final
-    known = [final["iou"][index] for index in rare if final["iou"][index] is not None]
+    shares = {**_shares("", final, rare), **(_shares("test_", final["test"], rare) if "test" in final else {})}
     return {
         "epochs": len(run.records),
-        "miou": final["miou"],
-        "rare_iou": statistics.fmean(known) if known else None,
-        "pixel_accuracy": final["pixel_accuracy"],
+        **shares,
         "seconds_per_epoch": run.seconds()["total"],
         "awa_share": run.awa_overhead(),
         "iou": final["iou"],
@@ -105,11 +105,42 @@ def final_values(run: Run, rare: Sequence[int]) -> dict[str, Any]:
     }
 
 
+def _shares(prefix: str, metrics: Mapping[str, Any], rare: Sequence[int]) -> dict[str, Any]:
+    """The metrics of a split, as the results of an ablation name them."""
+    known = [metrics["iou"][index] for index in rare if metrics["iou"][index] is not None]
+    return {
+        f"{prefix}miou": metrics["miou"],
+        f"{prefix}rare_iou": statistics.fmean(known) if known else None,
+        f"{prefix}pixel_accuracy": metrics["pixel_accuracy"],
+    } | ({f"{prefix}iou": metrics["iou"]} if prefix else {})
+
+
+def shown_metrics(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The metrics of a table: those of the test images first, if there are any.
+
+    Example:
+        >>> shown_metrics([{"summary": {"test_miou": None}}])
+        ('miou', 'rare_iou', 'pixel_accuracy')
+    """
+    tested = any(row["summary"].get("test_miou") for row in rows)
+    return ("test_miou", "test_rare_iou", "miou", "rare_iou") if tested else COMPARED[3:]
+
+
+METRIC_NAMES = {
+    "test_miou": "test mIoU",
+    "test_rare_iou": "test rare IoU",
+    "test_pixel_accuracy": "test pixel accuracy",
+    "miou": "mIoU",
+    "rare_iou": "rare IoU",
+    "pixel_accuracy": "pixel accuracy",
+}
+
+
 def with_statistics(rows: Sequence[dict[str, Any]], against: str) -> list[dict[str, Any]]:
     """``rows`` of ablation.json with ``summary`` and ``paired``, computed from the finished runs."""
 
     def values(row: dict[str, Any], metric: str) -> dict[int, float]:
-        return {r["seed"]: r[metric] for r in row["runs"] if r["status"] == "done" and r[metric] is not None}
+        return {r["seed"]: r[metric] for r in row["runs"] if r["status"] == "done" and r.get(metric) is not None}
 
     base: dict[str, Any] = next((row for row in rows if row["name"] == against), {"runs": []})
     result = []
@@ -142,7 +173,13 @@ def markdown(result: dict[str, Any], groups: Mapping[str, str]) -> str:
         "",
         f"{result['epochs']} epochs; seeds {', '.join(map(str, result['seeds']))}; {done} of {total} entries finished. "
         "Values are those **after the last epoch**, not of the best one: mean ± sample standard deviation over seeds, "
-        "in %. They are measured on the validation images, from which adaptive rows also compute their weights.",
+        "in %. "
+        + (
+            "Those of the test are measured on images that nothing in a run reads; the others, on the validation "
+            "images, from which adaptive rows also compute their weights."
+            if shown_metrics(rows)[0] == "test_miou"
+            else "They are measured on the validation images, from which adaptive rows also compute their weights."
+        ),
         "",
         f"Rare: {', '.join(markdown_text(names[i]) for i in rare['classes']) or 'none'} (fewer training pixels than "
         f"{rare['part']:g} of an even share, {100 * rare['part'] / max(len(names), 1):.2f} %).",
@@ -178,10 +215,12 @@ def seed_caveat(seeds: int) -> str:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    head = "| row | mIoU | rare IoU | pixel accuracy | Δ mIoU | Δ rare IoU | dead classes | s / epoch | AWA, % |"
-    lines = [head, "|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
+    metrics = shown_metrics(rows)
+    names = [METRIC_NAMES[metric] for metric in metrics]
+    heads = ["row", *names, *(f"Δ {name}" for name in names[:2]), "dead classes", "s / epoch", "AWA, %"]
+    lines = [f"| {' | '.join(heads)} |", f"|---{'|--:' * (len(heads) - 1)}|"]
     best: dict[str, float | None] = {}
-    for metric in COMPARED:
+    for metric in metrics:
         means = {summary["mean"] for row in rows if (summary := row["summary"][metric])}
         best[metric] = max(means) if len(means) > 1 else None
     for row in rows:
@@ -189,8 +228,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
         done = [run for run in row["runs"] if run["status"] == "done"]
         title, name = markdown_text(row["title"]), markdown_code(row["name"], cell=True)
         cells = [title if row["name"] == row["title"].replace(" ", "") else f"{title} ({name})"]
-        cells += [mean_text(summary[metric], best[metric]) for metric in COMPARED]
-        cells += [difference_text(paired[metric]) for metric in ("miou", "rare_iou")]
+        cells += [mean_text(summary[metric], best[metric]) for metric in metrics]
+        cells += [difference_text(paired[metric]) for metric in metrics[:2]]
         cells.append(", ".join(str(len(run["dead"])) for run in done) or "–")
         seconds, share = summary["seconds_per_epoch"], summary["awa_share"]
         cells.append(f"{seconds['mean']:.3g}" if seconds else "–")

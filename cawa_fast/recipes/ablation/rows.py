@@ -52,12 +52,19 @@ _TITLES = {
     "effective_number": "effective number (Cui et al. 2019)",
     "enet": "ENet (Paszke et al. 2016)",
     "log_frequency": "log frequency",
+    "power": "square root of the frequency",
+    "enet_power": "square root of ENet's weights",
     "focal": "focal loss (Lin et al. 2017)",
+    "focal_power": "focal loss with square-root weights",
+    "dice": "cross-entropy + Dice",
+    "seesaw": "seesaw loss (Wang et al. 2021)",
     "logit_adjustment": "logit adjustment (Menon et al. 2021)",
     "recall_batch": "recall loss (Tian et al. 2022)",
     "recall": "recall of the last validation",
     "difficulty": "class difficulty (Sinha et al. 2020)",
     "cawa": "CAWA, the defaults",
+    "decoupled": "decoupled: decisions by IoU",
+    "balanced": "balanced: decisions near the balance of the classes",
 }
 
 # Figure 5 goes from 0 to 1; the steps are finer near the paper's optimum.

@@ -41,6 +41,7 @@ class Reporter:
 
     def begin(self, config: TrainConfig, trainer: Trainer) -> None:
         self._images = len(trainer.train_loader) * config.batch_size + len(trainer.val_set)
+        self._images += 0 if trainer.test_set is None else len(trainer.test_set)
         self.write("begin", epoch=trainer.epochs_done, pid=os.getpid())
 
     def advance(self, phase: str, epoch: int, images: int) -> None:

@@ -26,6 +26,7 @@ the command checks a tree. Nothing is downloaded. The datasets have terms of the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -123,7 +124,7 @@ def build_dataset(
     Args:
         name: a key of :data:`DATASETS`.
         root: folder with the files; None for "street".
-        split: "train" or "val".
+        split: "train", "val", or another split of the dataset, such as "test".
         resize: ``(H, W)`` in pixels to which every image is resized; None keeps the original size.
         seed: >= 0; only for "street".
         **options: keywords of the dataset's class, such as ``length`` or ``cache``.
@@ -134,8 +135,8 @@ def build_dataset(
     """
     if name not in DATASETS:
         raise ValueError(f"dataset {name!r} is unknown; choose one of {', '.join(sorted(DATASETS))}")
-    if split not in ("train", "val"):
-        raise ValueError(f"split={split!r} is unknown; choose 'train' or 'val'")
+    if re.fullmatch(r"\w[\w.-]*", split) is None:
+        raise ValueError(f"split={split!r} is unknown; give a name, such as 'train', 'val' or 'test'")
     if resize is not None and (len(resize) != 2 or min(resize) < 1):
         raise ValueError(f"resize={resize} must be (height, width) in pixels, each at least 1, or None")
     return DATASETS[name](root=root, split=split, resize=resize, seed=seed, **options)

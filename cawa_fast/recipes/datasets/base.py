@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -53,6 +53,10 @@ class SegmentationDataset(ABC):
     @abstractmethod
     def _load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Decode or draw one pair: image (H, W, 3) uint8, label (H, W) uint8 in [0, C) or ``ignore_index``."""
+
+    def part(self, indices: Sequence[int]) -> SegmentationDataset:
+        """The same dataset with some of its images, in this order."""
+        raise NotImplementedError(f"{self.name} cannot be divided")
 
     def describe(self, index: int) -> str:
         """The source of image ``index``, for error messages."""

@@ -14,9 +14,16 @@ from ..runs.folder import RunFolder
 from ..runs.read import Run, StrPath, labelled, load_run, read_object
 
 ABLATION_FILE = "ablation.json"
-ADAPTIVE_ROW = "cawa"
+ADAPTIVE_ROWS = ("balanced", "cawa")
+"""Rows that a report shows against the others: the first of them that an ablation has."""
 SWEPT = {"delta": "delta", "tau": "tau", "clip": "w_max", "momentum": "weight_momentum", "every": "every"}
 """Groups whose rows are values of one numeric setting, with the name of the setting."""
+
+
+def adaptive_row(ablation: dict[str, Any]) -> str:
+    """The name of the row that a report shows against the others."""
+    names = {row["name"] for row in ablation["rows"]}
+    return next((name for name in ADAPTIVE_ROWS if name in names), ADAPTIVE_ROWS[-1])
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,9 @@ class ReportInputs:
 def load_inputs(paths: Sequence[StrPath]) -> ReportInputs:
     """Read run folders, folders of ``cawa-fast ablate``, and files ``ablation.json``.
 
-    From the folder of an ablation this also reads the runs of its baseline and of CAWA with the first seed, if they are
-    there. A class is rare as the ablation's ``--rare`` says, also for single runs from the folder of an ablation. If
-    ablations on one dataset disagree, the first one counts.
+    From the folder of an ablation this also reads the runs of its baseline and of its adaptive row with the first seed,
+    if they are there. A class is rare as the ablation's ``--rare`` says, also for single runs from the folder of an
+    ablation. If ablations on one dataset disagree, the first one counts.
 
     Raises:
         FileNotFoundError: a folder or a file in it is missing.
@@ -83,9 +90,9 @@ def load_inputs(paths: Sequence[StrPath]) -> ReportInputs:
 
 
 def _first_runs(ablation: dict[str, Any], folder: Path) -> list[Run]:
-    """The finished runs of the baseline and of CAWA with the first seed."""
+    """The finished runs of the baseline and of the adaptive row with the first seed."""
     names: list[str] = []
-    for row in (ablation["against"], ADAPTIVE_ROW):
+    for row in (ablation["against"], adaptive_row(ablation)):
         found = [r["runs"] for r in ablation["rows"] if r["name"] == row]
         names += [run["run"] for run in found[0][:1] if run["status"] == "done"] if found else []
     return [load_run(folder / name) for name in dict.fromkeys(names) if RunFolder(folder / name).metrics_file.is_file()]

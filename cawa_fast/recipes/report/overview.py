@@ -1,4 +1,7 @@
-"""The table of models by dataset: the final mIoU of every method over seeds, as in the paper's table 1."""
+"""The table of models by dataset: the final mIoU of every method over seeds, as in the paper's table 1.
+
+It is that of the test images where all runs have some, else that of the validation images.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ class OverviewEntry:
     """One method with one model on one dataset.
 
     Attributes:
-        summary: mIoU after the last epoch, over seeds.
+        summary: mIoU, of the test if :attr:`Overview.tested`, after the last epoch, over seeds.
         paired: its difference to the baseline with the same seed; None for the baseline.
     """
 
@@ -55,20 +58,23 @@ class Overview:
 
     datasets: tuple[str, ...]
     lines: tuple[OverviewLine, ...]
+    tested: bool = False
 
 
 def make_overview(runs: Sequence[Run]) -> Overview | None:
     """The table of ``runs``; None if it would say nothing: one dataset, one model, and one run of each method."""
     datasets = tuple(dict.fromkeys(run.config["dataset"] for run in runs))
     models = tuple(dict.fromkeys(_model(run) for run in runs))
+    tested = all("test" in run.final for run in runs)
     cells: dict[tuple[str, str, str], dict[int, float]] = {}
     for run, method in zip(runs, _methods(runs), strict=True):
-        if run.final["miou"] is None:
+        value = (run.final["test"] if tested else run.final)["miou"]
+        if value is None:
             continue
         cell = (_model(run), method, run.config["dataset"])
         if run.config["seed"] in cells.get(cell, {}):  # the same settings on another device get a line of their own
             cell = (cell[0], f"{method}, {run.label}", cell[2])
-        cells.setdefault(cell, {})[run.config["seed"]] = run.final["miou"]
+        cells.setdefault(cell, {})[run.config["seed"]] = value
     if not cells or (len(datasets) == len(models) == 1 and all(len(values) == 1 for values in cells.values())):
         return None
     lines = []
@@ -83,7 +89,7 @@ def make_overview(runs: Sequence[Run]) -> Overview | None:
                 summary = summarize(list(found.values()))
                 entries.append(OverviewEntry(summary, paired) if summary else None)
             lines.append(OverviewLine(model, method, tuple(entries)))
-    return Overview(datasets, tuple(lines))
+    return Overview(datasets, tuple(lines), tested)
 
 
 def _model(run: Run) -> str:
@@ -114,7 +120,8 @@ def overview_table(overview: Overview) -> Table:
     """The overview for a terminal, as a ``rich`` table."""
     from ..terminal import PlainTable
 
-    table = PlainTable("mIoU after the last epoch in %; Δ: difference in points with the same seed")
+    metric = "Test mIoU" if overview.tested else "mIoU"
+    table = PlainTable(f"{metric} after the last epoch in %; Δ: difference in points with the same seed")
     table.add_names("model", (line.model for line in overview.lines))
     table.add_names("method", (line.method for line in overview.lines))
     for dataset in overview.datasets:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +144,16 @@ def comparison_table(runs: Sequence[Run], rare_part: float = RARE) -> list[Row]:
     def total(label: str, cells: Sequence[Cell], **options: Any) -> Row:
         return Row(label, _with_differences(cells), **options)
 
+    if any("test" in run.final for run in runs):  # first: the images that no rule has read
+        known = [[record.get("test") for record in (run.final, run.best)] for run in runs]
+
+        def tested(value: Callable[[dict[str, Any]], float | None]) -> list[Cell]:
+            return [Cell(*(None if test is None else value(test) for test in both)) for both in known]
+
+        rows.append(total("test mIoU", tested(lambda test: test["miou"])))
+        if rare:
+            name = f"test mIoU of {len(rare)} rare classes"
+            rows.append(total(name, tested(lambda test: _mean(test["iou"], rare))))
     rows.append(total("mIoU", [Cell(run.final["miou"], run.best["miou"]) for run in runs]))
     if rare:
         cells = [Cell(_mean(run.final["iou"], rare), _mean(run.best["iou"], rare)) for run in runs]

@@ -39,6 +39,11 @@ def record_check(classes: int | None = None) -> Check:
         "csps_error": by_class(number(0)),
         "held": listed(flag, classes),
         "sample_images": optional(whole(0)),
+        "offset": by_class(number()),
+        "test": fields(
+            {"miou": optional(_SHARE), "pixel_accuracy": optional(_SHARE), "iou": by_class(_SHARE)},
+            {"mean_accuracy": optional(_SHARE), "accuracy": by_class(_SHARE)},
+        ),
     }
     shape, times = fields(needed, others), table(number(0))
 
@@ -60,12 +65,14 @@ def check_dataset(value: Any, where: str) -> None:
         "val_pixels": pixels,
         "train_images": whole(0),
         "val_images": whole(0),
+        "test_pixels": pixels,
+        "test_images": whole(0),
         "labels": table(optional(whole(0))),
-        "files": fields({"train": text, "val": text}),
+        "files": fields({"train": text, "val": text}, {"test": text}),
     }
     fields({}, parts)(value, where)
     classes = len(value["class_names"]) if "class_names" in value else None
-    for name in ("palette", "train_pixels", "val_pixels"):
+    for name in ("palette", "train_pixels", "val_pixels", "test_pixels"):
         if classes is not None and name in value and len(value[name]) != classes:
             raise ValueError(f"{name} has {len(value[name])} values, but there are {classes} class_names")
     if classes is not None and any((index or 0) >= classes for index in value.get("labels", {}).values()):
@@ -131,7 +138,13 @@ def check_ablation(value: Any, swept: Mapping[str, str]) -> None:
         "seconds_per_epoch": number(0),
         "awa_share": optional(number()),
     }
-    done = fields(values)
+    tested = {
+        "test_miou": optional(_SHARE),
+        "test_rare_iou": optional(_SHARE),
+        "test_pixel_accuracy": optional(_SHARE),
+        "test_iou": listed(optional(_SHARE), classes),
+    }
+    done = fields(values, tested)
 
     def run(value: Any, where: str) -> None:
         _RUN(value, where)

@@ -19,28 +19,32 @@ _SHOWN = 3  # names of each kind of difference
 _Files = list[list[Any]]  # of each pair: image, its size in bytes, label, its size
 
 
-def describe_data(train_set: SegmentationDataset, val_set: SegmentationDataset) -> dict[str, Any]:
+def describe_data(
+    train_set: SegmentationDataset, val_set: SegmentationDataset, test_set: SegmentationDataset | None = None
+) -> dict[str, Any]:
     """What a run is trained on, as plain values for ``dataset.json`` and the checkpoint. Reads no file.
 
-    ``class_names``, ``palette``, ``ignore_index``, ``train_images`` and ``val_images``; for datasets of files also
+    ``class_names``, ``palette``, ``ignore_index``, ``train_images``, ``val_images`` and, with test images,
+    ``test_images``; for datasets of files also
 
     - ``labels``: the class of each value or colour in the label files, None if it is ignored;
     - ``files``: for each split the pairs in their order, relative to the root so that the folder may be moved, with
       the size of each file. Packed (JSON, zlib, base64), since COCO-Stuff has 236,574 training files.
     """
+    sets = {"train": train_set, "val": val_set} | ({} if test_set is None else {"test": test_set})
     described: dict[str, Any] = {
         "class_names": list(train_set.class_names),
         "palette": [list(colour) for colour in train_set.palette],
         "ignore_index": train_set.ignore_index,
-        "train_images": len(train_set),
-        "val_images": len(val_set),
+        **{f"{split}_images": len(dataset) for split, dataset in sets.items()},
     }
-    if isinstance(train_set, FileDataset) and isinstance(val_set, FileDataset):
+    files = {split: dataset for split, dataset in sets.items() if isinstance(dataset, FileDataset)}
+    if isinstance(train_set, FileDataset) and len(files) == len(sets):
         classes = train_set.rule.classes
         described["labels"] = {
             code_names([code])[1:-1]: None if classes[code] == IGNORE else classes[code] for code in sorted(classes)
         }
-        described["files"] = {"train": _pack(_listing(train_set)), "val": _pack(_listing(val_set))}
+        described["files"] = {split: _pack(_listing(dataset)) for split, dataset in files.items()}
     return described
 
 
@@ -59,10 +63,11 @@ def data_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
         found.append(f"ignore_index was {then['ignore_index']} and is now {now['ignore_index']}")
     if "labels" in both and not found:  # with other classes every value means something else
         found += _label_differences(then["labels"], now["labels"], now["class_names"])
-    for split in ("train", "val"):
+    for split in ("train", "val", "test"):
         images, pixels = f"{split}_images", f"{split}_pixels"
         listed = []
-        if "files" in both and then["files"][split] != now["files"][split]:
+        kept = "files" in both and split in then["files"] and split in now["files"]
+        if kept and then["files"][split] != now["files"][split]:
             listed = _file_differences(split, _unpack(then["files"][split]), _unpack(now["files"][split]))
         if not listed and images in both and then[images] != now[images]:
             listed = [f"{split} had {then[images]} images and has {now[images]}"]

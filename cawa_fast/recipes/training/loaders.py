@@ -1,8 +1,9 @@
-"""The data of a run: its two splits, their DataLoaders, and the normalisation of images."""
+"""The data of a run: its splits, their DataLoaders, and the normalisation of images."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import signal
 from collections.abc import Mapping
@@ -49,7 +50,20 @@ def _imagenet(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def open_split(config: TrainConfig, split: str) -> SegmentationDataset:
-    """Open the split "train" or "val" of the dataset that ``config`` names."""
+    """Open the split "train", "val" or "test" of the dataset that ``config`` names; the last by ``test_split``.
+
+    With ``test_split="half"``, validation is the first half of the validation images and test is the second: halves of
+    a video, so that no frame of one is the neighbour of many of the other.
+    """
+    if split == "test" and config.test_split is None:
+        raise ValueError("test_split is None: the run has no test images")
+    if config.test_split == "half" and split != "train":
+        whole = open_split(dataclasses.replace(config, test_split=None), "val")
+        if len(whole) < 2:
+            raise ValueError(f"test_split='half': there is only {len(whole)} validation image; name another split")
+        first = (len(whole) + 1) // 2
+        return whole.part(range(first) if split == "val" else range(first, len(whole)))
+    split = str(config.test_split) if split == "test" else split
     length = config.train_images if split == "train" else config.val_images
     options: dict[str, Any] = {} if length is None else {"length": length}
     if config.allow_outside_root:
@@ -61,15 +75,17 @@ def open_split(config: TrainConfig, split: str) -> SegmentationDataset:
 
 def open_splits(
     config: TrainConfig, folder: RunFolder, checkpoint: Mapping[str, Any] | None
-) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """The training and validation images. ``checkpoint`` is that of a run in ``folder`` that continues, or None.
+) -> dict[str, SegmentationDataset]:
+    """The images, by "train", "val" and, with ``test_split``, "test".
+
+    ``checkpoint`` is that of a run in ``folder`` that continues, or None.
 
     Raises:
         ValueError, FileNotFoundError: a split cannot be opened; the message names the files that the run had and that
             are gone, if these are the reason.
     """
     try:
-        return open_split(config, "train"), open_split(config, "val")
+        return open_all(config)
     except (ValueError, FileNotFoundError) as error:
         then = None if checkpoint is None else kept_data(folder, checkpoint)
         gone: list[str] = []
@@ -84,6 +100,12 @@ def open_splits(
         ) from error
 
 
+def open_all(config: TrainConfig) -> dict[str, SegmentationDataset]:
+    """The images of a run, by "train", "val" and, with ``test_split``, "test"."""
+    names = ("train", "val") if config.test_split is None else ("train", "val", "test")
+    return {name: open_split(config, name) for name in names}
+
+
 class Loaders:
     """The DataLoaders of a run. Training images are shuffled and augmented differently in each epoch.
 
@@ -91,10 +113,11 @@ class Loaders:
         config: the settings.
         train_set: the training images; at least ``config.batch_size``.
         val_set: the validation images.
+        test_set: the test images, or None.
         pinned: put batches into pinned memory, for a GPU.
 
     Attributes:
-        train, val: the loaders.
+        train, val, test: the loaders; the last may be None.
         sampler: of the training images; its ``set_epoch`` begins an epoch.
 
     Raises:
@@ -102,7 +125,13 @@ class Loaders:
     """
 
     def __init__(
-        self, config: TrainConfig, train_set: SegmentationDataset, val_set: SegmentationDataset, *, pinned: bool
+        self,
+        config: TrainConfig,
+        train_set: SegmentationDataset,
+        val_set: SegmentationDataset,
+        test_set: SegmentationDataset | None = None,
+        *,
+        pinned: bool,
     ) -> None:
         if len(train_set) < config.batch_size:
             raise ValueError(
@@ -127,15 +156,27 @@ class Loaders:
         # a last, smaller batch is dropped: it may be a single image, on which batch normalisation cannot train
         batches = distributed.BatchShare(self.sampler, config.batch_size)
         self.train: DataLoader[Any] = DataLoader(view, batch_sampler=batches, **shared)
-        val_batch = max(1, config.batch_size // distributed.world_size()) if val_set.image_size is not None else 1
-        self._val_set, self._val_options = val_set, shared | {"batch_size": val_batch}
-        own = range(distributed.rank(), len(val_set), distributed.world_size())
-        self.val: DataLoader[Any] = DataLoader(EvalView(val_set), sampler=own, **self._val_options)
+        self._val_set, self._val_options = val_set, shared | {"batch_size": _batch(config, val_set)}
+        self.val: DataLoader[Any] = DataLoader(EvalView(val_set), sampler=_own(val_set), **self._val_options)
+        self.test: DataLoader[Any] | None = None
+        if test_set is not None:
+            options = shared | {"batch_size": _batch(config, test_set)}
+            self.test = DataLoader(EvalView(test_set), sampler=_own(test_set), **options)
 
     def sample(self, cawa: CAWA, seed: int) -> DataLoader[Any]:
         """A loader of the sample of validation images that ``cawa`` draws for each step."""
         sampler = cawa.sampler(ClassIndex.build(self._val_set), seed=seed)
         return DataLoader(EvalView(self._val_set), sampler=sampler, **self._val_options)
+
+
+def _batch(config: TrainConfig, dataset: SegmentationDataset) -> int:
+    """Images at a time in a pass over whole images, which may differ in size."""
+    return max(1, config.batch_size // distributed.world_size()) if dataset.image_size is not None else 1
+
+
+def _own(dataset: SegmentationDataset) -> range:
+    """The images of this process."""
+    return range(distributed.rank(), len(dataset), distributed.world_size())
 
 
 def default_workers() -> int:

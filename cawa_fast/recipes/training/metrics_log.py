@@ -92,9 +92,12 @@ def log_scalars(log: Any, record: dict[str, Any], class_names: tuple[str, ...]) 
     epoch = record["epoch"]
     for name in ("train_loss", "lr", "miou", "mean_accuracy", "pixel_accuracy", "awa_overhead"):
         log.add_scalar(name, record[name], epoch)
-    for group in ("iou", "accuracy", "csps", "weight"):
-        for class_name, value in zip(class_names, record[group], strict=True):
+    for group in ("iou", "accuracy", "csps", "weight", "offset"):
+        for class_name, value in zip(class_names, record.get(group, ()), strict=False):
             if value is not None:
                 log.add_scalar(f"{group}/{one_line(class_name)}", value, epoch)
+    for name, value in record.get("test", {}).items():
+        if isinstance(value, float):
+            log.add_scalar(f"test/{name}", value, epoch)
     for part, value in record["seconds"].items():
         log.add_scalar(f"seconds/{part}", value, epoch)

@@ -65,11 +65,13 @@ class TrainingDisplay:
     def begin(self, config: TrainConfig, trainer: Trainer) -> None:
         self._trainer = trainer
         images_per_epoch = len(trainer.train_loader) * config.batch_size + len(trainer.val_set)
+        images_per_epoch += 0 if trainer.test_set is None else len(trainer.test_set)
         parameters = sum(p.numel() for p in trainer.model.parameters())
         say(
             self.console,
             (config.dataset, "bold"),
-            f": {len(trainer.train_set)} training, {len(trainer.val_set)} validation images, "
+            f": {len(trainer.train_set)} training, {len(trainer.val_set)} validation"
+            f"{'' if trainer.test_set is None else f', {len(trainer.test_set)} test'} images, "
             f"{trainer.train_set.num_classes} classes. ",
             (config.model, "bold"),
             f": {parameters / 1e6:.2f} M parameters on {trainer.device}. Weights: ",
@@ -92,12 +94,14 @@ class TrainingDisplay:
         config = self._trainer.config
         done = record["epoch"] - self._first_epoch
         left = (config.epochs - record["epoch"]) * (time.monotonic() - self._started) / done
+        tested = f"test mIoU {record['test']['miou']:.4f}  " if "test" in record else ""
         remaining = "" if self.console.is_terminal else f"  {left:.0f} s left"
         if self.tables or record["epoch"] == config.epochs:
             self.console.print(epoch_table(record, self._trainer.train_set.class_names, self._last_weight))
         say(
             self.console,
             f"epoch {record['epoch']}/{config.epochs}  loss {record['train_loss']:.4f}  mIoU {record['miou']:.4f}  "
+            f"{tested}"
             f"pixel accuracy {record['pixel_accuracy']:.4f}  {record['seconds']['total']:.2f} s  "
             f"AWA {100 * record['awa_overhead']:.2f} %{remaining}",
         )
@@ -105,14 +109,15 @@ class TrainingDisplay:
 
 
 def epoch_table(record: dict[str, Any], class_names: tuple[str, ...], last_weight: list[float] | None) -> Table:
-    """The record of an epoch as a table: IoU, accuracy, CSPS, weight and its change by class.
+    """The record of an epoch as a table: IoU, accuracy, CSPS, weight and its change by class, and offsets.
 
     Where the weights come from a sample, CSPS has its standard error. A class whose error is too large keeps its weight
     and has "kept" in the column of changes.
     """
     table = PlainTable(f"Validation after epoch {record['epoch']}")
     table.add_names("Class", class_names)
-    for name in ("IoU", "Acc", "CSPS", "Weight", "Change"):
+    offsets = record.get("offset")
+    for name in ("IoU", "Acc", "CSPS", "Weight", "Change", *(("Offset",) if offsets else ())):
         table.add_numbers(name)
     none_held = [False] * len(class_names)  # records of older versions have no "held"
     for index, name in enumerate(class_names):
@@ -128,6 +133,7 @@ def epoch_table(record: dict[str, Any], class_names: tuple[str, ...], last_weigh
             Text("kept", "yellow")
             if record.get("held", none_held)[index]
             else Text(f"{change:+.3f}" if change else "", "green" if change > 0 else "red"),
+            *((f"{offsets[index]:+.2f}",) if offsets else ()),
         )
     return table
 

@@ -19,7 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ... import CAWA, CrossEntropyLoss, FocalLoss, LogitAdjustedLoss, RecallLoss, check_labels, weighting
+from ... import (
+    CAWA,
+    CombinedLoss,
+    CrossEntropyLoss,
+    DiceLoss,
+    FocalLoss,
+    LogitAdjustedLoss,
+    RecallLoss,
+    check_labels,
+    weighting,
+)
 from ..config import ADAPTIVE, TrainConfig
 from ..datasets import FileDataset, SegmentationDataset, count_class_pixels
 from ..models import Network
@@ -30,6 +40,7 @@ from ..runs.folder import RunFolder
 from ..runs.resume import check_data, check_resumed, kept_data, versions
 from . import distributed
 from .loaders import Loaders, end_workers, normalize_images, open_splits
+from .losses import SeesawLoss
 from .metrics_log import log_scalars, metrics_record, numbers, tensorboard
 from .signals import SafePoints
 from .stopwatch import Stopwatch
@@ -77,17 +88,19 @@ class Trainer:
             torch.cuda.set_device(self.device)
         torch.set_num_threads(config.threads or cpu_count())
         checkpoint = folder.load(tidy=distributed.rank() == 0)
-        self.train_set, self.val_set = open_splits(config, folder, checkpoint)
-        self.data = describe_data(self.train_set, self.val_set)
+        self.sets = open_splits(config, folder, checkpoint)
+        self.train_set, self.val_set, self.test_set = self.sets["train"], self.sets["val"], self.sets.get("test")
+        self.data = describe_data(self.train_set, self.val_set, self.test_set)
         self.notes = check_resumed(folder, checkpoint, config, self.data)
-        loaders = Loaders(config, self.train_set, self.val_set, pinned=self.device.type == "cuda")
+        loaders = Loaders(config, self.train_set, self.val_set, self.test_set, pinned=self.device.type == "cuda")
         self.train_loader, self.val_loader, self._train_sampler = loaders.train, loaders.val, loaders.sampler
+        self.test_loader = loaders.test
         self.model = self._network()
         if distributed.rank() == 0 and not folder.exists():
             folder.begin(config)  # before the images are read, so that the run can be resumed from here on
-        self.train_pixels = self._count("train", self.train_set)
-        self.val_pixels = self._count("val", self.val_set)
-        self.data["train_pixels"], self.data["val_pixels"] = self.train_pixels.tolist(), self.val_pixels.tolist()
+        self.pixels = {split: self._count(split, dataset) for split, dataset in self.sets.items()}
+        self.train_pixels = self.pixels["train"]
+        self.data |= {f"{split}_pixels": pixels.tolist() for split, pixels in self.pixels.items()}
         if checkpoint is not None and (then := kept_data(folder, checkpoint)) is not None:
             check_data(folder, then, self.data, "another --run-dir")  # labels of the same size may have other pixels
 
@@ -103,7 +116,7 @@ class Trainer:
             method=config.cam_method,
             **config.adaptive_options(),
         )
-        # Computes the metrics, for static weights and samples too. No loss uses its weights.
+        # Computes the metrics, for static weights and samples too, and for the test. No loss uses its weights.
         self.validation = CAWA(self.model, self.val_set.num_classes, ignore_index=ignore, source="argmax", metrics=True)
         self.trained: nn.Module = self.model
         if distributed.world_size() > 1:
@@ -132,7 +145,7 @@ class Trainer:
             try:
                 return self._fit()
             finally:
-                end_workers(self.train_loader, self.val_loader, self.sample_loader)
+                end_workers(self.train_loader, self.val_loader, self.sample_loader, self.test_loader)
 
     def _fit(self) -> list[dict[str, Any]]:
         self.progress.begin(self.config, self)
@@ -173,14 +186,20 @@ class Trainer:
             scores = {name: numbers(getattr(self.cawa.weights, name)) for name in scores}
         check_labels()  # raises for bad labels met on a GPU, which has been synchronised by now
         seconds = watch.seconds()
+        # After the weights, which do not depend on it, and after the times, which are those of an epoch without it.
+        tested = {} if self.test_loader is None else {"test": self._test(epoch, self.test_loader)}
         awa = sum(seconds.get(part, 0.0) for part in ("sample_data", "sample_forward", "observe", "step"))
         record = {
             "epoch": epoch,
             "train_loss": loss,
             "lr": self.scheduler.get_last_lr()[0],
             **metrics,
+            **tested,
             **scores,
             "weight": numbers(self._current_weight()),
+            **(
+                {"offset": numbers(self.cawa.weights.offset)} if self.adaptive and self.cawa.weights.sets_offset else {}
+            ),
             "sample_images": sampled,
             "csps_error": numbers(self.cawa.weights.standard_error) if sampled else nothing,
             "held": self.cawa.weights.held.tolist() if sampled else [False] * self.train_set.num_classes,
@@ -255,6 +274,19 @@ class Trainer:
         return metrics_record(predictions.metrics), predictions.last_confusion.cpu()
 
     @torch.no_grad()
+    def _test(self, epoch: int, loader: DataLoader[Any]) -> dict[str, Any]:
+        """The metrics of the test images, which nothing else in the run reads."""
+        self.model.eval()
+        for images, labels in self._batches(loader, Stopwatch(self.device), "test_data"):
+            with self._autocast():
+                self.model(images)
+            self.validation.observe(labels)
+            self.progress.advance("validate", epoch, len(images) * distributed.world_size())
+        self.validation.step()
+        assert self.validation.weights.metrics is not None
+        return metrics_record(self.validation.weights.metrics)
+
+    @torch.no_grad()
     def _observe_sample(self, loader: DataLoader[Any], watch: Stopwatch) -> int:
         """A separate pass that scores a sample of the validation images. Returns the size of the sample."""
         for images, labels in self._batches(loader, watch, "sample_data"):
@@ -312,27 +344,37 @@ class Trainer:
             raise ValueError(f"no image of the split {split!r} of {self.config.dataset} has a labelled pixel")
         return class_pixels
 
-    def _criterion(self, ignore_index: int) -> CrossEntropyLoss | FocalLoss | RecallLoss:
-        name = self.config.weighting
+    def _criterion(self, ignore_index: int) -> CrossEntropyLoss | FocalLoss | RecallLoss | CombinedLoss | SeesawLoss:
+        name, power = self.config.weighting, self.config.power
         if self.adaptive:
             return self.cawa.criterion
-        if name == "focal":
-            return FocalLoss(self.config.gamma, ignore_index=ignore_index)
+        if name in ("focal", "focal_power"):
+            weight = weighting.power(self.train_pixels, power) if name == "focal_power" else None
+            return FocalLoss(self.config.gamma, weight, ignore_index)
+        if name == "dice":
+            return CombinedLoss(
+                CrossEntropyLoss(ignore_index=ignore_index), DiceLoss(ignore_index=ignore_index, smooth=1.0)
+            )
+        if name == "seesaw":
+            return SeesawLoss(self.train_pixels, ignore_index)
         if name == "logit_adjustment":
             return LogitAdjustedLoss(self.train_pixels, self.config.logit_tau, ignore_index=ignore_index)
         if name == "recall_batch":
             return RecallLoss(ignore_index)
-        return CrossEntropyLoss(getattr(weighting, name)(self.train_pixels), ignore_index)
+        exponent = {"gamma": power} if name in ("power", "enet_power") else {}
+        return CrossEntropyLoss(getattr(weighting, name)(self.train_pixels, **exponent), ignore_index)
 
     def _current_weight(self) -> Tensor:
         if self.adaptive:
             return self.cawa.weight
-        weight = self.criterion.weight
+        weight = None if isinstance(self.criterion, CombinedLoss) else self.criterion.weight
         return torch.ones(self.train_set.num_classes) if weight is None else weight
 
     def _averages_pixels(self) -> bool:
         """Whether the loss divides by the number of pixels, rather than by the sum of their weights."""
-        return not self.adaptive and (isinstance(self.criterion, RecallLoss) or self.criterion.weight is None)
+        if self.adaptive or isinstance(self.criterion, RecallLoss | CombinedLoss):
+            return not self.adaptive
+        return self.criterion.weight is None
 
     def _save(self, record: dict[str, Any], matrix: Tensor) -> None:
         if distributed.rank() > 0:

@@ -41,7 +41,7 @@ def preflight(
     """Check the splits of a run on what is known of their label files, and on a sample of the others.
 
     Args:
-        splits: "train" and "val".
+        splits: by name, "train" and "val" among them.
         pixels: pixels per class in all label maps of each, after their ``resize``.
         seconds: for reading files of each split, and for comparing the images of both, > 0.
         progress: called as ``progress(done, total)`` once reading has taken a second.

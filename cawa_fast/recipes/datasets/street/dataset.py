@@ -8,6 +8,8 @@ and trunks look like poles, posters like signs, bins and doorways like people.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,8 +39,8 @@ class StreetDataset(SegmentationDataset):
     ignored: the bonnet of the camera's car, bins and cabinets, unlabelled borders.
 
     Args:
-        split: "train" or "val".
-        length: number of images, >= 1; None gives 320 for training and 80 for validation.
+        split: "train", "val" or "test".
+        length: number of images, >= 1; None gives 320 for training and 80 for validation and for the test.
         size: ``(H, W)`` in pixels, each at least 32. The scene scales with the height.
         seed: >= 0; another seed gives different scenes.
         **options: ``cache`` and ``cache_limit`` of :class:`SegmentationDataset`.
@@ -66,9 +68,9 @@ class StreetDataset(SegmentationDataset):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        splits = {"train": 320, "val": 80}
+        splits = {"train": 320, "val": 80, "test": 80}
         if split not in splits:
-            raise ValueError(f"split={split!r} is unknown; 'street' has {' and '.join(map(repr, splits))}")
+            raise ValueError(f"split={split!r} is unknown; 'street' has {', '.join(map(repr, splits))}")
         if length is not None and length < 1:
             raise ValueError(f"length={length} must be at least 1; None gives {splits[split]} images")
         if len(size) != 2 or min(size) < 32:
@@ -77,13 +79,19 @@ class StreetDataset(SegmentationDataset):
             raise ValueError(f"seed={seed} must be >= 0")
         self.split = split
         self.seed = seed
-        self._length = splits[split] if length is None else length
+        self._indices: Sequence[int] = range(splits[split] if length is None else length)
         self._size = (int(size[0]), int(size[1]))
         self._stream = list(splits).index(split)
 
+    def part(self, indices: Sequence[int]) -> StreetDataset:
+        """The same scenes, but only those with these indices, in this order."""
+        result = copy.copy(self)
+        result._indices, result._cache = [self._indices[index] for index in indices], {}
+        return result
+
     def __len__(self) -> int:
         """Number of images."""
-        return self._length
+        return len(self._indices)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -91,6 +99,6 @@ class StreetDataset(SegmentationDataset):
         return self._size
 
     def _load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        scene = StreetScene(self._size, np.random.default_rng((_SCENES, self.seed, self._stream, index)))
+        scene = StreetScene(self._size, np.random.default_rng((_SCENES, self.seed, self._stream, self._indices[index])))
         scene.draw()
         return scene.photograph(_TEXTURE, shadowed=(ROAD, SIDEWALK))
