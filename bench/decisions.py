@@ -7,6 +7,7 @@ the constants are fitted on the validation images, and judged on the test images
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ _TAUS = tuple(t / 20 for t in range(1, 19))
 _STEPS = 25
 
 
+def _of_iou(exponent: float, n: Tensor, q: Tensor, iou: Tensor) -> Tensor:
+    return -exponent * iou.clamp_min(0.05).log()
+
+
 class Decisions:
     """The logits of a finished run with static weights, and the IoU of classes by several scores.
 
@@ -54,7 +59,8 @@ class Decisions:
         self.logits: dict[str, list[tuple[Tensor, Tensor]]] = {"val": [], "test": []}
         self.maps: dict[str, list[Tensor]] = {method: [] for method in _METHODS}
         for split, kept in self.logits.items():
-            for image, label in EvalView(open_split(config, split)):
+            view = EvalView(open_split(config, split))
+            for image, label in (view[index] for index in range(len(view))):
                 for method in _METHODS if split == "val" else _METHODS[:1]:
                     cam = cf.GradCAM(network, num_classes=self.classes, method=method)
                     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=config.amp), cam:
@@ -141,7 +147,7 @@ class Decisions:
         yield "balanced, keep 1, strength 3", self.settled(zero, lambda n, q, i: 3 * lacking(n, q, i))
         for a in (0.5, 1.0):
             name = f"decoupled: v = IoU^-{a:g}"
-            yield name, self.settled(-log_w, lambda n, q, i, a=a: -a * i.clamp_min(0.05).log())
+            yield name, self.settled(-log_w, functools.partial(_of_iou, a))
         for name, iou in self.scores():
             pull = -0.25 * iou.double().clamp_min(0.05).log()
             yield f"v = w IoU^-0.25, IoU of {name}", pull - pull.mean()

@@ -59,7 +59,7 @@ class _RegionLoss(nn.Module):
         return (numerator + self.smooth[0]) / (denominator + self.smooth[1]).clamp_min(self.eps)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        weight, offset = class_terms(self)
+        weight, offset = class_terms(self)[0], self.offset
         logits, labels, channels = _region.as_multiclass(type(self).__name__, input, target, self.mode, offset)
         options = (self.ignore_index, "sum", 0.0, 0.0, self.squared, self.align_corners)
         _, sums, truth = _region.checked_sums(type(self).__name__, logits, labels, None, offset, *options)
@@ -101,7 +101,8 @@ class DiceLoss(_RegionLoss):
     Source: Milletari et al. 2016 (V-Net); Sudre et al. 2017.
 
     Args:
-        weight: ``(C,)`` or an :class:`cawa_fast.AdaptiveClassWeights`, as for :class:`cawa_fast.CrossEntropyLoss`.
+        weight: ``(C,)`` or an :class:`cawa_fast.AdaptiveClassWeights`. Its weights are used and its offsets are not: a
+            region loss scores the bare logits, with which the network predicts.
         ignore_index: label of the pixels that are left out.
         mode: ``"multiclass"``, ``"binary"`` or ``"multilabel"``, see :func:`cawa_fast.functional.region_sums`.
         smooth: :math:`s`, finite and at least 0; or two numbers, for the numerator and the denominator.
@@ -270,7 +271,8 @@ class CombinedLoss(nn.Module):
         elif not (type(pixel) in (CrossEntropyLoss, FocalLoss) and region.mode == "multiclass"):
             return False
         same = pixel.ignore_index == region.ignore_index and pixel.align_corners == region.align_corners
-        return bool(same) and getattr(pixel, "offset", None) is region.offset
+        offset = None if isinstance(pixel, BinaryCrossEntropyLoss) else class_terms(pixel)[1]
+        return bool(same) and offset is region.offset
 
     def extra_repr(self) -> str:
         return f"pixel_factor={self.pixel_factor}, region_factor={self.region_factor}"

@@ -211,6 +211,17 @@ def test_combined_takes_one_pass_only_if_the_probabilities_are_the_same(monkeypa
         assert len(calls) == expected, pixel
 
 
+def test_offsets_of_adaptive_weights_enter_the_pixel_loss_only():
+    adaptive, case = (
+        cf.AdaptiveClassWeights(C, rule="balanced", source="argmax", ignore_index=255),
+        noise(C, 1, (6, 9), (24, 36)),
+    )
+    adaptive.offset.copy_(OFFSET)
+    loss = cf.CombinedLoss(cf.CrossEntropyLoss(adaptive, 255), cf.DiceLoss(adaptive, 255))(*case)
+    pixel = CF.cross_entropy(*case, adaptive.weight, offset=OFFSET, ignore_index=255)
+    torch.testing.assert_close(loss, pixel + cf.DiceLoss(adaptive.weight, 255)(*case))
+
+
 @pytest.mark.parametrize("classes", ["present", "all", "present_of_all"])
 @pytest.mark.parametrize("per_image", [False, True])
 @pytest.mark.parametrize("include", [None, [1, 3]])
