@@ -39,6 +39,12 @@ WEIGHTINGS = (
     "recall_batch",
 )
 
+LOSSES = ("ce", "focal", "dice", "jaccard", "tversky", "ce+dice", "focal+tversky", "ohem")
+"""Losses that take class weights; ``a+b`` is the sum of both, in one pass."""
+
+LOSSES_OF_THEIR_OWN = ("focal", "focal_power", "dice", "seesaw", "logit_adjustment", "recall_batch")
+"""Weightings that say what the loss is."""
+
 PIXEL_SOURCES = ("train", "observed")
 """Values of the setting ``counts``: whose pixels per class enter Eq. 5."""
 
@@ -87,6 +93,12 @@ class TrainConfig:
         "another one to compare with.",
         WEIGHTINGS,
     )
+    loss: str = _setting(
+        "ce",
+        "Loss, with the class weights of --weighting: cross-entropy, focal, Dice, Jaccard, Tversky (0.3, 0.7), sums of "
+        "two, or the cross-entropy of hard pixels.",
+        LOSSES,
+    )
     epochs: int = _setting(50, "Passes over the training images.")
     batch_size: int = _setting(8, "Images per step.")
     crop: tuple[int, int] | None = _setting(None, "Training crop, e.g. 96x192; default: the image's size.")
@@ -124,7 +136,7 @@ class TrainConfig:
         0.0, "cawa: share of earlier steps' counts in a step, in [0, 1); helps small samples."
     )
     cam_method: str = _setting("gradcam", "cawa: method of the activation maps.", cam.METHODS)
-    gamma: float = _setting(2.0, "focal, focal_power: focusing exponent.")
+    gamma: float = _setting(2.0, "focal, focal_power, and losses with focal: focusing exponent.")
     power: float = _setting(
         0.5,
         "power, focal_power, balanced, decoupled: weights are the pixel share to the power of minus this. enet_power: "
@@ -151,6 +163,11 @@ class TrainConfig:
             choices, value = setting.metadata["choices"], getattr(self, setting.name)
             if choices and value not in choices:
                 raise ValueError(f"{setting.name} must be one of {', '.join(choices)}; got {value!r}")
+        if self.loss != "ce" and self.weighting in LOSSES_OF_THEIR_OWN:
+            raise ValueError(
+                f"loss={self.loss!r} does not go with weighting={self.weighting!r}, which is a loss itself; use "
+                "loss='ce', or weighting 'uniform', 'power' or another one of class weights"
+            )
         for name in ("epochs", "batch_size", "train_images", "val_images", "threads", "every"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+import cawa_fast as cf
 from cawa_fast import functional as CF
 from cawa_fast.metrics import segmentation_metrics
-from cawa_fast.recipes.config import WEIGHTINGS, TrainConfig
+from cawa_fast.recipes.config import LOSSES, WEIGHTINGS, TrainConfig
 from cawa_fast.recipes.datasets import build_dataset
 from cawa_fast.recipes.runs.folder import RunFolder
 from cawa_fast.recipes.training.loaders import Loaders, normalize_images, open_split
@@ -91,6 +92,27 @@ def test_every_weighting_trains_and_writes_the_documented_records(tmp_path: Path
     assert kept["matrix"] == validated(tmp_path, config).tolist()
     metrics = metrics_record(segmentation_metrics(torch.tensor(kept["matrix"])))
     assert metrics == {name: records[-1][name] for name in metrics}
+
+
+@pytest.mark.parametrize("weighting", ["power", "balanced"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_trains_with_class_weights(tmp_path: Path, loss: str, weighting: str) -> None:
+    trainer = Trainer(replace(TINY, weighting=weighting, loss=loss), RunFolder(tmp_path), Silent())
+    records = trainer.fit()
+    assert all(record["train_loss"] > 0 for record in records)
+    parts = {"ce": [cf.CrossEntropyLoss], "ohem": [cf.OhemCrossEntropyLoss], "focal": [cf.FocalLoss]}
+    parts |= {"dice": [cf.DiceLoss], "jaccard": [cf.JaccardLoss], "tversky": [cf.TverskyLoss]}
+    expected = [kind for part in loss.split("+") for kind in parts[part]]
+    modules = [m for m in (trainer.criterion, *trainer.criterion.children()) if type(m) in expected]
+    assert [type(m) for m in modules] == expected
+    for module in modules:
+        weights = module.weight if weighting == "power" else module.adaptive.weight
+        assert weights.tolist() == records[-1]["weight"]
+
+
+def test_a_weighting_that_is_a_loss_refuses_another_loss() -> None:
+    with pytest.raises(ValueError, match=r"loss='ce\+dice' does not go with weighting='focal'.*use loss='ce'"):
+        replace(TINY, weighting="focal", loss="ce+dice")
 
 
 def validated(path: Path, config: TrainConfig) -> torch.Tensor:

@@ -1,9 +1,45 @@
-"""A loss of a baseline that is no class weight, in plain PyTorch at the resolution of the labels."""
+"""The losses of ``--loss``, and a baseline in plain PyTorch, at the resolution of the labels."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ... import (
+    AdaptiveClassWeights,
+    CombinedLoss,
+    CrossEntropyLoss,
+    DiceLoss,
+    FocalLoss,
+    JaccardLoss,
+    OhemCrossEntropyLoss,
+    TverskyLoss,
+)
+
+
+def weighted_loss(name: str, weight: Tensor | AdaptiveClassWeights, gamma: float, ignore_index: int) -> nn.Module:
+    """The loss ``name`` of ``config.LOSSES`` with class weights, in both parts of a sum.
+
+    Example:
+        >>> import torch
+        >>> type(weighted_loss("ce+dice", torch.ones(2), 2.0, 255)).__name__
+        'CombinedLoss'
+    """
+    options: dict[str, Any] = {"weight": weight, "ignore_index": ignore_index}
+    if name == "ce":
+        return CrossEntropyLoss(**options)
+    if name == "focal":
+        return FocalLoss(gamma, **options)
+    if name == "ohem":
+        return OhemCrossEntropyLoss(**options)
+    if name in ("dice", "jaccard"):
+        return (DiceLoss if name == "dice" else JaccardLoss)(smooth=1.0, **options)
+    if name == "tversky":
+        return TverskyLoss(0.3, 0.7, smooth=1.0, **options)
+    pixel, region = (weighted_loss(part, weight, gamma, ignore_index) for part in name.split("+"))
+    return CombinedLoss(pixel, region)
 
 
 class SeesawLoss(nn.Module):

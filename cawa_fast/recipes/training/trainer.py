@@ -40,7 +40,7 @@ from ..runs.folder import RunFolder
 from ..runs.resume import check_data, check_resumed, kept_data, versions
 from . import distributed
 from .loaders import Loaders, end_workers, normalize_images, open_splits
-from .losses import SeesawLoss
+from .losses import SeesawLoss, weighted_loss
 from .metrics_log import log_scalars, metrics_record, numbers, tensorboard
 from .signals import SafePoints
 from .stopwatch import Stopwatch
@@ -344,10 +344,12 @@ class Trainer:
             raise ValueError(f"no image of the split {split!r} of {self.config.dataset} has a labelled pixel")
         return class_pixels
 
-    def _criterion(self, ignore_index: int) -> CrossEntropyLoss | FocalLoss | RecallLoss | CombinedLoss | SeesawLoss:
+    def _criterion(self, ignore_index: int) -> Any:
         name, power = self.config.weighting, self.config.power
-        if self.adaptive:
+        if self.adaptive and self.config.loss == "ce":
             return self.cawa.criterion
+        if self.adaptive:
+            return weighted_loss(self.config.loss, self.cawa.weights, self.config.gamma, ignore_index)
         if name in ("focal", "focal_power"):
             weight = weighting.power(self.train_pixels, power) if name == "focal_power" else None
             return FocalLoss(self.config.gamma, weight, ignore_index)
@@ -362,19 +364,21 @@ class Trainer:
         if name == "recall_batch":
             return RecallLoss(ignore_index)
         exponent = {"gamma": power} if name in ("power", "enet_power") else {}
-        return CrossEntropyLoss(getattr(weighting, name)(self.train_pixels, **exponent), ignore_index)
+        weight = getattr(weighting, name)(self.train_pixels, **exponent)
+        return weighted_loss(self.config.loss, weight, self.config.gamma, ignore_index)
 
     def _current_weight(self) -> Tensor:
         if self.adaptive:
             return self.cawa.weight
-        weight = None if isinstance(self.criterion, CombinedLoss) else self.criterion.weight
+        criterion: Any = self.criterion
+        weight: Tensor | None = (criterion.pixel_loss if isinstance(criterion, CombinedLoss) else criterion).weight
         return torch.ones(self.train_set.num_classes) if weight is None else weight
 
     def _averages_pixels(self) -> bool:
         """Whether the loss divides by the number of pixels, rather than by the sum of their weights."""
-        if self.adaptive or isinstance(self.criterion, RecallLoss | CombinedLoss):
-            return not self.adaptive
-        return self.criterion.weight is None
+        if isinstance(self.criterion, RecallLoss | CombinedLoss) or self.config.loss in ("dice", "jaccard", "tversky"):
+            return True
+        return not self.adaptive and self.criterion.weight is None
 
     def _save(self, record: dict[str, Any], matrix: Tensor) -> None:
         if distributed.rank() > 0:
