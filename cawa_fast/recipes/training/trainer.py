@@ -370,15 +370,21 @@ class Trainer:
     def _current_weight(self) -> Tensor:
         if self.adaptive:
             return self.cawa.weight
-        criterion: Any = self.criterion
-        weight: Tensor | None = (criterion.pixel_loss if isinstance(criterion, CombinedLoss) else criterion).weight
+        weight = self._static_weight()
         return torch.ones(self.train_set.num_classes) if weight is None else weight
+
+    def _static_weight(self) -> Tensor | None:
+        criterion: Any = self.criterion
+        if isinstance(criterion, CombinedLoss):
+            criterion = criterion.pixel_loss
+        weight: Tensor | None = criterion.weight
+        return weight
 
     def _averages_pixels(self) -> bool:
         """Whether the loss divides by the number of pixels, rather than by the sum of their weights."""
-        if isinstance(self.criterion, RecallLoss | CombinedLoss) or self.config.loss in ("dice", "jaccard", "tversky"):
+        if isinstance(self.criterion, RecallLoss) or self.config.loss in ("dice", "jaccard", "tversky"):
             return True
-        return not self.adaptive and self.criterion.weight is None
+        return not self.adaptive and self._static_weight() is None
 
     def _save(self, record: dict[str, Any], matrix: Tensor) -> None:
         if distributed.rank() > 0:
