@@ -42,7 +42,7 @@ if expected := os.environ.get("CAWA_FAST_TEST_EXTENSION"):  # set by tests/nativ
 # which may not be installed.
 collect_ignore = [] if DEVICE == "pretend" else ["support/pretend.py"]
 collect_ignore += [f"support/{name}.py" for name in ("accelerate_loop", "hf_networks", "lightning_module")]
-collect_ignore += ["support/train_transformers.py"]
+collect_ignore += [f"support/{name}.py" for name in ("train_transformers", "mmseg_runner", "yolo")]
 
 
 @pytest.fixture(autouse=True)

@@ -523,7 +523,10 @@ ONE = {
 @pytest.mark.parametrize("shape", [(2, 1, 4, 5), (2, 1, 8, 10)])
 @pytest.mark.parametrize("loss", ONE)
 def test_a_single_class_warns(loss, shape):
-    with pytest.warns(UserWarning, match=r"Loss: with one class .* use two classes, background and the object"):
+    with pytest.warns(
+        UserWarning,
+        match=r"Loss: with one class .* use cawa_fast.BinaryCrossEntropyLoss, or two classes, background and the object",
+    ):
         assert ONE[loss]()(torch.randn(shape), torch.zeros(2, 8, 10, dtype=torch.uint8)) == 0
 
 
