@@ -28,6 +28,7 @@ from cawa_fast.recipes.training.loaders import normalize_images, open_split
 
 from . import options
 from .files import RESULTS, write_result
+from .measure import commit
 
 _METHODS = ("gradcam", "gradcam++", "layercam")
 _TAUS = tuple(t / 20 for t in range(1, 19))
@@ -167,6 +168,7 @@ def decisions(runs: tuple[Path, ...], out: Path) -> None:
     lines = [
         "# Decisions of one network",
         "",
+        f"Made as of commit {commit()} by",
         f"`python -m bench decisions {' '.join(f'{path.parent.name}/{path.name}' for path in runs)}`: mIoU / mean IoU "
         "of the rare classes in %, on test images that nothing has read. Constants that are added to the logits of one "
         "trained network, fitted on its validation images.",

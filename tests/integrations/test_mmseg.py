@@ -21,12 +21,19 @@ from tests.support.scenes import CLASSES, scenes
 
 needs("mmseg", "mmseg", "mmengine", "mmcv")
 
-from tests.support.mmseg_runner import MODELS, integration, loss_module, runner, sample
+from tests.support.mmseg_runner import MODELS, UNPICKLE, integration, loss_module, runner, sample
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _checkpoints_may_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in UNPICKLE.items():
+        monkeypatch.setenv(name, value)
+
 
 PIXELS = sum(int((labels != 255).sum()) for _, labels in scenes(5))
 SLIDE = {"model.test_cfg": {"mode": "slide", "crop_size": (32, 32), "stride": (16, 16)}}

@@ -33,9 +33,9 @@ from mmseg.structures import SegDataSample  # noqa: E402
 from cawa_fast.integrations import _mmseg_loss as loss_module  # noqa: E402
 from cawa_fast.integrations import mmseg as integration  # noqa: E402
 
-__all__ = ["MODELS", "integration", "loss_module", "runner", "sample"]
+__all__ = ["MODELS", "UNPICKLE", "integration", "loss_module", "runner", "sample"]
 
-os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # mmengine 0.10.7 does not load its own checkpoints otherwise
+UNPICKLE = {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}  # mmengine 0.10.7 does not load its own checkpoints otherwise
 
 
 @MODELS.register_module()
@@ -149,4 +149,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    os.environ |= UNPICKLE
     main()
