@@ -89,8 +89,8 @@ class TrainConfig:
     )
     weighting: str = _setting(
         "balanced",
-        "Class weights or loss: balanced, which is best on unread images (docs/settings.md); cawa, the paper's; or "
-        "another one to compare with.",
+        "Class weights or loss: balanced, ahead of static weights on unread images (docs/settings.md); cawa, the "
+        "paper's; or another one to compare with.",
         WEIGHTINGS,
     )
     loss: str = _setting(
