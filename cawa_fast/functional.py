@@ -86,7 +86,8 @@ def cross_entropy(
     **Memory.** The forward pass also computes the gradient on a CPU, and on a GPU with the CUDA C++ kernels if the
     logits have the size of the labels. Exceptions are ``reduction="none"`` and float16 input. On a CPU the process
     keeps the memory of the last freed gradient of 4 MiB or more, and reuses it for the next one. With a resize on a
-    GPU, the forward pass stores 4 to 17 bytes per label pixel for the backward pass (4.3 bytes at ratio 4).
+    GPU, the forward pass stores 4 to 17 bytes per label pixel for the backward pass (4.3 bytes at ratio 4); that of a
+    focal loss stores up to twice as much.
 
     Source: ``torch.nn.functional.cross_entropy``; label smoothing: Szegedy et al. 2016, section 7; ``offset``: Menon et
     al. 2021, Eq. 10; ``reduction="class_mean"``: CAWASeg, Eq. 10.
@@ -101,8 +102,8 @@ def cross_entropy(
             require a gradient. The values are checked on a CPU only, because on a GPU the check would synchronise.
         offset: ``(C,)``, float32, float64, bfloat16 or float16, finite: added to the logits in the loss only, as in
             logit adjustment and balanced softmax. A class with a high offset is predicted less often, because its bare
-            logit need not be as large. On a CPU the kernel adds it as it reads the logits. Must not require a gradient.
-            The values are checked on a CPU only.
+            logit need not be as large. The kernels add it as they read the logits. Must not require a gradient. The
+            values are checked on a CPU only.
         ignore_index: label of the pixels that are left out. May lie inside or outside ``[0, C)``.
         reduction: how the losses of the pixels are combined.
 
@@ -175,12 +176,6 @@ def _pixel_loss(
     options = (ignore_index, reduction, label_smoothing, gamma, align_corners)
     if _ops.is_transformed(input):
         return _ops.differentiable_cross_entropy(input, target, weight, offset, *options)
-    if _ops.runs_gpu_kernels(input):  # which have neither offset nor gamma yet
-        if offset is not None:
-            _validate.check_offset_values(offset)
-            input, offset = input.float() + offset.float().view(-1, *[1] * (input.dim() - 2)), None
-        if gamma > 0:
-            return _ops.composed_focal_loss(input, target, weight, ignore_index, reduction, gamma, align_corners)
     with_grad = torch.is_grad_enabled() and input.requires_grad
     if torch.compiler.is_compiling() and (input.dtype == torch.bfloat16 or input.is_cuda):
         # A compiled graph does not know yet which factor the gradient will be multiplied with. Multiplying it later

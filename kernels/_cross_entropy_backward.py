@@ -24,8 +24,8 @@ import triton
 import triton.language as tl
 
 from ._cells import blend, first_output, fused, line_of, weight_of
-from ._cross_entropy_forward import LOG2E, NEVER
-from ._math import class_of, exp2, offset_of
+from ._cross_entropy_forward import NEVER, _shifted
+from ._math import LOG2E, class_of, exp2, offset_of
 
 MODERATE = tl.constexpr(1e30)
 
@@ -92,22 +92,22 @@ def _weight_sum(weight, num_classes, WEIGHTED: tl.constexpr, SMOOTHED: tl.conste
     ]
 )  # fmt: skip
 def _backward(
-    logits, target, weight, scale, grad, stats, grad_input, stride_n, stride_c, stride_y, stride_x, below, right,
-    grad_n, grad_c, grad_y, grad_x,
+    logits, target, weight, offset, scale, grad, stats, grad_input,
+    stride_n, stride_c, stride_y, stride_x, below, right, grad_n, grad_c, grad_y, grad_x,
     items, height, width, out_height, out_width, num_classes, ignore_index, max_rows, strips, stats_plane,
     keep, smooth,
     CLASSES: tl.constexpr, PHASES: tl.constexpr, MAX_PHASES: tl.constexpr, ROWS: tl.constexpr,
-    ALIGN_CORNERS: tl.constexpr, WEIGHTED: tl.constexpr, SMOOTHED: tl.constexpr, PER_PIXEL: tl.constexpr,
-    LONG: tl.constexpr, WIDE: tl.constexpr,
+    ALIGN_CORNERS: tl.constexpr, WEIGHTED: tl.constexpr, OFFSET: tl.constexpr, SMOOTHED: tl.constexpr,
+    FOCAL: tl.constexpr, PER_PIXEL: tl.constexpr, LONG: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Store the gradient ``grad_input``.
 
     logits: ``(N, C, h, w)`` float32, bfloat16 or float16; strides in elements, ``below`` and ``right`` as in
         _cross_entropy_forward.py.
     target: ``(N, H, W)`` contiguous uint8, int16, int32 or int64.
-    weight, scale: ``(C,)`` float32; weight None without WEIGHTED.
+    weight, offset, scale: ``(C,)`` float32; weight None without WEIGHTED, offset without OFFSET.
     grad: the upstream gradient, float32, ``(N, H, W)`` contiguous with PER_PIXEL, else ``()``.
-    stats: ``(2, N * H, MAX_PHASES, w + 1)`` float32 from the forward pass: maximum and inverse sum of exponentials.
+    stats: from the forward pass.
     grad_input: ``(N, C, h, w)``, dtype of logits, strides ``grad_*``.
     """
     # 1. The lane's cell and the program's classes. Grid: (ceil((items - 1) / 31) * chunks of classes,). An item is a
@@ -170,8 +170,8 @@ def _backward(
         for dy in range(max_rows):
             y = y_begin + dy
             row_weight = weight_of(y, top, height, rows)[None, :]
-            z_left = blend(a, a_below, row_weight)
-            z_right = blend(b, b_below, row_weight)
+            z_left = _shifted(blend(a, a_below, row_weight), offset, c, is_class, OFFSET)
+            z_right = _shifted(blend(b, b_below, row_weight), offset, c, is_class, OFFSET)
             row = image * out_height + y
             row_left = tl.zeros([CLASSES, 32], tl.float32)
             row_right = tl.zeros([CLASSES, 32], tl.float32)
@@ -190,6 +190,8 @@ def _backward(
                         upstream = tl.load(grad + pixel, mask=inside, other=0.0)
                     else:
                         upstream = common_upstream
+                    if FOCAL:
+                        upstream *= tl.load(stats + 2 * stats_plane + kept, mask=inside, other=0.0)
                     at_label, smoothing = _factors(label, weight, scale, upstream, keep, smooth, WEIGHTED)
                     u = weight_of(x, cell, width, columns)  # weight of the right sample in the sums
                     z = blend(z_left, z_right, weight_of(x, left, width, columns)[None, :])
@@ -227,14 +229,14 @@ def _backward(
 
 @triton.jit(do_not_specialize=["items", "out_height", "out_width", "num_classes", "ignore_index"])
 def _backward_same(
-    logits, target, weight, scale, grad, stats, grad_input, stride_n, stride_c, stride_y, stride_x,
+    logits, target, weight, offset, scale, grad, stats, grad_input, stride_n, stride_c, stride_y, stride_x,
     grad_n, grad_c, grad_y, grad_x, items, out_height, out_width, num_classes, ignore_index, keep, smooth,
-    ITEMS: tl.constexpr, CLASSES: tl.constexpr, WEIGHTED: tl.constexpr, SMOOTHED: tl.constexpr,
-    PER_PIXEL: tl.constexpr, LONG: tl.constexpr, WIDE: tl.constexpr,
+    ITEMS: tl.constexpr, CLASSES: tl.constexpr, WEIGHTED: tl.constexpr, OFFSET: tl.constexpr,
+    SMOOTHED: tl.constexpr, FOCAL: tl.constexpr, PER_PIXEL: tl.constexpr, LONG: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Store the gradient ``grad_input`` for logits of the labels' size.
 
-    Arguments as in :func:`_backward`, with stats ``(2, N * H * W)``. Grid: (ceil(items / ITEMS),); an item is a pixel.
+    Arguments as in :func:`_backward`. Grid: (ceil(items / ITEMS),); an item is a pixel.
     """
     item = tl.arange(0, ITEMS)
     if LONG:
@@ -251,6 +253,8 @@ def _backward_same(
     largest = tl.load(stats + item)
     inverse_sum = tl.load(stats + items + item)
     upstream = tl.load(grad + item) if PER_PIXEL else tl.load(grad)
+    if FOCAL:
+        upstream *= tl.load(stats + 2 * items + item)
     weight_sum = _weight_sum(weight, num_classes, WEIGHTED, SMOOTHED)
     at_label, smoothing = _factors(label, weight, scale, upstream, keep, smooth, WEIGHTED)
     class_stride = tl.cast(stride_c, tl.int64)
@@ -263,7 +267,7 @@ def _backward_same(
     for start in range(0, num_classes, CLASSES):
         c = start + k
         mask = (c < num_classes) & inside[None, :]
-        z = _moderate(at, mask)
+        z = _shifted(_moderate(at, mask), offset, c, c < num_classes, OFFSET)
         e = exp2((z - largest[None, :]) * LOG2E)
         class_weight = tl.full([CLASSES, 1], 1.0, tl.float32)
         if WEIGHTED and SMOOTHED:

@@ -24,24 +24,36 @@ import triton
 import triton.language as tl
 
 from ._cells import blend, cell_of, first_output, line_of, weight_of
-from ._math import class_of, exp2, offset_of
+from ._math import LEAST, LOG2E, class_of, exp2, focal_of, offset_of
 
-LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 LOWEST = tl.constexpr(-1e38)  # initial running maximum; finite, so that no difference to it is NaN
 NO_CLASS = tl.constexpr(-3e38)  # logit of padding classes; below LOWEST, so that their exponentials are 0
-LEAST = tl.constexpr(1.1754943508222875e-38)  # the least normal float32
 NEVER = tl.constexpr(3e38)  # stored as the maximum of an ignored pixel: all its exponentials become 0
 
 
 @triton.jit
-def _logits(at, right, below, mask, row_weight, column_weight, SAME: tl.constexpr):
-    """Resized logits at pixels, float32; NO_CLASS where ``mask`` is false.
+def _shifted(value, offset, c, mask, OFFSET: tl.constexpr):
+    """``value`` plus the offsets of classes ``c``.
+
+    Forward and backward pass add them at the same place, so that a pixel's largest exponential is exactly 1 in both.
+    """
+    if OFFSET:
+        value += tl.load(offset + c, mask=mask, other=0.0)
+    return value
+
+
+@triton.jit
+def _logits(
+    at, right, below, mask, offset, c, row_weight, column_weight, SAME: tl.constexpr, OFFSET: tl.constexpr
+):  # fmt: skip
+    """Resized logits of classes ``c`` at pixels, float32; NO_CLASS where ``mask`` is false.
 
     ``at``: pointers to the upper left samples. ``right``, ``below``: offsets to the neighbouring samples.
     """
     if SAME:
-        return tl.where(mask, tl.load(at, mask=mask, other=0.0).to(tl.float32), NO_CLASS)
+        z = _shifted(tl.load(at, mask=mask, other=0.0).to(tl.float32), offset, c, mask, OFFSET)
+        return tl.where(mask, z, NO_CLASS)
     else:
         a = tl.load(at, mask=mask, other=0.0).to(tl.float32)
         b = tl.load(at + right, mask=mask, other=0.0).to(tl.float32)
@@ -49,8 +61,8 @@ def _logits(at, right, below, mask, row_weight, column_weight, SAME: tl.constexp
         b_below = tl.load(at + below + right, mask=mask, other=0.0).to(tl.float32)
         # Mask here: earlier, as ``other`` of the load, float16 could not hold NO_CLASS; later there would be PHASES
         # pixels to mask instead of two columns.
-        a = tl.where(mask, blend(a, a_below, row_weight), NO_CLASS)
-        b = tl.where(mask, blend(b, b_below, row_weight), NO_CLASS)
+        a = tl.where(mask, _shifted(blend(a, a_below, row_weight), offset, c, mask, OFFSET), NO_CLASS)
+        b = tl.where(mask, _shifted(blend(b, b_below, row_weight), offset, c, mask, OFFSET), NO_CLASS)
         return blend(a, b, column_weight)
 
 
@@ -60,24 +72,26 @@ def _logits(at, right, below, mask, row_weight, column_weight, SAME: tl.constexp
     ]
 )  # fmt: skip
 def _forward(
-    logits, target, weight, scale, loss, stats, stride_n, stride_c, stride_y, stride_x, below, right,
+    logits, target, weight, offset, scale, loss, stats, stride_n, stride_c, stride_y, stride_x, below, right,
     items, height, width, out_height, out_width, num_classes, ignore_index, stats_plane,
-    keep, smooth,
+    keep, smooth, gamma,
     ITEMS: tl.constexpr, CLASSES: tl.constexpr, PHASES: tl.constexpr, MAX_PHASES: tl.constexpr,
     SAME: tl.constexpr, ALIGN_CORNERS: tl.constexpr,
-    WEIGHTED: tl.constexpr, SMOOTHED: tl.constexpr, PER_PIXEL: tl.constexpr, SAVE: tl.constexpr,
-    LONG: tl.constexpr, WIDE: tl.constexpr,
+    WEIGHTED: tl.constexpr, OFFSET: tl.constexpr, SMOOTHED: tl.constexpr, FOCAL: tl.constexpr,
+    PER_PIXEL: tl.constexpr, SAVE: tl.constexpr, LONG: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Store losses in ``loss`` and, with SAVE, statistics for the backward pass in ``stats``.
 
     logits: ``(N, C, h, w)`` float32, bfloat16 or float16; strides in elements. ``below``, ``right``: offsets to the
         neighbouring samples, 0 if an axis has a single sample.
     target: ``(N, H, W)`` contiguous uint8, int16, int32 or int64. Labels outside [0, C) count as ignored.
-    weight, scale: ``(C,)`` float32; weight None without WEIGHTED.
+    weight, offset, scale: ``(C,)`` float32; weight None without WEIGHTED, offset without OFFSET.
     loss: float32; ``(N, H, W)`` unscaled losses with PER_PIXEL, else one scaled sum per program.
     stats: ``(2, N * H, MAX_PHASES, w + 1)`` float32, with SAME ``(2, N * H * W)``: maximum and inverse sum of
-        exponentials; NEVER and 0 where ignored.
+        exponentials; NEVER and 0 where ignored. With FOCAL 3 instead of 2: the derivative of the focal loss, 0 where
+        ignored.
     keep, smooth: 1 - s and s / C, with s the label smoothing in [0, 1].
+    gamma: exponent of the focal loss, positive with FOCAL, which excludes SMOOTHED.
 
     Grid: (ceil(items / ITEMS),). An item is a cell in one row of pixels; with SAME it is a pixel.
     """
@@ -140,7 +154,7 @@ def _forward(
         for start in range(0, num_classes, CLASSES):
             c = start + k
             is_class = c < num_classes
-            z = _logits(at, right, below, is_class, row_weight, column_weight, SAME)
+            z = _logits(at, right, below, is_class, offset, c, row_weight, column_weight, SAME, OFFSET)
             before = largest
             largest = tl.maximum(largest, tl.max(z, 1, keep_dims=True))
             z -= largest  # rounded on its own, so that the exponential of the largest class is exactly 1
@@ -156,9 +170,13 @@ def _forward(
 
         # 2. the label's logit, rounded as in stage 1, and the loss
         class_at = tl.where(valid, label, 0)
-        z = _logits(base + class_at * class_stride, right, below, valid, row_weight, column_weight, SAME)
+        label_at = base + class_at * class_stride
+        z = _logits(label_at, right, below, valid, offset, class_at, row_weight, column_weight, SAME, OFFSET)
         log_sum = tl.log2(sum_) * LN2
         value = log_sum - (z - largest)
+        if FOCAL:
+            factor, derivative = focal_of(gamma, value)
+            value *= factor
         if WEIGHTED:
             value *= tl.load(weight + class_at)
         if SMOOTHED:
@@ -179,6 +197,8 @@ def _forward(
                 tl.where(valid, tl.div_rn(tl.full(sum_.shape, 1.0, tl.float32), sum_), 0.0),
                 mask=kept,
             )
+            if FOCAL:
+                tl.store(stats + 2 * stats_plane + to, tl.where(valid, derivative, 0.0), mask=kept)
     if not PER_PIXEL:
         tl.store(loss + tl.program_id(0), tl.sum(tl.sum(tl.sum(total, 0), 0), 0))
 

@@ -18,6 +18,8 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 MARGIN = tl.constexpr(2.0**-20)
 TINY = tl.constexpr(1e-37)
 INFINITY = tl.constexpr(float("inf"))
+LOG2E = tl.constexpr(1.4426950408889634)
+LEAST = tl.constexpr(1.1754943508222875e-38)  # the least normal float32
 LEAST_INT64 = tl.constexpr(-(2**63))
 LARGEST_INT64 = tl.constexpr(2**63 - 1)
 
@@ -31,6 +33,22 @@ def exp2(x):
         return tl.inline_asm_elementwise(
             "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
+
+
+@triton.jit
+def focal_of(gamma, negative_log):
+    """``(factor, derivative)``: (1 - p)^gamma and, if f(n) = (1 - p)^gamma n is the focal loss of n = -log p, f'(n):
+
+    (1 - p)^gamma + gamma (1 - p)^(gamma - 1) p n
+    """
+    n = tl.maximum(negative_log, 0.0)  # rounding may have made it negative
+    p = exp2(n * -LOG2E)
+    # Near p = 1 the difference 1 - p consists of rounding errors, and 0^(gamma - 1) is infinite.
+    miss = tl.where(n < 2.0**-5, n * (1 - n * (0.5 - n * (1 / 6))), 1 - p)
+    log_miss = tl.log2(tl.maximum(miss, LEAST))
+    scaled = tl.where(p > 0, gamma * p * n, 0.0)  # 0 * inf
+    factor = exp2(gamma * log_miss)
+    return factor, factor + exp2((gamma - 1) * log_miss) * scaled
 
 
 @triton.jit

@@ -88,15 +88,17 @@ def most_outputs(in_size: int, out_size: int, align_corners: bool) -> int:
     return cdiv(out_size, in_size)
 
 
-def stats_size(input: Tensor, target: Tensor, align_corners: bool) -> int:
-    """Float32 values that ``cross_entropy`` stores for the backward pass: two per pixel, plus padding of cells.
+def stats_size(input: Tensor, target: Tensor, gamma: float, align_corners: bool) -> int:
+    """Float32 values that ``cross_entropy`` stores for the backward pass: two per pixel, of a focal loss three, plus
+    padding of cells.
 
     ``input``: ``(N, C, h, w)``. ``target``: ``(N, H, W)``.
     """
+    per_pixel = 3 if gamma > 0 else 2
     if input.shape[2:] == target.shape[1:]:
-        return 2 * target.numel()
+        return per_pixel * target.numel()
     (_, width), (out_height, out_width) = input.shape[2:], target.shape[1:]
-    return 2 * target.shape[0] * out_height * (width + 1) * most_outputs(width, out_width, align_corners)
+    return per_pixel * target.shape[0] * out_height * (width + 1) * most_outputs(width, out_width, align_corners)
 
 
 def patch(tile: Mapping[str, int], low: tuple[int, int], high: tuple[int, int], align_corners: bool) -> tuple[int, int]:

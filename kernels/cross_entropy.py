@@ -1,4 +1,4 @@
-"""Weighted cross-entropy on a GPU: launches the kernels of _cross_entropy_*.py and allocates their scratch memory."""
+"""Weighted cross-entropy and focal loss on a GPU: launches _cross_entropy_*.py and allocates scratch memory."""
 
 from __future__ import annotations
 
@@ -46,10 +46,12 @@ def cross_entropy(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
+    offset: Tensor | None,
     scale: Tensor,
     ignore_index: int,
     per_pixel: bool,
     label_smoothing: float,
+    gamma: float,
     align_corners: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -61,23 +63,25 @@ def cross_entropy(
         target: ``(N, H, W)`` or ``(N, ...)`` uint8, int16, int32 or int64 labels; those outside [0, C) count as
             ignored.
         weight: ``(C,)`` float32, contiguous, >= 0, or None for 1.
+        offset: ``(C,)`` float32, contiguous, finite, added to the logits, or None for 0.
         scale: ``(C,)`` float32, contiguous.
         ignore_index: label of ignored pixels, any 64-bit integer.
         per_pixel: return the loss of every pixel, unscaled, in the shape of ``target``, instead of their sum ``()``.
         label_smoothing: in [0, 1].
+        gamma: exponent of the focal loss, >= 0; at most one of ``gamma`` and ``label_smoothing`` is positive.
         align_corners: as in ``F.interpolate``.
         save: whether to fill ``stats`` for :func:`cross_entropy_backward`; it is empty otherwise.
 
     Returns:
-        ``loss`` is float32. ``stats`` is ``(S,)`` float32, 8 bytes per pixel and a little padding.
+        ``loss`` is float32. ``stats`` is ``(S,)`` float32, 8 bytes per pixel, with gamma 12, and a little padding.
     """
     shape = target.shape
     if target.numel() == 0:
         nothing = torch.zeros(shape if per_pixel else (), dtype=torch.float32, device=input.device)
         return nothing if per_pixel else nothing * scale[0], torch.empty(0, dtype=torch.float32, device=input.device)
     input, target = _as_images(input, target)
-    problem = _problem(input, target, ignore_index, label_smoothing, align_corners, weight)
-    size = _tiling.stats_size(input, target, align_corners) if save else 0
+    problem = _problem(input, target, weight, offset, ignore_index, label_smoothing, gamma, align_corners)
+    size = _tiling.stats_size(input, target, gamma, align_corners) if save else 0
     stats = torch.empty(size, dtype=torch.float32, device=input.device)
     same = (input.shape[2], input.shape[3]) == (target.shape[1], target.shape[2])
     tile = _tiling.choose("cross_entropy_same" if same else "cross_entropy")
@@ -86,9 +90,9 @@ def cross_entropy(
     partial = loss if per_pixel else torch.empty(parts, dtype=torch.float32, device=input.device)
     arguments = problem | {
         "target": target,
-        "weight": weight,
         "scale": scale,
         "loss": partial,
+        "gamma": gamma,
         "stats": stats,
         "ITEMS": tile["ITEMS"],
         "CLASSES": tile["CLASSES"],
@@ -109,10 +113,12 @@ def cross_entropy_backward(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
+    offset: Tensor | None,
     scale: Tensor,
     stats: Tensor,
     ignore_index: int,
     label_smoothing: float,
+    gamma: float,
     align_corners: bool,
 ) -> Tensor:
     """The gradient with respect to ``input``, in its shape, dtype and, if dense, strides.
@@ -120,13 +126,13 @@ def cross_entropy_backward(
     Args:
         grad: upstream gradient, ``()`` or, for losses per pixel, of the shape of ``target``.
         stats: from :func:`cross_entropy`; if empty, the forward pass runs again.
-        input, target, weight, scale, ignore_index, label_smoothing, align_corners: as in :func:`cross_entropy`.
+        others: as in :func:`cross_entropy`.
     """
     if target.numel() == 0:
         return torch.zeros_like(input)
     if stats.numel() == 0:
         _, stats = cross_entropy(
-            input, target, weight, scale, ignore_index, False, label_smoothing, align_corners, save=True
+            input, target, weight, offset, scale, ignore_index, False, label_smoothing, gamma, align_corners, save=True
         )
     result = torch.empty_like(input)
     grad_input, _ = _as_images(result, target)
@@ -134,11 +140,10 @@ def cross_entropy_backward(
         result = grad_input = torch.empty(input.shape, dtype=input.dtype, device=input.device)
         grad_input, _ = _as_images(result, target)
     input, target = _as_images(input, target)
-    problem = _problem(input, target, ignore_index, label_smoothing, align_corners, weight)
+    problem = _problem(input, target, weight, offset, ignore_index, label_smoothing, gamma, align_corners)
     same = (input.shape[2], input.shape[3]) == (target.shape[1], target.shape[2])
     arguments: dict[str, Any] = {
         "target": target,
-        "weight": weight,
         "scale": scale,
         "grad": grad.to(torch.float32).contiguous(),
         "stats": stats,
@@ -186,10 +191,12 @@ def _as_images(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def _problem(
     input: Tensor,
     target: Tensor,
+    weight: Tensor | None,
+    offset: Tensor | None,
     ignore_index: int,
     label_smoothing: float,
+    gamma: float,
     align_corners: bool,
-    weight: Tensor | None,
 ) -> dict[str, Any]:
     """The kernel arguments that forward and backward share."""
     num_classes, height, width = input.shape[1:]
@@ -200,6 +207,8 @@ def _problem(
     stride_n, stride_c, stride_y, stride_x = input.stride()
     return {
         "logits": input,
+        "weight": weight,
+        "offset": offset,
         "stride_n": stride_n,
         "stride_c": stride_c,
         "stride_y": stride_y,
@@ -220,7 +229,9 @@ def _problem(
         "smooth": label_smoothing / num_classes,
         "ALIGN_CORNERS": align_corners,
         "WEIGHTED": weight is not None,
+        "OFFSET": offset is not None,
         "SMOOTHED": label_smoothing > 0,
+        "FOCAL": gamma > 0,
         "LONG": items * max_phases >= 2**31,
         # also where the integers of _cells.py would overflow
         "WIDE": needs_64_bits(input) or max((height + 1) * out_height, (width + 1) * out_width) >= 2**29,

@@ -103,7 +103,9 @@ def parse_ptxas(text: str) -> list[Resources]:
 _TYPES = {"f": "float32", "N3c104HalfE": "float16", "N3c108BFloat16E": "bfloat16"}
 # The meaning of the flags among a kernel's template arguments, if true and if false.
 _FLAGS = {
-    "planar": (("16 bytes", "any strides"), ("smoothing", "")),
+    "planar": (("16 bytes", "any strides"), ("smoothing", ""), ("focal", "")),
+    "resized_forward": (("offset", ""),),
+    "resized_backward": (("offset", ""),),
     "cam_maxima": (("equal sizes", "cells"),),
     "cam_masks": (("equal sizes", "cells"),),
 }

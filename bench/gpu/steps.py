@@ -124,6 +124,7 @@ DEVICE_TESTS = (
     "tests/ops/test_confusion_matrix.py",
     "tests/ops/test_cam_counts.py",
     "tests/ops/test_labels.py",
+    "tests/ops/test_offset.py",
     "tests/ops/test_focal.py",
     "tests/ops/test_offset.py",
     "tests/ops/test_region.py",

@@ -78,15 +78,22 @@ def _wide(classes: int = 150) -> tuple[Tensor, Tensor]:
 
 
 def _loss(
-    input: Tensor, target: Tensor, *, smoothing: float = 0.0, per_pixel: bool = False, corners: bool = False
+    input: Tensor,
+    target: Tensor,
+    *,
+    shifted: bool = False,
+    smoothing: float = 0.0,
+    gamma: float = 0.0,
+    per_pixel: bool = False,
+    corners: bool = False,
 ) -> None:
     weight = torch.empty(input.shape[1], device=META)
+    offset = torch.empty_like(weight) if shifted else None
     counts = torch.empty(8, input.shape[1], dtype=torch.int64, device=META)
     scale = cross_entropy.reduction_scale(counts, target.numel(), weight, input, "mean")
-    loss, stats = cross_entropy.cross_entropy(input, target, weight, scale, 255, per_pixel, smoothing, corners, True)
-    cross_entropy.cross_entropy_backward(
-        torch.empty_like(loss), input, target, weight, scale, stats, 255, smoothing, corners
-    )
+    given, options = (input, target, weight, offset, scale), (smoothing, gamma, corners)
+    loss, stats = cross_entropy.cross_entropy(*given, 255, per_pixel, *options, True)
+    cross_entropy.cross_entropy_backward(torch.empty_like(loss), *given, stats, 255, *options)
 
 
 def _confusion(input: Tensor, target: Tensor, *, corners: bool = False) -> None:
@@ -129,6 +136,8 @@ _VARIANTS: dict[str, list[Operator]] = {
     "same size": _on(_problem(ratio=1), *_RESIZING),
     "bfloat16, int64 labels": _on(_problem(torch.bfloat16, label=torch.int64), *_RESIZING),
     "float16, x8, label smoothing": _on(_problem(torch.float16, ratio=8), _loss, smoothing=0.1),
+    "offset, focal": _on(_problem(), _loss, shifted=True, gamma=2.0),
+    "same size, offset, focal": _on(_problem(ratio=1), _loss, shifted=True, gamma=2.0),
     "x3.7, per pixel": _on(_problem(ratio=3.7), _loss, per_pixel=True),
     "downscaled, align_corners, int32 labels": _on(_problem(ratio=0.125, label=torch.int32), *_RESIZING, corners=True),
     "64-bit offsets, int16 labels": _on(_wide(), *_RESIZING),

@@ -12,19 +12,16 @@ region              the sums of region losses, with all of these
 
 from .autograd import EagerCrossEntropy
 from .backends import Saved, is_eager, is_transformed, saves
-from .backends import is_triton as runs_gpu_kernels
-from .implementations import composed_focal_loss, compute_cross_entropy, differentiable_cross_entropy
+from .implementations import compute_cross_entropy, differentiable_cross_entropy
 from .region import region_sums
 
 __all__ = [
     "EagerCrossEntropy",
     "Saved",
-    "composed_focal_loss",
     "compute_cross_entropy",
     "differentiable_cross_entropy",
     "is_eager",
     "is_transformed",
     "region_sums",
-    "runs_gpu_kernels",
     "saves",
 ]

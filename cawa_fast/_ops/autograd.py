@@ -36,7 +36,7 @@ def _(
     if kind is Saved.GRADIENT:
         saved = torch.empty_like(input)
     elif kind is Saved.STATISTICS:
-        saved = input.new_empty(statistics_size(input, target, align_corners), dtype=torch.float32)
+        saved = input.new_empty(statistics_size(input, target, gamma, align_corners), dtype=torch.float32)
     return loss, input.new_empty(input.shape[1], dtype=dtype), saved
 
 
@@ -96,9 +96,9 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
     if not torch.is_grad_enabled() and vars(ctx).pop("has_grad", False):
         if saved.is_cuda and type(saved) is Tensor:
             result = saved.data  # .data bypasses the version counter; no later backward pass reads this tensor
-            weight = None if weight is None else weight.to(torch.float32).contiguous()
+            weight, offset = (implementations.per_class(values, input) for values in (weight, offset))
             torch.ops.cawa_fast_cuda.cross_entropy_rescale_(
-                result, grad.to(torch.float32), input, target, weight, scale, *ctx.options[:2]
+                result, grad.to(torch.float32), input, target, weight, offset, scale, *ctx.options[:3]
             )
             return result, *(None,) * 9
         scaled = _scaled(saved, grad)

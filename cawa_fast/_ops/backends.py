@@ -60,12 +60,13 @@ def is_cuda_resized(input: Tensor, target: Tensor, align_corners: bool) -> bool:
     return resized_side(input, target, align_corners) > 0
 
 
-def statistics_size(input: Tensor, target: Tensor, align_corners: bool) -> int:
-    """How many float32 values a resized cross-entropy on a GPU saves for the backward pass."""
+def statistics_size(input: Tensor, target: Tensor, gamma: float, align_corners: bool) -> int:
+    """How many float32 values a resized cross-entropy or focal loss on a GPU saves for the backward pass."""
     if not is_cuda_resized(input, target, align_corners):
-        return int(kernels("_tiling").stats_size(input, target, align_corners))
+        return int(kernels("_tiling").stats_size(input, target, gamma, align_corners))
     images, _, height, width = input.shape
-    return (1 + resized_side(input, target, align_corners) ** 2) * images * (height + 1) * (width + 1)
+    per_pixel = 2 if gamma > 0 else 1
+    return (1 + per_pixel * resized_side(input, target, align_corners) ** 2) * images * (height + 1) * (width + 1)
 
 
 CUDA_NORMALIZATIONS = ("max", "none")  # that the CUDA C++ kernels for CAM counts support

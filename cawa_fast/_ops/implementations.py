@@ -87,7 +87,8 @@ def compute_cross_entropy(
     if backends.is_triton(input):
         with backends.on_device_of(input):
             scale = _reduction_scale(target, input.shape[1], weight, ignore_index, reduction, input)
-            options = (input, target, weight, scale, ignore_index, reduction == "none", label_smoothing)
+            per_pixel = reduction == "none"
+            options = (input, target, weight, offset, scale, ignore_index, per_pixel, label_smoothing, gamma)
             if backends.is_cuda(input, target):
                 forms_grad = saved_kind is backends.Saved.GRADIENT
                 loss, saved = torch.ops.cawa_fast_cuda.cross_entropy(*options, forms_grad)
@@ -170,30 +171,6 @@ def differentiable_cross_entropy(
     )[0]
 
 
-def composed_focal_loss(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    gamma: float,
-    align_corners: bool,
-) -> Tensor:
-    """The focal loss from the cross-entropy of each pixel."""
-    negative_log = torch.ops.cawa_fast.cross_entropy(
-        input, target, None, None, ignore_index, "none", 0.0, 0.0, align_corners, input.requires_grad
-    )[0]
-    weights = input.new_ones(input.shape[1], dtype=negative_log.dtype) if weight is None else weight.to(negative_log)
-    labels, valid = reference.valid_labels(target, input.shape[1], ignore_index)
-    miss = (-torch.expm1(-negative_log)).clamp_min(torch.finfo(negative_log.dtype).tiny)
-    loss = weights[labels] * valid * miss**gamma * negative_log
-    if reduction == "none":
-        return loss
-    counts = reference.histogram(labels, valid, input.shape[1])
-    scale = reference.reduction_scale(counts, target.numel(), weights, reduction)
-    return (loss * scale[labels]).sum()
-
-
 def compute_cross_entropy_backward(
     grad: Tensor,
     input: Tensor,
@@ -208,40 +185,30 @@ def compute_cross_entropy_backward(
     align_corners: bool,
 ) -> Tensor:
     weight, offset = per_class(weight, input), per_class(offset, input)
+    classes, options = (weight, offset, scale), (ignore_index, label_smoothing, gamma)
     if backends.is_cuda(input, target):
         return torch.ops.cawa_fast_cuda.cross_entropy_backward(
-            grad.to(torch.float32), input, target, weight, scale, ignore_index, label_smoothing
+            grad.to(torch.float32), input, target, *classes, *options
         )
     if backends.is_cuda_resized(input, target, align_corners):
         cuda = torch.ops.cawa_fast_cuda
         if saved.numel() == 0:  # the forward pass ran without gradients enabled
             _, saved = cuda.resized_cross_entropy(
-                input, target, weight, scale, ignore_index, False, label_smoothing, align_corners, True
+                input, target, *classes, ignore_index, False, label_smoothing, gamma, align_corners, True
             )
         return cuda.resized_cross_entropy_backward(
-            grad.to(torch.float32), input, target, weight, scale, saved, ignore_index, label_smoothing, align_corners
+            grad.to(torch.float32), input, target, *classes, saved, *options, align_corners
         )
     if backends.is_triton(input):
         with backends.on_device_of(input):
             return backends.kernels("cross_entropy").cross_entropy_backward(
-                grad, input, target, weight, scale, saved, ignore_index, label_smoothing, align_corners
+                grad, input, target, *classes, saved, *options, align_corners
             )
     if backends.is_native(input):
         return torch.ops.cawa_fast_cpu.cross_entropy_backward(
-            grad.to(torch.float32),
-            input,
-            target,
-            weight,
-            offset,
-            scale,
-            ignore_index,
-            label_smoothing,
-            gamma,
-            align_corners,
+            grad.to(torch.float32), input, target, *classes, *options, align_corners
         )
-    return reference.cross_entropy_backward(
-        grad, input, target, weight, offset, scale, ignore_index, label_smoothing, gamma, align_corners
-    )
+    return reference.cross_entropy_backward(grad, input, target, *classes, *options, align_corners)
 
 
 @torch.library.impl(LIBRARY, "confusion_matrix", "CompositeExplicitAutograd")

@@ -95,36 +95,28 @@ void run(Problem& p, int32_t device, const Allocate& allocate_partial) {
     launch(name, kernel, dim3(blocks), shape.threads, shape.shared, stream, p, arguments...);
   };
   // Returns whether the problem fits into a thread block.
-  const auto start_planar = [&]<bool kVector, bool kSmoothed>(const char* name) {
-    const Shape shape = planar_shape<PlanarThread<T, kVector, kSmoothed>>(p, limit);
+  const auto start_planar = [&]<bool kVector, bool kSmoothed, bool kFocal>(const char* name) {
+    const Shape shape = planar_shape<PlanarThread<T, kVector, kSmoothed, kFocal>>(p, limit);
     if (shape.tile_pixels == 0) return false;
     constexpr unsigned kMostLanes = 8;
     const unsigned spare = shape.threads.x * shape.threads.y / static_cast<unsigned>(shape.tile_pixels);
     p.lanes_log2 = std::bit_width(std::clamp(spare, 1u, kMostLanes)) - 1;
-    start(name, planar<T, kVector, kSmoothed>, shape);
+    start(name, planar<T, kVector, kSmoothed, kFocal>, shape);
     return true;
   };
-  const bool smoothed = p.smooth > 0;
-  if (planes && is_aligned) {
-    const char* name = "cross_entropy, planar";
-    if (smoothed ? start_planar.template operator()<true, true>(name)
-                 : start_planar.template operator()<true, false>(name)) {
-      return;
-    }
-  }
+  const auto fits_planar = [&]<bool kVector>(const char* name) {
+    if (p.smooth > 0) return start_planar.template operator()<kVector, true, false>(name);
+    if (p.gamma > 0) return start_planar.template operator()<kVector, false, true>(name);
+    return start_planar.template operator()<kVector, false, false>(name);
+  };
+  if (planes && is_aligned && fits_planar.template operator()<true>("cross_entropy, planar")) return;
   if (interleaves && is_aligned) {
     int lanes_log2;
     const Shape shape = interleaved_shape<T>(p, &lanes_log2);
     return start("cross_entropy, interleaved", interleaved<T>, shape, lanes_log2);
   }
   const bool classes_together = rows.stride_c == 1 && rows.stride_x != 1 && p.classes >= 2 * kWarp;
-  if (!classes_together) {
-    const char* name = "cross_entropy, strided";
-    if (smoothed ? start_planar.template operator()<false, true>(name)
-                 : start_planar.template operator()<false, false>(name)) {
-      return;
-    }
-  }
+  if (!classes_together && fits_planar.template operator()<false>("cross_entropy, strided")) return;
   const int lanes = classes_together ? kWarp : 1;
   start("cross_entropy, many classes", many_classes<T>,
         Shape{dim3(kManyThreads), kWarp * sizeof(double), kManyThreads / lanes}, lanes);
@@ -132,8 +124,9 @@ void run(Problem& p, int32_t device, const Allocate& allocate_partial) {
 
 // Checks the arguments that forward and backward share, and fills the problem. `weight_sum` owns the memory of
 // Problem::weight_sum.
-Problem problem_of(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight, const Tensor& scale,
-                   int64_t ignore_index, double label_smoothing, std::optional<Tensor>& weight_sum) {
+Problem problem_of(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
+                   const std::optional<Tensor>& offset, const Tensor& scale, int64_t ignore_index,
+                   double label_smoothing, double gamma, std::optional<Tensor>& weight_sum) {
   STD_TORCH_CHECK(input.dim() >= 2 && target.dim() == input.dim() - 1 && target.size(0) == input.size(0),
                   "input must be (N, C, ...) and target (N, ...)");
   for (int64_t d = 1; d < target.dim(); ++d) {
@@ -142,7 +135,7 @@ Problem problem_of(const Tensor& input, const Tensor& target, const std::optiona
   const int64_t classes = input.size(1);
   STD_TORCH_CHECK(1 <= classes && classes <= kMaxClassesCuda, "the number of classes must be in [1, ", kMaxClassesCuda,
                   "], not ", classes);
-  for (const Tensor* tensor : {&target, &scale, weight ? &*weight : &scale}) {
+  for (const Tensor* tensor : {&target, &scale, weight ? &*weight : &scale, offset ? &*offset : &scale}) {
     STD_TORCH_CHECK(tensor->device() == input.device(), "all tensors must be on the same device as input");
   }
   const Labels labels = labels_of(target, classes, ignore_index);
@@ -155,6 +148,8 @@ Problem problem_of(const Tensor& input, const Tensor& target, const std::optiona
   p.scale = floats_of(scale, classes, "scale");
   p.keep = static_cast<float>(1 - label_smoothing);
   p.smooth = static_cast<float>(label_smoothing / static_cast<double>(classes));
+  p.gamma = static_cast<float>(gamma);
+  if (offset) p.offset = floats_of(*offset, classes, "offset");
   if (weight) {
     p.weight = floats_of(*weight, classes, "weight");
     if (label_smoothing > 0) {
@@ -183,12 +178,12 @@ void run(Problem& p, const Tensor& input, const Tensor* grad_input, const Alloca
 }  // namespace
 
 std::tuple<Tensor, Tensor> cross_entropy(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
-                                         const Tensor& scale, int64_t ignore_index, bool per_pixel,
-                                         double label_smoothing, bool with_grad) {
+                                         const std::optional<Tensor>& offset, const Tensor& scale, int64_t ignore_index,
+                                         bool per_pixel, double label_smoothing, double gamma, bool with_grad) {
   const DeviceGuard guard(input.get_device_index());
   const Tensor flat_target = torch::stable::contiguous(target);
   std::optional<Tensor> weight_sum, partial;
-  Problem p = problem_of(input, flat_target, weight, scale, ignore_index, label_smoothing, weight_sum);
+  Problem p = problem_of(input, flat_target, weight, offset, scale, ignore_index, label_smoothing, gamma, weight_sum);
   const Tensor loss = per_pixel ? torch::stable::new_empty(target, target.sizes(), ScalarType::Float)
                                 : torch::stable::new_empty(target, {}, ScalarType::Float);
   const Tensor grad = with_grad ? torch::stable::empty_like(input) : torch::stable::new_empty(input, {0});
@@ -212,12 +207,12 @@ std::tuple<Tensor, Tensor> cross_entropy(const Tensor& input, const Tensor& targ
 namespace {
 
 void run_backward(const Tensor& grad, const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
-                  const Tensor& scale, int64_t ignore_index, double label_smoothing, const Tensor& grad_input,
-                  bool unless_one) {
+                  const std::optional<Tensor>& offset, const Tensor& scale, int64_t ignore_index,
+                  double label_smoothing, double gamma, const Tensor& grad_input, bool unless_one) {
   const DeviceGuard guard(input.get_device_index());
   const Tensor flat_target = torch::stable::contiguous(target), flat_grad = torch::stable::contiguous(grad);
   std::optional<Tensor> weight_sum;
-  Problem p = problem_of(input, flat_target, weight, scale, ignore_index, label_smoothing, weight_sum);
+  Problem p = problem_of(input, flat_target, weight, offset, scale, ignore_index, label_smoothing, gamma, weight_sum);
   STD_TORCH_CHECK(grad.device() == input.device(), "grad must be on the same device as input");
   p.grad_per_pixel = grad.dim() > 0 && !unless_one;
   p.grad = floats_of(flat_grad, p.grad_per_pixel ? target.numel() : 1, "grad");
@@ -228,17 +223,17 @@ void run_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
 }  // namespace
 
 Tensor cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
-                              const std::optional<Tensor>& weight, const Tensor& scale, int64_t ignore_index,
-                              double label_smoothing) {
+                              const std::optional<Tensor>& weight, const std::optional<Tensor>& offset,
+                              const Tensor& scale, int64_t ignore_index, double label_smoothing, double gamma) {
   const Tensor grad_input = torch::stable::empty_like(input);
-  run_backward(grad, input, target, weight, scale, ignore_index, label_smoothing, grad_input, false);
+  run_backward(grad, input, target, weight, offset, scale, ignore_index, label_smoothing, gamma, grad_input, false);
   return grad_input;
 }
 
 void cross_entropy_rescale(const Tensor& grad_input, const Tensor& grad, const Tensor& input, const Tensor& target,
-                           const std::optional<Tensor>& weight, const Tensor& scale, int64_t ignore_index,
-                           double label_smoothing) {
-  run_backward(grad, input, target, weight, scale, ignore_index, label_smoothing, grad_input, true);
+                           const std::optional<Tensor>& weight, const std::optional<Tensor>& offset,
+                           const Tensor& scale, int64_t ignore_index, double label_smoothing, double gamma) {
+  run_backward(grad, input, target, weight, offset, scale, ignore_index, label_smoothing, gamma, grad_input, true);
 }
 
 }  // namespace cawa_fast::cuda

@@ -88,10 +88,18 @@ __global__ void __launch_bounds__(kInterleavedThreads, 4)
     for (int k = 0; k < kInterleavedClasses; ++k) {
       const int c = k * lanes + lane;
       z[k] = inside && c < p.classes ? static_cast<float>(logits[c]) : -INFINITY;
-      maximum = fmaxf(maximum, z[k]);
     }
+    if (p.offset) {
+#pragma unroll
+      for (int k = 0; k < kInterleavedClasses; ++k) {
+        const int c = k * lanes + lane;
+        if (c < p.classes) z[k] += p.offset[c];
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kInterleavedClasses; ++k) maximum = fmaxf(maximum, z[k]);
     const Pixel pixel = inside ? Pixel{shared.label[i], shared.at_label[i], shared.factor[i]} : Pixel{kIgnored, 0, 0};
-    if (pixel.label != kIgnored) at_label = static_cast<float>(logits[pixel.label]);
+    if (pixel.label != kIgnored) at_label = static_cast<float>(logits[pixel.label]) + offset_at(p, pixel.label);
     maximum = max_of_lanes(maximum, lanes);
     const float shift = shift_of(maximum);
     if (smoothed) {
@@ -115,7 +123,8 @@ __global__ void __launch_bounds__(kInterleavedThreads, 4)
     }
     if (!p.grad_input) continue;
     __syncwarp();  // after all lanes have read the label's logit
-    const Terms terms = terms_of(p, pixel, sum, smoothed);
+    Terms terms = terms_of(p, pixel, sum, smoothed);
+    if (p.gamma > 0) terms.coefficient *= focal_of(p.gamma, (maximum - at_label) + logf(sum)).derivative;
 #pragma unroll
     for (int k = 0; k < kInterleavedClasses; ++k) {
       const int c = k * lanes + lane;

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kManyThreads) many_classes(const __grid_consta
 #pragma unroll
     for (int k = 0; k < kChunk; ++k) {
       const int c = begin + k * lanes;
-      z[k] = c < classes ? static_cast<float>(input[c * p.pixels.stride_c]) : -INFINITY;
+      z[k] = c < classes ? static_cast<float>(input[c * p.pixels.stride_c]) + offset_at(p, c) : -INFINITY;
     }
 #pragma unroll
     for (int k = 0; k < kChunk; ++k) maximum = fmaxf(maximum, z[k]);
@@ -63,9 +63,11 @@ __global__ void __launch_bounds__(kManyThreads) many_classes(const __grid_consta
   const float shift = shift_of(maximum);
   sum = sum_of_lanes(sum * exp_fast(of_lane - shift), lanes);
   weighted = sum_of_lanes(weighted + weight * (own - shift), lanes);
+  float gap = 0;
+  if (pixel.label != kIgnored) {
+    gap = maximum - (static_cast<float>(input[pixel.label * p.pixels.stride_c]) + offset_at(p, pixel.label));
+  }
   if (lane == 0 && i < tile.count && (p.pixel_loss || p.partial_loss)) {
-    float gap = 0;
-    if (pixel.label != kIgnored) gap = maximum - static_cast<float>(input[pixel.label * p.pixels.stride_c]);
     total += loss_of(p, pixel, at, gap, sum, weighted, smoothed);
   }
   if (p.partial_loss) {
@@ -75,11 +77,12 @@ __global__ void __launch_bounds__(kManyThreads) many_classes(const __grid_consta
   if (!p.grad_input) return;
 
   // 3. The gradient.
-  const Terms terms = terms_of(p, pixel, sum, smoothed);
+  Terms terms = terms_of(p, pixel, sum, smoothed);
+  if (p.gamma > 0) terms.coefficient *= focal_of(p.gamma, gap + logf(sum)).derivative;
   T* grad = static_cast<T*>(p.grad_input) + tile.grad + (tile.x + i) * p.pixels.grad_stride_x;
 #pragma unroll 4
   for (int c = lane; c < classes; c += lanes) {
-    const float e = exp_fast(static_cast<float>(input[c * p.pixels.stride_c]) - shift);
+    const float e = exp_fast(static_cast<float>(input[c * p.pixels.stride_c]) + offset_at(p, c) - shift);
     float value = (c == pixel.label ? e - terms.label_term : e) * terms.coefficient;
     if (smoothed) value -= terms.smooth * weight_at(p, c);
     grad[c * p.pixels.grad_stride_c] = static_cast<T>(pixel.label == kIgnored ? 0.0f : value);

@@ -19,7 +19,7 @@ constexpr int kWarp = 32;
 constexpr int kIgnored = -1;
 
 // A cross-entropy over all pixels. They are split into tiles, each of pixels of one row, one per thread block. s is the
-// label smoothing, in [0, 1].
+// label smoothing, in [0, 1]. At most one of s and gamma is positive.
 struct Problem {
   PixelRows pixels;
   int classes;
@@ -30,8 +30,10 @@ struct Problem {
   int64_t ignore_index;
   const float* weight;      // (C), >= 0, or null for 1
   const float* weight_sum;  // (1): sum of weight; null for C
+  const float* offset;      // (C), finite, added to the logits, or null for 0
   const float* scale;       // (C): the reduction as a factor per class
   float keep, smooth;       // 1 - s, s / C
+  float gamma;              // >= 0, the exponent of the focal loss
   const float* grad;        // upstream gradient: null for 1, else (1), or one per pixel if grad_per_pixel
   bool grad_per_pixel;
   bool unless_one;       // do nothing if `grad` is 1: grad_input already holds the gradient for that
@@ -167,10 +169,32 @@ __device__ inline Pixel pixel_at(const Problem& p, int64_t i) { return pixel_of(
 
 __device__ inline float weight_at(const Problem& p, int label) { return p.weight ? p.weight[label] : 1.0f; }
 
+__device__ inline float offset_at(const Problem& p, int c) { return p.offset ? p.offset[c] : 0.0f; }
+
 // --------------------------------------------------------------------------------------------------- loss and gradient
+
+// The factor (1 - p)^gamma of a focal loss and, if f is the loss as a function of n = -log p, its derivative f'(n),
+// with p the label's probability:
+//   f(n) = (1 - p)^gamma n,   f'(n) = (1 - p)^gamma + gamma (1 - p)^(gamma - 1) p n
+struct Focal {
+  float factor, derivative;
+};
+
+__device__ inline Focal focal_of(float gamma, float negative_log) {
+  const float n = fmaxf(negative_log, 0.0f);  // rounding may have made it negative
+  const float p = exp_fast(-n);
+  // Near p = 1 the difference 1 - p consists of rounding errors, and 0^(gamma - 1) is infinite.
+  const float miss = n < 0x1p-5f ? n * (1 - n * (0.5f - n * (1.0f / 6))) : 1 - p;
+  const float log_miss = log2f(fmaxf(miss, 0x1p-126f));
+  const float scaled = p > 0 ? gamma * p * n : 0.0f;  // 0 * inf
+  const float factor = exp2_fast(gamma * log_miss);
+  return {factor, factor + exp2_fast((gamma - 1) * log_miss) * scaled};
+}
 
 // With e_c = exp(z_c - maximum), and label_term subtracted from the label's e_y first, the gradient of class c is
 // e_c * coefficient - smooth * weight[c]. (e_y - sum) / sum is p_y - 1 without cancellation of rounded values.
+// The callers multiply the coefficient by the derivative of a focal loss: only some of their kernels need its
+// registers.
 struct Terms {
   float coefficient, label_term, smooth;
 };
@@ -193,6 +217,7 @@ __device__ inline double loss_of(const Problem& p, const Pixel& pixel, int64_t i
   if (pixel.label != kIgnored) {
     const float log_sum = logf(sum);
     loss = pixel.at_label * (gap + log_sum);
+    if (p.gamma > 0) loss *= focal_of(p.gamma, gap + log_sum).factor;
     if (smoothed) {
       const float weight_sum = p.weight_sum ? *p.weight_sum : static_cast<float>(p.classes);
       loss += p.smooth * (weight_sum * log_sum - weighted);

@@ -27,19 +27,20 @@
 
 namespace cawa_fast::cuda {
 
-template <class T, bool kVector, bool kSmoothed>
+template <class T, bool kVector, bool kSmoothed, bool kFocal>
 struct PlanarThread {
   static constexpr int kPixels = kVector ? Vector<T>::kSize : 4;
   static constexpr int kClasses = 32 / kPixels;
+  static constexpr bool kPlain = !kSmoothed && !kFocal;
   static constexpr int kMost = kSmoothed ? 640 : 768;  // maximum number of threads in a thread block
   // The number of threads for which the compiler limits registers: 1024, with 64 registers each, where it does not
   // spill.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
   static constexpr int kResident = kMost;
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ > 800 && __CUDA_ARCH__ < 900
-  static constexpr int kResident = kVector && !kSmoothed && sizeof(T) == 4 ? 1024 : kMost;
+  static constexpr int kResident = kVector && kPlain && sizeof(T) == 4 ? 1024 : kMost;
 #else
-  static constexpr int kResident = kVector && !kSmoothed ? 1024 : kMost;
+  static constexpr int kResident = kVector && kPlain ? 1024 : kMost;
 #endif
 };
 
@@ -106,12 +107,12 @@ __device__ inline void write4(float* to, int first, int columns, const float* va
 }
 
 // Launched with (columns, groups) threads, columns a power of two, and tiles of columns * kPixels pixels. kVector: rows
-// consist of whole vectors. kSmoothed: label smoothing is not 0.
-template <class T, bool kVector, bool kSmoothed>
-__global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kResident)
+// consist of whole vectors. kSmoothed, kFocal: label smoothing, or gamma, is not 0.
+template <class T, bool kVector, bool kSmoothed, bool kFocal>
+__global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed, kFocal>::kResident)
     planar(const __grid_constant__ Problem p) {
   if (nothing_to_do(p)) return;
-  using Thread = PlanarThread<T, kVector, kSmoothed>;
+  using Thread = PlanarThread<T, kVector, kSmoothed, kFocal>;
   constexpr int kPixels = Thread::kPixels, kClasses = Thread::kClasses;
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const int columns = blockDim.x, groups = blockDim.y, pixels = columns * kPixels;
@@ -165,7 +166,17 @@ __global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kResident
   if (thread == 0) *shared.tile = tile;
   __syncthreads();
 
-  // 3. The group's maximum, the label's logit if it belongs to the group, the group's exponentials and their sum.
+  // 3. The offsets, the group's maximum, the label's logit if it belongs to the group, the group's exponentials and
+  // their sum.
+  if (p.offset) {
+#pragma unroll
+    for (int k = 0; k < kClasses; ++k) {
+      if (k >= classes) break;
+      const float offset = p.offset[first_class + k];
+#pragma unroll
+      for (int v = 0; v < kPixels; ++v) z[k][v] += offset;
+    }
+  }
 #pragma unroll
   for (int h = 0; h < kPixels; h += 4) {
     const int at = first + h;  // four pixels at a time; `at` is their index in shared memory
@@ -234,7 +245,10 @@ __global__ void __launch_bounds__(PlanarThread<T, kVector, kSmoothed>::kResident
     const Pixel pixel = pixel_of(p, shared.label[i], shared.tile->labels + shared.tile->x + i);
     shared.at_label[i] = pixel.at_label;
     shared.factor[i] = pixel.factor;
-    const Terms terms = terms_of(p, pixel, sum, kSmoothed);
+    Terms terms = terms_of(p, pixel, sum, kSmoothed);
+    if constexpr (kFocal) {
+      terms.coefficient *= focal_of(p.gamma, (maximum - shared.logit[i]) + logf(sum)).derivative;
+    }
     shared.pixel_maximum[i] = maximum;
     shared.pixel_sum[i] = sum;
     shared.coefficient[i] = terms.coefficient;

@@ -59,14 +59,17 @@ struct ResizedProblem {
   int64_t ignore_index;
   const float* weight;      // (C), >= 0, or null for 1
   const float* weight_sum;  // (1): sum of weight; null for C
+  const float* offset;      // (C), finite, added to the logits, or null for 0
   const float* scale;       // (C): the reduction as a factor per class
   float keep, smooth;       // 1 - s, s / C, with s the label smoothing in [0, 1]
+  float gamma;              // >= 0, the exponent of the focal loss; at most one of s and gamma is positive
   // Output of the forward pass; one of the two is null.
   float* pixel_loss;     // (N, H, W), without scale
   double* partial_loss;  // per thread block, with scale
-  // (1 + kSide^2, cells), from the forward to the backward pass. The first row has each cell's reference, or infinity
-  // if the cell is steep. The others have each pixel's sum of exponentials, relative to the reference or, in a steep
-  // cell, to the pixel's largest logit. Null only in a forward pass without a gradient and without label smoothing.
+  // (statistics_rows, cells), from the forward to the backward pass. The first row has each cell's reference, or
+  // infinity if the cell is steep. kSide^2 rows have each pixel's sum of exponentials, relative to the reference or, in
+  // a steep cell, to the pixel's largest logit. With gamma kSide^2 more have the derivative of the focal loss (pixel.h)
+  // at each valid pixel. Null only in a forward pass without a gradient and without label smoothing.
   float* statistics;
   float* references;  // (cells): the first row of statistics; never null in the forward pass
   // Backward pass.
@@ -77,6 +80,8 @@ struct ResizedProblem {
 };
 
 __device__ inline float weight_at(const ResizedProblem& p, int label) { return p.weight ? p.weight[label] : 1.0f; }
+
+__device__ inline float offset_at(const ResizedProblem& p, int c) { return p.offset ? p.offset[c] : 0.0f; }
 
 __device__ inline float weight_sum_of(const ResizedProblem& p) {
   return p.weight_sum ? *p.weight_sum : static_cast<float>(p.classes);
@@ -185,9 +190,9 @@ __device__ inline CellLogits cell_logits_at(const T* top, const T* bottom) {
           static_cast<float>(bottom[1])};
 }
 
-// One class in a cell. The logit of the first pixel is `sample` + `difference`. Its exponential is multiplied by
-// `along` from pixel to pixel along a row and by `down` from row to row; `along` itself is multiplied by `twist` from
-// row to row.
+// One class in a cell. The logit of the first pixel is `sample` + `difference`, which includes the offset. Its
+// exponential is multiplied by `along` from pixel to pixel along a row and by `down` from row to row; `along` itself is
+// multiplied by `twist` from row to row.
 struct Sequence {
   float sample, difference, along, down, twist;
 };
@@ -199,12 +204,12 @@ __device__ inline float power_of(const Sequence& e, float reference) {
   return ((e.sample - reference) + e.difference) * kLog2E;
 }
 
-// Sets `steep` if the class changes by more than `span` or is not finite.
-__device__ inline Sequence sequence_of(const CellLogits& z, const Place& place, float span, bool& steep) {
+// `offset`: of the class. Sets `steep` if the class changes by more than `span` or is not finite.
+__device__ inline Sequence sequence_of(const CellLogits& z, float offset, const Place& place, float span, bool& steep) {
   const float dx = z.b - z.a, dy = z.c - z.a, dxy = (z.d - z.c) - dx;
   steep |= !(fabsf(dx) + fabsf(dy) + fabsf(dxy) <= span);
   const float slope_x = fmaf(place.v, dxy, dx), slope_y = fmaf(place.u, dxy, dy);
-  const float difference = fmaf(place.v, slope_y, place.u * dx);
+  const float difference = fmaf(place.v, slope_y, fmaf(place.u, dx, offset));
   return {z.a, difference, exp2_fast(slope_x * (place.du * kLog2E)), exp2_fast(slope_y * (place.dv * kLog2E)),
           exp2_fast(dxy * (place.du * place.dv * kLog2E))};
 }
@@ -249,7 +254,7 @@ __device__ inline float logit_at(const ResizedProblem& p, const Taps& taps, int 
   const float c = static_cast<float>(z[taps.below]), d = static_cast<float>(z[taps.below + taps.right]);
   // explicit fused multiply-adds, so that all kernels compute the same bits
   const float top = fmaf(b, taps.u, a * (1 - taps.u)), bottom = fmaf(d, taps.u, c * (1 - taps.u));
-  return fmaf(bottom, taps.v, top * (1 - taps.v));
+  return fmaf(bottom, taps.v, top * (1 - taps.v)) + offset_at(p, label);
 }
 
 // The largest logit of a pixel, or 0 if all are -inf.

@@ -78,7 +78,8 @@ __device__ Shares steep_gradient(const ResizedProblem& p, const Cell& cell, int6
       const int64_t pixel = pixel_index(p, cell, y, x);
       const int label = label_at(p, pixel), i = y * kSide + x;
       if (label == kIgnored) continue;
-      const Strength strength = strength_of(p, label, pixel);
+      Strength strength = strength_of(p, label, pixel);
+      if (p.gamma > 0) strength.at_label *= p.statistics[(1 + kSide * kSide + i) * p.cells + index];
       const float z = logit_at<T>(p, taps_of(p, cell, y, x), c) - largest[i * Backward<kSide>::kThreads];
       const float probability = exp_fast(z) / p.statistics[(1 + i) * p.cells + index];
       float g = (label == c ? probability - 1 : probability) * strength.at_label;
@@ -93,9 +94,10 @@ __device__ Shares steep_gradient(const ResizedProblem& p, const Cell& cell, int6
   return shares;
 }
 
-// Computes thread block `block`. Without kSteep it computes nothing and returns false if any of the cells is steep:
-// steep cells need registers without which the others are faster.
-template <class T, int kSide, bool kSteep>
+// Computes thread block `block`. kOffset: as in resized_forward.h; unused with kSteep. Without kSteep it computes
+// nothing and returns false if any of the cells is steep: steep cells need registers without which the others are
+// faster.
+template <class T, int kSide, bool kSteep, bool kOffset>
 __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
   constexpr int kPixels = kSide * kSide, kRows = Backward<kSide>::kRows, kThreads = Backward<kSide>::kThreads;
   extern __shared__ __align__(16) unsigned char shared_memory[];
@@ -149,7 +151,14 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
     }
   }
   *shared.smoothed = smoothed;
-  keep_order();  // do not hold it in registers
+  keep_order();       // do not hold it in registers
+  if (p.gamma > 0) {  // of an ignored pixel the derivative is undefined
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i) {
+      if (i % kStep == 0) keep_order();
+      if (shared.label[i * kThreads] != kGone) factor[i] *= sums[(kPixels + i) * p.cells];
+    }
+  }
   if (kSteep && steep && any) {
     for (int i = 0; i < kPixels; ++i) {
       const int y = i / kSide, x = i % kSide;
@@ -175,7 +184,8 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
     }
     if (c % 32 == 0) flags = classes_of_warp<kSide>(shared.label, kThreads, c);
     bool unused = false;
-    const Sequence e = sequence_of(z, place, p.span, unused);
+    const float offset = kSteep ? offset_at(p, c) : kOffset ? p.offset[c] : 0.0f;
+    const Sequence e = sequence_of(z, offset, place, p.span, unused);
     float row = exp2_fast(power_of(e, reference)), along = e.along;
     // Sums of the pixels' gradients, and of the gradients times x, y and x y. These small integers are constants, which
     // need no registers.
@@ -243,10 +253,10 @@ __device__ inline bool backward_block(const ResizedProblem& p, unsigned block) {
 
 // Launched with one thread block per kBackwardColumns items. is_left (blocks) tells which blocks have steep cells and
 // are left to resized_backward_steep.
-template <class T, int kSide>
+template <class T, int kSide, bool kOffset>
 __global__ void __launch_bounds__(Backward<kSide>::kThreads, 2)
     resized_backward(const __grid_constant__ ResizedProblem p, uint8_t* is_left) {
-  const bool done = backward_block<T, kSide, false>(p, blockIdx.x);
+  const bool done = backward_block<T, kSide, false, kOffset>(p, blockIdx.x);
   if (threadIdx.x == 0) is_left[blockIdx.x] = !done;
 }
 
@@ -257,7 +267,7 @@ __global__ void __launch_bounds__(Backward<kSide>::kThreads, 1)
     resized_backward_steep(const __grid_constant__ ResizedProblem p, const uint8_t* is_left, unsigned blocks) {
   for (unsigned block = blockIdx.x; block < blocks; block += min(blocks, kSteepBlocks)) {
     if (!is_left[block]) continue;
-    backward_block<T, kSide, true>(p, block);
+    backward_block<T, kSide, true, false>(p, block);
     __syncthreads();  // before the next block reuses the shared memory
   }
 }

@@ -32,14 +32,14 @@ int64_t most_outputs(const CellAxis& axis) { return (axis.unit + axis.scale - 1)
 // Checks the arguments that forward and backward share, and fills the problem. `weight_sum` owns the memory of
 // ResizedProblem::weight_sum.
 ResizedProblem problem_of(const Tensor& input, const Tensor& target, const std::optional<Tensor>& weight,
-                          const Tensor& scale, int64_t ignore_index, double label_smoothing, bool align_corners,
-                          std::optional<Tensor>& weight_sum) {
+                          const std::optional<Tensor>& offset, const Tensor& scale, int64_t ignore_index,
+                          double label_smoothing, double gamma, bool align_corners, std::optional<Tensor>& weight_sum) {
   STD_TORCH_CHECK(input.dim() == 4 && target.dim() == 3 && target.size(0) == input.size(0),
                   "input must be (N, C, h, w) and target (N, H, W)");
   const int64_t classes = input.size(1);
   STD_TORCH_CHECK(1 <= classes && classes <= kMaxResizedClasses, "the number of classes must be in [1, ",
                   kMaxResizedClasses, "], not ", classes);
-  for (const Tensor* tensor : {&target, &scale, weight ? &*weight : &scale}) {
+  for (const Tensor* tensor : {&target, &scale, weight ? &*weight : &scale, offset ? &*offset : &scale}) {
     STD_TORCH_CHECK(tensor->device() == input.device(), "all tensors must be on the same device as input");
   }
   const Labels labels = labels_of(target, classes, ignore_index);
@@ -60,6 +60,8 @@ ResizedProblem problem_of(const Tensor& input, const Tensor& target, const std::
   p.scale = floats_of(scale, classes, "scale");
   p.keep = static_cast<float>(1 - label_smoothing);
   p.smooth = static_cast<float>(label_smoothing / static_cast<double>(classes));
+  p.gamma = static_cast<float>(gamma);
+  if (offset) p.offset = floats_of(*offset, classes, "offset");
   if (weight) {
     p.weight = floats_of(*weight, classes, "weight");
     if (label_smoothing > 0) {
@@ -78,6 +80,11 @@ int side_of(const ResizedProblem& p) {
   const int64_t most = std::max(most_outputs(p.rows), most_outputs(p.columns));
   STD_TORCH_CHECK(most <= kMaxSide, "resized_cross_entropy enlarges ", kMaxSide, " times at most");
   return most <= 2 ? 2 : most <= 4 ? 4 : 8;
+}
+
+int64_t statistics_rows(const ResizedProblem& p) {
+  const int side = side_of(p);
+  return 1 + side * side * (p.gamma > 0 ? 2 : 1);
 }
 
 // Calls body.operator()<T, kSide>().
@@ -110,20 +117,21 @@ uint32_t blocks_for(int64_t items, int64_t per_block) {
 }  // namespace
 
 std::tuple<Tensor, Tensor> resized_cross_entropy(const Tensor& input, const Tensor& target,
-                                                 const std::optional<Tensor>& weight, const Tensor& scale,
+                                                 const std::optional<Tensor>& weight,
+                                                 const std::optional<Tensor>& offset, const Tensor& scale,
                                                  int64_t ignore_index, bool per_pixel, double label_smoothing,
-                                                 bool align_corners, bool save) {
+                                                 double gamma, bool align_corners, bool save) {
   const DeviceGuard guard(input.get_device_index());
   const cudaStream_t stream = current_stream(input.get_device_index());
   const Tensor rows = with_rows(input), flat_target = torch::stable::contiguous(target);
   std::optional<Tensor> weight_sum, partial, scratch;
-  ResizedProblem p =
-      problem_of(rows, flat_target, weight, scale, ignore_index, label_smoothing, align_corners, weight_sum);
+  ResizedProblem p = problem_of(rows, flat_target, weight, offset, scale, ignore_index, label_smoothing, gamma,
+                                align_corners, weight_sum);
   const int side = side_of(p);
   const Tensor loss = per_pixel ? torch::stable::new_empty(target, target.sizes(), ScalarType::Float)
                                 : torch::stable::new_empty(target, {}, ScalarType::Float);
   const Tensor statistics =
-      torch::stable::new_empty(target, {save ? (1 + side * side) * p.cells : 0}, ScalarType::Float);
+      torch::stable::new_empty(target, {save ? statistics_rows(p) * p.cells : 0}, ScalarType::Float);
   const uint32_t blocks = blocks_for(p.cells, kForwardThreads), steep_blocks = std::min(blocks, kSteepBlocks);
   if (save) {
     p.statistics = p.references = statistics.mutable_data_ptr<float>();
@@ -140,8 +148,9 @@ std::tuple<Tensor, Tensor> resized_cross_entropy(const Tensor& input, const Tens
   }
   if (blocks > 0) {
     for_type_and_side(rows, p, [&]<class T, int kSide>() {
-      launch("resized_cross_entropy", resized_forward<T, kSide>, dim3(blocks), dim3(kForwardThreads),
-             ForwardShared<kSide>::kBytes, stream, p);
+      const auto forward = p.offset ? resized_forward<T, kSide, true> : resized_forward<T, kSide, false>;
+      launch("resized_cross_entropy", forward, dim3(blocks), dim3(kForwardThreads), ForwardShared<kSide>::kBytes,
+             stream, p);
       launch("resized_cross_entropy, steep cells", resized_forward_steep<T, kSide>, dim3(steep_blocks),
              dim3(kForwardThreads), kWarp * sizeof(double), stream, p, steep_blocks, blocks);
     });
@@ -154,19 +163,18 @@ std::tuple<Tensor, Tensor> resized_cross_entropy(const Tensor& input, const Tens
 }
 
 Tensor resized_cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
-                                      const std::optional<Tensor>& weight, const Tensor& scale,
-                                      const Tensor& statistics, int64_t ignore_index, double label_smoothing,
-                                      bool align_corners) {
+                                      const std::optional<Tensor>& weight, const std::optional<Tensor>& offset,
+                                      const Tensor& scale, const Tensor& statistics, int64_t ignore_index,
+                                      double label_smoothing, double gamma, bool align_corners) {
   const DeviceGuard guard(input.get_device_index());
   const cudaStream_t stream = current_stream(input.get_device_index());
   const Tensor rows = with_rows(input), flat_target = torch::stable::contiguous(target),
                flat_grad = torch::stable::contiguous(grad);
   std::optional<Tensor> weight_sum;
-  ResizedProblem p =
-      problem_of(rows, flat_target, weight, scale, ignore_index, label_smoothing, align_corners, weight_sum);
+  ResizedProblem p = problem_of(rows, flat_target, weight, offset, scale, ignore_index, label_smoothing, gamma,
+                                align_corners, weight_sum);
   STD_TORCH_CHECK(grad.device() == input.device(), "grad must be on the same device as input");
-  const int side = side_of(p);
-  p.statistics = const_cast<float*>(floats_of(statistics, (1 + side * side) * p.cells, "statistics"));
+  p.statistics = const_cast<float*>(floats_of(statistics, statistics_rows(p) * p.cells, "statistics"));
   p.grad_per_pixel = grad.dim() > 0;
   p.grad = floats_of(flat_grad, p.grad_per_pixel ? target.numel() : 1, "grad");
   Tensor result = torch::stable::empty_like(input);
@@ -182,7 +190,8 @@ Tensor resized_cross_entropy_backward(const Tensor& grad, const Tensor& input, c
       const uint32_t blocks = blocks_for(p.images * strips * (p.columns.in + 1) - 1, kBackwardColumns);
       const Tensor is_left = torch::stable::new_empty(target, {blocks}, ScalarType::Byte);
       uint8_t* left = is_left.mutable_data_ptr<uint8_t>();
-      launch("resized_cross_entropy, backward", resized_backward<T, kSide>, dim3(blocks), dim3(Block::kThreads),
+      const auto backward = p.offset ? resized_backward<T, kSide, true> : resized_backward<T, kSide, false>;
+      launch("resized_cross_entropy, backward", backward, dim3(blocks), dim3(Block::kThreads),
              BackwardShared<kSide>::kBytes, stream, p, left);
       launch("resized_cross_entropy, backward of steep cells", resized_backward_steep<T, kSide>,
              dim3(std::min(blocks, kSteepBlocks)), dim3(Block::kThreads), BackwardShared<kSide>::kSteepBytes, stream, p,

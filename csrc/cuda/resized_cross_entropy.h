@@ -20,32 +20,35 @@ using torch::stable::Tensor;
 //   target           (N, H, W) with h <= H <= 8 h, with align_corners H - 1 <= 8 (h - 1), and likewise W; uint8, int16,
 //                    int32 or int64; any strides, copied unless contiguous. Labels outside [0, C) count as ignored
 //   weight           (C,) contiguous float32, >= 0; none means 1
+//   offset           (C,) contiguous float32, finite; none means 0
 //   scale            (C,) contiguous float32: factor of the loss of pixels with each label, in the sum
 //   ignore_index     any int64
 //   per_pixel        return the loss of every pixel, 0 where ignored and without scale, not the sum
 //   label_smoothing  in [0, 1]
+//   gamma            >= 0; at most one of gamma and label_smoothing is positive
 //   align_corners    as in F.interpolate
 //   save             also return the statistics that the gradient needs
 //
 // Returns
 //   loss             float32: () the sum of scaled losses over valid pixels, NaN if scale_0 is; with per_pixel the
 //                    shape of target
-//   statistics       (S,) float32, about 1.06 values per pixel at ratio 4; without save (0,)
+//   statistics       (S,) float32, about 1.06 values per pixel at ratio 4, with gamma 2.06; without save (0,)
 //
 // All tensors are on one device. The work runs on its current stream, and the host does not synchronise with it, so
 // that a CUDA graph can capture the call. No tensor of N C H W elements is stored. The results are deterministic.
 // clang-format on
 std::tuple<Tensor, Tensor> resized_cross_entropy(const Tensor& input, const Tensor& target,
-                                                 const std::optional<Tensor>& weight, const Tensor& scale,
+                                                 const std::optional<Tensor>& weight,
+                                                 const std::optional<Tensor>& offset, const Tensor& scale,
                                                  int64_t ignore_index, bool per_pixel, double label_smoothing,
-                                                 bool align_corners, bool save);
+                                                 double gamma, bool align_corners, bool save);
 
 // The gradient with respect to input, in its shape, dtype and, if dense, strides. `grad` is the upstream gradient,
 // float32: () of the sum, or the shape of target for losses per pixel. `statistics` come from resized_cross_entropy
 // with `save`, and the other arguments are those of that call.
 Tensor resized_cross_entropy_backward(const Tensor& grad, const Tensor& input, const Tensor& target,
-                                      const std::optional<Tensor>& weight, const Tensor& scale,
-                                      const Tensor& statistics, int64_t ignore_index, double label_smoothing,
-                                      bool align_corners);
+                                      const std::optional<Tensor>& weight, const std::optional<Tensor>& offset,
+                                      const Tensor& scale, const Tensor& statistics, int64_t ignore_index,
+                                      double label_smoothing, double gamma, bool align_corners);
 
 }  // namespace cawa_fast::cuda

@@ -35,6 +35,7 @@ struct ForwardShared {
 __device__ inline double finish_pixel(const ResizedProblem& p, int64_t pixel, int label, float negative_log,
                                       float log_sum, float weighted) {
   float loss = p.keep * weight_at(p, label) * negative_log;
+  if (p.gamma > 0) loss *= focal_of(p.gamma, negative_log).factor;
   if (p.smooth > 0) loss += p.smooth * (weight_sum_of(p) * log_sum - weighted);
   if (p.pixel_loss) p.pixel_loss[pixel] = loss;
   return static_cast<double>(loss) * p.scale[label];
@@ -50,7 +51,7 @@ __device__ inline double steep_loss(const ResizedProblem& p, const Cell& cell, u
     const bool inside = y < cell.height && x < cell.width;
     const int64_t pixel = pixel_index(p, cell, y, x);
     const int label = inside ? label_at(p, pixel) : kIgnored;
-    float sum = 0;
+    float sum = 0, derivative = 0;
     if (label != kIgnored) {
       const Taps taps = taps_of(p, cell, y, x);
       const float largest = largest_logit_at<T>(p, taps);
@@ -60,12 +61,14 @@ __device__ inline double steep_loss(const ResizedProblem& p, const Cell& cell, u
         sum += exp_fast(z);
         if (p.smooth > 0 && weight_at(p, c) > 0) weighted += weight_at(p, c) * z;
       }
-      const float log_sum = logf(sum);
-      total += finish_pixel(p, pixel, label, log_sum - (logit_at<T>(p, taps, label) - largest), log_sum, weighted);
+      const float log_sum = logf(sum), negative_log = log_sum - (logit_at<T>(p, taps, label) - largest);
+      total += finish_pixel(p, pixel, label, negative_log, log_sum, weighted);
+      if (p.gamma > 0) derivative = focal_of(p.gamma, negative_log).derivative;
     } else if (inside && p.pixel_loss) {
       p.pixel_loss[pixel] = 0;
     }
     if (p.statistics) p.statistics[(1 + i) * p.cells + index] = sum;
+    if (p.statistics && p.gamma > 0) p.statistics[(1 + kSide * kSide + i) * p.cells + index] = derivative;
   }
   return total;
 }
@@ -81,8 +84,9 @@ struct Forward {
 #endif
 };
 
-// Launched with one thread per cell. Marks steep cells in p.references and leaves them to resized_forward_steep.
-template <class T, int kSide>
+// Launched with one thread per cell. kOffset: p.offset is not null; a test per class would cost several instructions
+// even without one. Marks steep cells in p.references and leaves them to resized_forward_steep.
+template <class T, int kSide, bool kOffset>
 __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
     resized_forward(const __grid_constant__ ResizedProblem p) {
   constexpr int kPixels = kSide * kSide;
@@ -102,7 +106,7 @@ __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
   float reference = -INFINITY;
   bool steep = false;
   const Place place = place_of(p, cell);
-  CellLogits weighted{};  // with smoothing: sums so far of weight[c] * (sample - reference)
+  CellLogits weighted{};  // with smoothing: sums so far of weight[c] * (sample + offset[c] - reference)
   float before = 0;       // and of weight[c]
   if (any_of_warp(any)) {
     const T* top = static_cast<const T*>(p.input) + place.top_left;
@@ -116,7 +120,8 @@ __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
         next = cell_logits_at(top, bottom);
       }
       if (c % 32 == 0) flags = classes_of_warp<kSide>(shared.label, kForwardThreads, c);
-      const Sequence e = sequence_of(z, place, p.span, steep);
+      const float offset = kOffset ? p.offset[c] : 0.0f;
+      const Sequence e = sequence_of(z, offset, place, p.span, steep);
       float power = power_of(e, reference);
       if (power > kAboveReference) {
         const float raised = e.sample + e.difference, factor = exp_fast(reference - raised);
@@ -157,8 +162,9 @@ __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
       if (p.smooth > 0) {
         const float w = weight_at(p, c);
         if (w > 0) {  // 0 * (z - reference) would be NaN where the difference overflows
-          weighted = {fmaf(w, z.a - reference, weighted.a), fmaf(w, z.b - reference, weighted.b),
-                      fmaf(w, z.c - reference, weighted.c), fmaf(w, z.d - reference, weighted.d)};
+          const float from = reference - offset;
+          weighted = {fmaf(w, z.a - from, weighted.a), fmaf(w, z.b - from, weighted.b), fmaf(w, z.c - from, weighted.c),
+                      fmaf(w, z.d - from, weighted.d)};
           before += w;
         }
       }
@@ -183,7 +189,13 @@ __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
 #pragma unroll kLoadsTogether
     for (int i = 0; i < kPixels; ++i) {
       const int label = shared.label[i * kForwardThreads], c = label == kGone ? 0 : label, y = i / kSide, x = i % kSide;
-      float loss = p.keep * weight_at(p, c) * logf(shared.at_label[i * kForwardThreads]);
+      const float negative_log = logf(shared.at_label[i * kForwardThreads]);
+      float loss = p.keep * weight_at(p, c) * negative_log;
+      if (p.gamma > 0) {
+        const Focal focal = focal_of(p.gamma, negative_log);
+        loss *= focal.factor;
+        if (p.statistics) p.statistics[(1 + kPixels + i) * p.cells + index] = focal.derivative;
+      }
       if (p.smooth > 0) {
         const float u = fmaf(x, place.du, place.u), v = fmaf(y, place.dv, place.v);
         const float above = fmaf(u, weighted.b - weighted.a, weighted.a);

@@ -25,29 +25,38 @@ def _library():
     emulation.load()
 
 
-def forward(input, target, weight, scale, ignore_index=255, per_pixel=False, smoothing=0.0, with_grad=True):
+def forward(
+    input,
+    target,
+    weight,
+    scale,
+    ignore_index=255,
+    per_pixel=False,
+    smoothing=0.0,
+    with_grad=True,
+    *,
+    offset=None,
+    gamma=0.0,
+):
     return torch.ops.cawa_fast_cuda_emulation.cross_entropy(
-        input, target, weight, scale, ignore_index, per_pixel, smoothing, with_grad
+        input, target, weight, offset, scale, ignore_index, per_pixel, smoothing, gamma, with_grad
     )
 
 
-def backward(grad, input, target, weight, scale, ignore_index=255, smoothing=0.0):
+def backward(grad, input, target, weight, scale, ignore_index=255, smoothing=0.0, *, offset=None, gamma=0.0):
     return torch.ops.cawa_fast_cuda_emulation.cross_entropy_backward(
-        grad, input, target, weight, scale, ignore_index, smoothing
+        grad, input, target, weight, offset, scale, ignore_index, smoothing, gamma
     )
 
 
-def by_formula(dtype, input, target, weight, scale, ignore_index, smoothing, grad=None):
+def by_formula(dtype, input, target, weight, scale, ignore_index, smoothing, *, grad=None, offset=None, gamma=0.0):
     """The losses of the pixels, their sum weighted by ``scale`` and ``grad``, and the gradient of that sum."""
     leaf = input.detach().to(dtype).requires_grad_()
-    loss = F.cross_entropy(
-        leaf,
-        target.long(),
-        None if weight is None else weight.to(dtype),
-        ignore_index=ignore_index,
-        reduction="none",
-        label_smoothing=smoothing,
-    )
+    logits = leaf if offset is None else leaf + offset.to(dtype).view(-1, *[1] * (leaf.dim() - 2))
+    weight, options = None if weight is None else weight.to(dtype), {"ignore_index": ignore_index, "reduction": "none"}
+    loss = F.cross_entropy(logits, target.long(), weight, label_smoothing=smoothing, **options)
+    if gamma > 0:
+        loss = loss * (1 - torch.exp(-F.cross_entropy(logits, target.long(), **options))) ** gamma
     valid = target.long() != ignore_index
     factor = scale.to(dtype)[target.long().where(valid, 0)].where(valid, 0)
     if grad is not None:
@@ -56,11 +65,11 @@ def by_formula(dtype, input, target, weight, scale, ignore_index, smoothing, gra
     return loss.detach(), (loss.detach() * factor).sum(), leaf.grad
 
 
-def check(input, target, weight=None, *, smoothing=0.0, ignore_index=255, kernel=None):
+def check(input, target, weight=None, *, offset=None, smoothing=0.0, gamma=0.0, ignore_index=255, kernel=None):
     """Compare every code path of the operators with PyTorch; ``kernel`` names the kernel that must have run."""
     scale = torch.rand(input.shape[1]) / target.numel()
     pixel_grad, one_grad = torch.randn(target.shape), torch.tensor(0.7)
-    options = {"ignore_index": ignore_index, "smoothing": smoothing}
+    options = {"ignore_index": ignore_index, "smoothing": smoothing, "offset": offset, "gamma": gamma}
     emulation.launches()
     loss, grad = forward(input, target, weight, scale, **options)
     if kernel is not None:
@@ -125,6 +134,22 @@ def test_many_classes(dtype, smoothing):
         check(logits, target, torch.rand(classes), smoothing=smoothing, kernel=MANY)
 
 
+@pytest.mark.parametrize("options", [{"smoothing": 0.1}, {"gamma": 2.0}, {"gamma": 0.7}], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_offsets_and_focal_loss(dtype, options):
+    for classes, layout, kernel in (
+        (19, "contiguous", PLANAR),
+        (19, "channels_last", INTERLEAVED),
+        (19, "sliced", STRIDED),
+        (300, "channels_last", MANY),
+        (3100, "contiguous", MANY),
+    ):
+        target = torch.randint(0, classes, (2, 4, 8)).masked_fill(torch.rand(2, 4, 8) < 0.2, -100)
+        logits = LAYOUTS[layout](3 * torch.randn(2, classes, 4, 8).to(dtype))
+        weight, offset = torch.rand(classes), 5 * torch.randn(classes)
+        check(logits, target, weight, offset=offset, ignore_index=-100, kernel=kernel, **options)
+
+
 @pytest.mark.parametrize("labels", LABELS)
 @pytest.mark.parametrize("ignore_index", [-100, 255, 3, 2**40])
 def test_labels_that_are_ignored(labels, ignore_index):
@@ -164,11 +189,12 @@ def test_not_finite_logits_and_scales(layout, classes):
     target[0, 3], target[1] = 5, 9
     logits = LAYOUTS[layout](logits)
     scale = torch.full((classes,), 0.5)
-    for smoothing in (0.0, 0.1):
-        pixels, _ = forward(logits, target, None, scale, per_pixel=True, with_grad=False, smoothing=smoothing)
-        exact, _, exact_grad = by_formula(torch.float64, logits, target, None, scale, 255, smoothing)
+    for smoothing, offset in ((0.0, None), (0.1, None), (0.0, torch.randn(classes)), (0.1, torch.randn(classes))):
+        options = {"smoothing": smoothing, "offset": offset}
+        pixels, _ = forward(logits, target, None, scale, per_pixel=True, with_grad=False, **options)
+        exact, _, exact_grad = by_formula(torch.float64, logits, target, None, scale, 255, **options)
         torch.testing.assert_close(pixels.double(), exact, rtol=1e-5, atol=1e-6, equal_nan=True)
-        _, grad = forward(logits, target, None, scale, smoothing=smoothing)
+        _, grad = forward(logits, target, None, scale, **options)
         torch.testing.assert_close(grad.double(), exact_grad, rtol=1e-5, atol=1e-6, equal_nan=True)
     nothing, grad = forward(logits, torch.full_like(target, 255), None, torch.full((classes,), torch.nan))
     assert nothing.isnan()
@@ -190,11 +216,12 @@ def test_the_same_bits_in_any_order_of_threads(layout):
     for classes in (19, 60, 300):
         case = noise(classes, 2, (2, 24), (2, 24))
         logits, weight, scale = LAYOUTS[layout](case.logits), torch.rand(classes), torch.rand(classes)
-        results = []
-        for seed in range(3):
-            library.cawa_fast_emulated_seed(seed)
-            results.append(forward(logits, case.target, weight, scale, smoothing=0.1))
-        assert all(loss.equal(results[0][0]) and grad.equal(results[0][1]) for loss, grad in results)
+        for options in ({"smoothing": 0.1}, {"gamma": 2.0}):
+            results = []
+            for seed in range(3):
+                library.cawa_fast_emulated_seed(seed)
+                results.append(forward(logits, case.target, weight, scale, offset=weight, **options))
+            assert all(loss.equal(results[0][0]) and grad.equal(results[0][1]) for loss, grad in results)
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (2, 5, 8), (2, 5, 3, 4, 2), (1, 5, 2, 3, 2, 2), (2, 5, 2, 3, 2, 2, 2)])
@@ -227,6 +254,7 @@ def test_no_pixels(shape):
         ({"input": torch.zeros(1, 0, 4, 4)}, "number of classes"),
         ({"scale": torch.ones(2)}, "scale must be contiguous float32 of 3"),
         ({"weight": torch.ones(3).double()}, "weight must be contiguous float32 of 3"),
+        ({"offset": torch.ones(2)}, "offset must be contiguous float32 of 3"),
     ],
 )
 def test_errors(change, message):
@@ -241,11 +269,15 @@ def test_errors(change, message):
 def test_a_formed_gradient_is_recomputed_unless_upstream_is_one(dtype, layout, upstream):
     case = noise(19, 2, (9, 13), (9, 13))
     input, target = LAYOUTS[layout](case.logits.to(dtype)), case.target.to(torch.uint8)
-    weight, scale, grad = torch.rand(19), torch.rand(19), torch.tensor(upstream)
+    weight, offset, scale, grad = torch.rand(19), torch.randn(19), torch.rand(19), torch.tensor(upstream)
     mark = 7.0
-    formed = torch.full_like(input, mark)
-    torch.ops.cawa_fast_cuda_emulation.cross_entropy_rescale_(formed, grad, input, target, weight, scale, 255, 0.1)
-    if upstream == 1:
-        assert (formed == mark).all()
-    else:
-        assert formed.equal(backward(grad, input, target, weight, scale, smoothing=0.1))
+    for smoothing, gamma in ((0.1, 0.0), (0.0, 2.0)):
+        formed = torch.full_like(input, mark)
+        torch.ops.cawa_fast_cuda_emulation.cross_entropy_rescale_(
+            formed, grad, input, target, weight, offset, scale, 255, smoothing, gamma
+        )
+        if upstream == 1:
+            assert (formed == mark).all()
+        else:
+            options = {"smoothing": smoothing, "gamma": gamma, "offset": offset}
+            assert formed.equal(backward(grad, input, target, weight, scale, **options))

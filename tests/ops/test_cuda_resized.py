@@ -18,16 +18,16 @@ def kernels(monkeypatch):
     emulation.use(monkeypatch)
 
 
-def loss_and_statistics(logits, target, smoothing=0.0, corners=False):
+def loss_and_statistics(logits, target, corners=False, *, offset=None, gamma=0.0):
     scale = torch.ones(logits.shape[1])
     return torch.ops.cawa_fast_cuda_emulation.resized_cross_entropy(
-        logits, target, None, scale, 255, False, smoothing, corners, True
+        logits, target, None, offset, scale, 255, False, 0.0, gamma, corners, True
     )
 
 
-def steep_cells(logits, target, corners=False):
+def steep_cells(logits, target, corners=False, offset=None):
     """``(N, h + 1, w + 1)`` bool: the cells that are computed pixel by pixel."""
-    _, statistics = loss_and_statistics(logits, target, corners=corners)
+    _, statistics = loss_and_statistics(logits, target, corners, offset=offset)
     images, _, height, width = logits.shape
     cells = images * (height + 1) * (width + 1)
     return statistics[:cells].view(images, height + 1, width + 1).isposinf()
@@ -54,6 +54,7 @@ def test_sizes(size, corners):
     assert backends.resized_side(case.logits, case.target, corners)
     check(*case, torch.rand(5), smoothing=0.1, corners=corners)
     check(*case, torch.rand(5), reduction="none", corners=corners, grad=torch.randn(case.target.shape))
+    check(*case, torch.rand(5), gamma=2.0, offset=torch.randn(5), corners=corners)
 
 
 @pytest.mark.parametrize("side", [2, 4, 8])
@@ -152,6 +153,29 @@ def test_references(shift, offset):
     logits = case.logits + shift * torch.arange(6.0).view(-1, 1, 1) + offset
     check(logits, case.target, torch.rand(6), smoothing=0.1)
     check(logits.flip(1), case.target, torch.rand(6), reduction="none")
+    offsets = shift * torch.arange(6.0) + offset
+    check(case.logits, case.target, torch.rand(6), smoothing=0.1, offset=offsets)
+    check(case.logits, case.target, torch.rand(6), gamma=2.0, offset=offsets.flip(0))
+
+
+def test_an_offset_changes_no_slope():
+    """However large it is, the cells remain gentle; only a label without probability is computed pixel by pixel."""
+    case = smooth(6, 2, (5, 6), (20, 24))
+    offset = torch.tensor([-1e4, 0.0, 300.0, -40.0, 7.0, 1e4])
+    assert not steep_cells(case.logits, torch.full_like(case.target, 5), offset=offset).any()
+    assert steep_cells(case.logits, torch.full_like(case.target, 4), offset=offset).all()
+
+
+@pytest.mark.parametrize("side", [2, 4, 8])
+def test_statistics_of_a_focal_loss(side):
+    """They have a second value per pixel, and the compiler's idea of their size is right."""
+    case = noise(5, 2, (4, 5), (4 * side, 5 * side))
+    assert backends.resized_side(*case, False) == side
+    _, plain = loss_and_statistics(*case)
+    _, focal = loss_and_statistics(*case, gamma=2.0)
+    cells = 2 * 5 * 6
+    assert (plain.numel(), focal.numel()) == ((1 + side**2) * cells, (1 + 2 * side**2) * cells)
+    assert focal[: plain.numel()].view(torch.int32).equal(plain.view(torch.int32))
 
 
 @pytest.mark.parametrize("scale", [1.0, 8.0, 40.0, 1e4])
@@ -160,6 +184,7 @@ def test_steep_and_gentle_cells_side_by_side(side, scale):
     case = noise(5, 2, (4, 5), (4 * side, 5 * side))
     logits = case.logits * torch.where(torch.rand(2, 1, 4, 5) < 0.2, scale, 1.0)
     check(logits, case.target, torch.rand(5), smoothing=0.1)
+    check(logits, case.target, torch.rand(5), gamma=2.0, offset=3 * torch.randn(5))
 
 
 def test_the_order_of_threads_does_not_matter():
@@ -170,7 +195,7 @@ def test_the_order_of_threads_does_not_matter():
         leaf = case.logits.clone().requires_grad_()
         loss, statistics = loss_and_statistics(leaf.detach(), case.target)
         grad = torch.ops.cawa_fast_cuda_emulation.resized_cross_entropy_backward(
-            torch.ones(()), case.logits, case.target, None, torch.ones(7), statistics, 255, 0.0, False
+            torch.ones(()), case.logits, case.target, None, None, torch.ones(7), statistics, 255, 0.0, 0.0, False
         )
         results.append((loss, statistics, grad))
     library.cawa_fast_emulated_seed(0)
@@ -200,6 +225,6 @@ def test_launches():
         ", sum",
     ]
     torch.ops.cawa_fast_cuda_emulation.resized_cross_entropy_backward(
-        torch.ones(()), *case, None, torch.ones(5), statistics, 255, 0.0, False
+        torch.ones(()), *case, None, None, torch.ones(5), statistics, 255, 0.0, 0.0, False
     )
     assert len(emulation.launches()) == 2

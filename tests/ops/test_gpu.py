@@ -36,6 +36,14 @@ def loss_and_gradient(case: Case) -> tuple[Tensor, Tensor]:
     return loss.detach(), gradient
 
 
+def focal_loss_and_gradient(case: Case, offset: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    offset = torch.linspace(-3, 2, 19, device="cuda") if offset is None else offset
+    leaf = case.logits.detach().requires_grad_()
+    loss = CF.focal_loss(leaf, case.target, offset=offset, ignore_index=255)
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return loss.detach(), gradient
+
+
 def counts(case: Case) -> tuple[Tensor, ...]:
     matrix = CF.confusion_matrix(case.logits, case.target, ignore_index=255)
     return matrix, *CF.cam_counts(case.logits, case.target, ignore_index=255)
@@ -63,7 +71,7 @@ def no_waiting() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("call", [loss_and_gradient, counts])
+@pytest.mark.parametrize("call", [loss_and_gradient, focal_loss_and_gradient, counts])
 @pytest.mark.parametrize("size", SIZES)
 def test_operators_do_not_synchronise(size: str, call: Callable[[Case], tuple[Tensor, ...]]) -> None:
     case = problem(size)
@@ -73,7 +81,7 @@ def test_operators_do_not_synchronise(size: str, call: Callable[[Case], tuple[Te
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("call", [loss_and_gradient, counts])
+@pytest.mark.parametrize("call", [loss_and_gradient, focal_loss_and_gradient, counts])
 @pytest.mark.parametrize("size", SIZES)
 def test_a_graph_computes_what_the_call_does(size: str, call: Callable[[Case], tuple[Tensor, ...]]) -> None:
     case = problem(size)
@@ -93,6 +101,39 @@ def test_a_graph_computes_what_the_call_does(size: str, call: Callable[[Case], t
     torch.cuda.synchronize()
     for actual, expected in zip(captured, call(case), strict=True):
         assert actual.equal(expected)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("size", SIZES)
+def test_a_graph_reads_the_offsets_at_every_replay(size: str) -> None:
+    case, offset = problem(size), torch.zeros(19, device="cuda")
+    focal_loss_and_gradient(case, offset)  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = focal_loss_and_gradient(case, offset)
+    offset.copy_(torch.linspace(-3, 2, 19))
+    graph.replay()
+    torch.cuda.synchronize()
+    for actual, expected in zip(captured, focal_loss_and_gradient(case), strict=True):
+        assert actual.equal(expected)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("gamma", [0.1, 0.5, 2.0])
+@pytest.mark.parametrize("size", SIZES)
+def test_focal_gradient_of_pixels_that_are_almost_certain(size: str, gamma: float) -> None:
+    """There the device's fast exponential may round p to 1, at which (1 - p)^(gamma - 1) is infinite."""
+    low, high = SIZES[size]
+    logits = torch.zeros(1, 2, *low, device="cuda")
+    logits[0, 0] = torch.linspace(2, 25, low[0] * low[1], device="cuda").view(low)
+    target = torch.zeros(1, *high, dtype=torch.uint8, device="cuda")
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = logits.to(dtype, copy=True).requires_grad_()
+        (gradient,) = torch.autograd.grad(CF.focal_loss(leaf, target, gamma=gamma, reduction="sum"), leaf)
+        gradients.append(gradient.double())
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("kernels")

@@ -62,6 +62,13 @@ def test_chunks_of_classes(classes, ratio):
         check_counts(*case, classes)
 
 
+@pytest.mark.parametrize("options", [{"gamma": 2.0}, {"smoothing": 0.2}], ids=str)
+@pytest.mark.parametrize("size", [((2, 3), (2, 3)), ((2, 3), (8, 12)), ((4, 9), (3, 5))], ids=["same", "x4", "down"])
+def test_offsets(size, options):
+    case = noise(11, 1, *size)  # more than one chunk of classes
+    check(*case, torch.rand(11) + 0.5, offset=5 * torch.randn(11), **options)
+
+
 TINY = {
     "label_histogram": {"BLOCK": 32, "DISTINCT": 1, "num_warps": 1},
     "confusion_matrix": {"ROWS": 4, "COLUMNS": 8, "DISTINCT": 1, "num_warps": 1},
@@ -255,8 +262,8 @@ def test_grids_of_many_images(monkeypatch, images):
     confusion_matrix.confusion_matrix(logits, target, counts, None, 255, False)
     cam_counts.cam_counts(logits, target, counts, 0.5, "gradcam", "present", 255, False)
     scale = cross_entropy.reduction_scale(counts, 64 * images, None, logits, "mean")
-    loss, stats = cross_entropy.cross_entropy(logits, target, None, scale, 255, False, 0.0, False, True)
-    cross_entropy.cross_entropy_backward(loss, logits, target, None, scale, stats, 255, 0.0, False)
+    loss, stats = cross_entropy.cross_entropy(logits, target, None, None, scale, 255, False, 0.0, 0.0, False, True)
+    cross_entropy.cross_entropy_backward(loss, logits, target, None, None, scale, stats, 255, 0.0, 0.0, False)
     assert len(grids) == 12
     for first, *others in grids:
         assert 0 < first < 2**31
@@ -300,6 +307,11 @@ def test_statistics_take_8_bytes_per_pixel():
     assert saved.numel() * saved.element_size() <= 8 * target.numel() * 33 / 32
     _, _, saved = torch.ops.cawa_fast.cross_entropy(logits, target, None, None, 255, "mean", 0.0, 0.0, False, False)
     assert saved.numel() == 0
+    for size in ((16, 32), (64, 128)):  # a focal loss has a third value per pixel
+        logits = torch.randn(2, 3, *size)
+        _, _, saved = torch.ops.cawa_fast.cross_entropy(logits, target, None, None, 255, "mean", 0.0, 2.0, False, True)
+        assert saved.numel() == backends.statistics_size(logits, target, 2.0, False)
+        assert 12 * target.numel() <= saved.numel() * saved.element_size() <= 12 * target.numel() * 33 / 32
 
 
 def test_backward_without_statistics_computes_them():

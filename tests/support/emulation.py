@@ -25,7 +25,8 @@ from cawa_fast import _label_check, reference
 from cawa_fast._ops import backends, native
 
 NAME = "cuda emulation"
-TESTS = {"test_cross_entropy.py", "test_confusion_matrix.py", "test_cam_counts.py"}  # that run on it
+TESTS = {"test_cross_entropy.py", "test_offset.py", "test_focal.py", "test_confusion_matrix.py", "test_cam_counts.py"}
+"""The test files that run on it."""
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "cuda_emulation"
 _PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
@@ -83,10 +84,7 @@ def _use_for_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
         return input.shape[2:] == target.shape[1:]
 
     def cross_entropy(input: Tensor, target: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        weight, offset, scale, ignore_index, per_pixel, label_smoothing, gamma, align_corners, with_grad = others
-        if offset is not None or gamma > 0:  # which the CUDA kernels do not have
-            return forward(input, target, *others)
-        options = (weight, scale, ignore_index, per_pixel, label_smoothing)
+        *options, align_corners, with_grad = others
         if same_size(input, target):
             return cuda.cross_entropy(input, target, *options, with_grad)
         if not backends.resized_side(input, target, align_corners):
@@ -94,23 +92,20 @@ def _use_for_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
         loss, _ = cuda.resized_cross_entropy(input, target, *options, align_corners, False)
         if not with_grad:
             return loss, input.new_empty(0)
-        arguments = (input, target, weight, None, scale, ignore_index, label_smoothing, 0.0, align_corners)
+        weight, offset, scale, ignore_index, _, label_smoothing, gamma = options
+        arguments = (input, target, weight, offset, scale, ignore_index, label_smoothing, gamma, align_corners)
         return loss, cross_entropy_backward(torch.ones(()), *arguments)
 
     def cross_entropy_backward(grad: Tensor, input: Tensor, target: Tensor, *others: Any) -> Tensor:
         weight, offset, scale, ignore_index, label_smoothing, gamma, align_corners = others
-        if offset is not None or gamma > 0:
-            return backward(grad, input, target, *others)
         if same_size(input, target):
-            return cuda.cross_entropy_backward(grad, input, target, weight, scale, ignore_index, label_smoothing)
+            return cuda.cross_entropy_backward(grad, input, target, *others[:-1])
         if not backends.resized_side(input, target, align_corners):
             return backward(grad, input, target, *others)
         _, statistics = cuda.resized_cross_entropy(
-            input, target, weight, scale, ignore_index, False, label_smoothing, align_corners, True
+            input, target, weight, offset, scale, ignore_index, False, label_smoothing, gamma, align_corners, True
         )
-        return cuda.resized_cross_entropy_backward(
-            grad, input, target, weight, scale, statistics, ignore_index, label_smoothing, align_corners
-        )
+        return cuda.resized_cross_entropy_backward(grad, input, target, *others[:3], statistics, *others[3:])
 
     monkeypatch.setattr(cpu, "cross_entropy", cross_entropy)
     monkeypatch.setattr(cpu, "cross_entropy_backward", cross_entropy_backward)
