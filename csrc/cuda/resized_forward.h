@@ -120,8 +120,7 @@ __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
         next = cell_logits_at(top, bottom);
       }
       if (c % 32 == 0) flags = classes_of_warp<kSide>(shared.label, kForwardThreads, c);
-      const float offset = kOffset ? p.offset[c] : 0.0f;
-      const Sequence e = sequence_of(z, offset, place, p.span, steep);
+      const Sequence e = sequence_of(z, kOffset ? p.offset[c] : 0.0f, place, p.span, steep);
       float power = power_of(e, reference);
       if (power > kAboveReference) {
         const float raised = e.sample + e.difference, factor = exp_fast(reference - raised);
@@ -162,7 +161,7 @@ __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
       if (p.smooth > 0) {
         const float w = weight_at(p, c);
         if (w > 0) {  // 0 * (z - reference) would be NaN where the difference overflows
-          const float from = reference - offset;
+          const float from = reference - (kOffset ? p.offset[c] : 0.0f);
           weighted = {fmaf(w, z.a - from, weighted.a), fmaf(w, z.b - from, weighted.b), fmaf(w, z.c - from, weighted.c),
                       fmaf(w, z.d - from, weighted.d)};
           before += w;
