@@ -15,9 +15,10 @@ namespace cawa_fast::cuda {
 constexpr int kManyThreads = 256;
 constexpr int kChunk = 8;  // logits that a lane loads together
 
-// Launched with kManyThreads threads, `lanes` 1 or a warp, and tiles of kManyThreads / lanes pixels.
+// Launched with kManyThreads threads, `lanes` 1 or a warp, and tiles of kManyThreads / lanes pixels. Five thread blocks
+// share a multiprocessor: for a sixth the compiler would spill registers.
 template <class T>
-__global__ void __launch_bounds__(kManyThreads) many_classes(const __grid_constant__ Problem p, int lanes) {
+__global__ void __launch_bounds__(kManyThreads, 5) many_classes(const __grid_constant__ Problem p, int lanes) {
   if (nothing_to_do(p)) return;
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const int lane = threadIdx.x % lanes, i = threadIdx.x / lanes;

@@ -75,10 +75,12 @@ __device__ inline double steep_loss(const ResizedProblem& p, const Cell& cell, u
 
 // The number of thread blocks per multiprocessor for which the compiler limits registers: eight, where it does not
 // spill.
-template <int kSide>
+template <int kSide, bool kOffset>
 struct Forward {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
   static constexpr int kBlocks = kSide == 8 ? 2 : kSide == 4 ? 6 : 8;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  static constexpr int kBlocks = kSide == 8 ? 3 : kSide == 4 && kOffset ? 7 : 8;
 #else
   static constexpr int kBlocks = kSide == 8 ? 3 : 8;
 #endif
@@ -87,7 +89,7 @@ struct Forward {
 // Launched with one thread per cell. kOffset: p.offset is not null; a test per class would cost several instructions
 // even without one. Marks steep cells in p.references and leaves them to resized_forward_steep.
 template <class T, int kSide, bool kOffset>
-__global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
+__global__ void __launch_bounds__(kForwardThreads, Forward<kSide, kOffset>::kBlocks)
     resized_forward(const __grid_constant__ ResizedProblem p) {
   constexpr int kPixels = kSide * kSide;
   extern __shared__ __align__(16) unsigned char shared_memory[];
@@ -120,7 +122,8 @@ __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
         next = cell_logits_at(top, bottom);
       }
       if (c % 32 == 0) flags = classes_of_warp<kSide>(shared.label, kForwardThreads, c);
-      const Sequence e = sequence_of(z, kOffset ? p.offset[c] : 0.0f, place, p.span, steep);
+      const float offset = kOffset ? p.offset[c] : 0.0f;
+      const Sequence e = sequence_of(z, offset, place, p.span, steep);
       float power = power_of(e, reference);
       if (power > kAboveReference) {
         const float raised = e.sample + e.difference, factor = exp_fast(reference - raised);
@@ -161,7 +164,7 @@ __global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
       if (p.smooth > 0) {
         const float w = weight_at(p, c);
         if (w > 0) {  // 0 * (z - reference) would be NaN where the difference overflows
-          const float from = reference - (kOffset ? p.offset[c] : 0.0f);
+          const float from = reference - offset;
           weighted = {fmaf(w, z.a - from, weighted.a), fmaf(w, z.b - from, weighted.b), fmaf(w, z.c - from, weighted.c),
                       fmaf(w, z.d - from, weighted.d)};
           before += w;
