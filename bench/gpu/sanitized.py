@@ -43,6 +43,8 @@ def calls(device: torch.device) -> Iterator[str]:
                     loss = CF.cross_entropy(x, labels, weight, ignore_index=IGNORE, reduction=reduction)
                     loss.sum().backward()
                     yield f"cross_entropy, {reduction}, {shape}"
+                CF.focal_loss(x, labels, weight, offset=weight, ignore_index=IGNORE).backward()
+                yield f"focal_loss, {shape}"
                 CF.confusion_matrix(x, labels, ignore_index=IGNORE)
                 yield f"confusion_matrix, {shape}"
                 CF.cam_counts(x.detach().relu(), labels, ignore_index=IGNORE)

@@ -15,9 +15,10 @@ namespace cawa_fast::cuda {
 constexpr int kManyThreads = 256;
 constexpr int kChunk = 8;  // logits that a lane loads together
 
-// Launched with kManyThreads threads, `lanes` 1 or a warp, and tiles of kManyThreads / lanes pixels.
+// Launched with kManyThreads threads, `lanes` 1 or a warp, and tiles of kManyThreads / lanes pixels. Five thread blocks
+// share a multiprocessor: for a sixth the compiler would spill registers.
 template <class T>
-__global__ void __launch_bounds__(kManyThreads) many_classes(const __grid_constant__ Problem p, int lanes) {
+__global__ void __launch_bounds__(kManyThreads, 5) many_classes(const __grid_constant__ Problem p, int lanes) {
   if (nothing_to_do(p)) return;
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const int lane = threadIdx.x % lanes, i = threadIdx.x / lanes;
@@ -39,7 +40,13 @@ __global__ void __launch_bounds__(kManyThreads) many_classes(const __grid_consta
 #pragma unroll
     for (int k = 0; k < kChunk; ++k) {
       const int c = begin + k * lanes;
-      z[k] = c < classes ? static_cast<float>(input[c * p.pixels.stride_c]) + offset_at(p, c) : -INFINITY;
+      z[k] = c < classes ? static_cast<float>(input[c * p.pixels.stride_c]) : -INFINITY;
+    }
+    if (p.offset) {
+#pragma unroll
+      for (int k = 0; k < kChunk; ++k) {
+        if (begin + k * lanes < classes) z[k] += p.offset[begin + k * lanes];
+      }
     }
 #pragma unroll
     for (int k = 0; k < kChunk; ++k) maximum = fmaxf(maximum, z[k]);
@@ -63,12 +70,13 @@ __global__ void __launch_bounds__(kManyThreads) many_classes(const __grid_consta
   const float shift = shift_of(maximum);
   sum = sum_of_lanes(sum * exp_fast(of_lane - shift), lanes);
   weighted = sum_of_lanes(weighted + weight * (own - shift), lanes);
-  float gap = 0;
-  if (pixel.label != kIgnored) {
-    gap = maximum - (static_cast<float>(input[pixel.label * p.pixels.stride_c]) + offset_at(p, pixel.label));
-  }
+  // Read where it is needed, since a register for it would spill others.
+  const auto gap = [&] {
+    if (pixel.label == kIgnored) return 0.0f;
+    return maximum - (static_cast<float>(input[pixel.label * p.pixels.stride_c]) + offset_at(p, pixel.label));
+  };
   if (lane == 0 && i < tile.count && (p.pixel_loss || p.partial_loss)) {
-    total += loss_of(p, pixel, at, gap, sum, weighted, smoothed);
+    total += loss_of(p, pixel, at, gap(), sum, weighted, smoothed);
   }
   if (p.partial_loss) {
     total = sum_of_block(total, reinterpret_cast<double*>(shared_memory));
@@ -78,7 +86,7 @@ __global__ void __launch_bounds__(kManyThreads) many_classes(const __grid_consta
 
   // 3. The gradient.
   Terms terms = terms_of(p, pixel, sum, smoothed);
-  if (p.gamma > 0) terms.coefficient *= focal_of(p.gamma, gap + logf(sum)).derivative;
+  if (p.gamma > 0) terms.coefficient *= focal_of(p.gamma, gap() + logf(sum)).derivative;
   T* grad = static_cast<T*>(p.grad_input) + tile.grad + (tile.x + i) * p.pixels.grad_stride_x;
 #pragma unroll 4
   for (int c = lane; c < classes; c += lanes) {

@@ -75,10 +75,12 @@ __device__ inline double steep_loss(const ResizedProblem& p, const Cell& cell, u
 
 // The number of thread blocks per multiprocessor for which the compiler limits registers: eight, where it does not
 // spill.
-template <int kSide>
+template <int kSide, bool kOffset>
 struct Forward {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
   static constexpr int kBlocks = kSide == 8 ? 2 : kSide == 4 ? 6 : 8;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  static constexpr int kBlocks = kSide == 8 ? 3 : kSide == 4 && kOffset ? 7 : 8;
 #else
   static constexpr int kBlocks = kSide == 8 ? 3 : 8;
 #endif
@@ -87,7 +89,7 @@ struct Forward {
 // Launched with one thread per cell. kOffset: p.offset is not null; a test per class would cost several instructions
 // even without one. Marks steep cells in p.references and leaves them to resized_forward_steep.
 template <class T, int kSide, bool kOffset>
-__global__ void __launch_bounds__(kForwardThreads, Forward<kSide>::kBlocks)
+__global__ void __launch_bounds__(kForwardThreads, Forward<kSide, kOffset>::kBlocks)
     resized_forward(const __grid_constant__ ResizedProblem p) {
   constexpr int kPixels = kSide * kSide;
   extern __shared__ __align__(16) unsigned char shared_memory[];

@@ -167,14 +167,16 @@ def test_an_offset_changes_no_slope():
 
 
 @pytest.mark.parametrize("side", [2, 4, 8])
-def test_statistics_of_a_focal_loss(side):
+def test_statistics_of_a_focal_loss(side, monkeypatch):
     """They have a second value per pixel, and the compiler's idea of their size is right."""
     case = noise(5, 2, (4, 5), (4 * side, 5 * side))
     assert backends.resized_side(*case, False) == side
     _, plain = loss_and_statistics(*case)
     _, focal = loss_and_statistics(*case, gamma=2.0)
-    cells = 2 * 5 * 6
-    assert (plain.numel(), focal.numel()) == ((1 + side**2) * cells, (1 + 2 * side**2) * cells)
+    assert (plain.numel(), focal.numel()) == ((1 + side**2) * 60, (1 + 2 * side**2) * 60)  # 2 images of 5 x 6 cells
+    monkeypatch.setattr(backends, "is_cuda_resized", lambda *arguments: True)
+    for gamma, statistics in ((0.0, plain), (2.0, focal)):
+        assert backends.statistics_size(*case, gamma, False) == statistics.numel()
     assert focal[: plain.numel()].view(torch.int32).equal(plain.view(torch.int32))
 
 

@@ -66,6 +66,19 @@ def test_cross_entropy(reduction, size):
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_focal_loss_with_offsets(size):
+    case, offset = noise(C, 2, *SIZES[size]), torch.randn(C)
+    x = case.logits.requires_grad_()
+
+    def call():
+        loss = CF.focal_loss(x, case.target, offset=offset, ignore_index=255)
+        return loss, *torch.autograd.grad(loss, x)
+
+    loss, gradient = twice(call)
+    assert loss.device == gradient.device == pretend.DEVICE
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_confusion_matrix(size):
     case = noise(C, 2, *SIZES[size])
     counts = twice(lambda: CF.confusion_matrix(case.logits, case.target, ignore_index=255))
